@@ -1,0 +1,76 @@
+# TenSafe. `make` lists the targets. Everything runs in .venv, against the built and installed wheel.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+LOCKS := requirements/lock.txt requirements/cookbook.txt
+# The stamps carry digests of what they were made from: a deleted or restored file counts as a change.
+DIGEST := sha256sum | cut -c1-16
+LOCK_ID := $(shell cat $(LOCKS) | $(DIGEST))
+SOURCE_ID := $(shell find functions gpu_tasks pyproject.toml README.md tools/build_wheel.py -type f \
+	-not -name '*.pyc' -not -path '*.egg-info/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | $(DIGEST))
+LOCKED := $(VENV)/.locked-$(LOCK_ID)
+INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
+
+# One thread per process is faster than many for the small tensors of the tests.
+TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
+
+.PHONY: help install test test-fast lint demo bench proto clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+install: $(INSTALLED)  ## make .venv, install the locked packages and the built wheel
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+		{ echo "TenSafe needs CPython 3.11: install it, or name it with make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(LOCKED): $(LOCKS) | $(PY)
+	@echo "installing $$(cat $(LOCKS) | grep -c ==) locked packages into $(VENV) (a few minutes the first time)"
+	@$(PIP) install -qq --no-deps $(addprefix -r ,$(LOCKS))
+	@$(PY) tools/check_torch.py
+	@rm -f $(VENV)/.locked-* $(VENV)/.installed-*
+	@touch $@
+
+$(INSTALLED): $(LOCKED)
+	@rm -rf dist
+	@wheel=$$($(PY) tools/build_wheel.py dist); $(PIP) install --quiet --no-deps --no-index --force-reinstall "$$wheel"; \
+		echo "installed $$wheel"
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+test: install lint  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
+	@$(TESTING) $(PY) -m pytest -q
+
+test-fast: install  ## unit and contract tests, under two minutes
+	@$(TESTING) $(PY) -m pytest -q -m "not slow and not docker and not gpu" tests/unit $(wildcard tests/contract)
+
+lint: $(LOCKED)  ## ruff check, ruff format --check, mypy --strict
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --check . || { $(VENV)/bin/ruff format --check . | head -20; exit 1; }
+	@$(VENV)/bin/mypy
+
+demo: install  ## fine-tune with differential privacy, sample, write a report (MODEL=hub id or path)
+	@$(PY) examples/private_finetune.py $(if $(MODEL),--model "$(MODEL)")
+
+bench: install  ## measure; ONLY=name runs one
+	@$(PY) -m benchmarks $(if $(ONLY),--only "$(ONLY)")
+
+proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
+	@test -x .cache/proto/bin/python || $(PYTHON) -m venv .cache/proto
+	@.cache/proto/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/proto.txt
+	@cd functions && find . -name '*.proto' -printf '%P\n' | LC_ALL=C sort | \
+		xargs ../.cache/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=.
+
+clean:  ## remove .venv, build output and caches
+	@rm -rf $(VENV) build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

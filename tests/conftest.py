@@ -1,0 +1,47 @@
+"""Where the packages under test come from, and what this machine cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_ROOTS = (ROOT / "functions", ROOT / "gpu_tasks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test` sets TENSAFE_REQUIRE_INSTALLED: then the source tree must not be what is imported."""
+    if os.environ.get("TENSAFE_REQUIRE_INSTALLED") != "1":
+        return
+    for package in ("tensafe", "tensafe_gpu"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise pytest.UsageError(f"{package} is not installed; run `make install`")
+        if any(Path(spec.origin).is_relative_to(root) for root in SOURCE_ROOTS):
+            raise pytest.UsageError(
+                f"{package} comes from the source tree ({spec.origin}), not from the wheel"
+            )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs an engine or a device that is not here."""
+    wanted = {mark for mark in ("docker", "gpu") for item in items if item.get_closest_marker(mark)}
+    missing = {}
+    if "docker" in wanted and not (shutil.which("docker") and Path("/var/run/docker.sock").exists()):
+        missing["docker"] = "no Docker engine on this machine"
+    if "gpu" in wanted and not _has_cuda():
+        missing["gpu"] = "no CUDA device on this machine"
+    for item in items:
+        for mark, reason in missing.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,134 @@
+"""The registry of benchmarks and the shape of what they save; nothing is measured here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results_file
+from benchmarks.harness import Bench, Benchmark, Goal, Measure, NotRun, at_most, execute, interleaved
+from benchmarks.raw_client import Timings, rate
+from benchmarks.registry import BENCHMARKS, chosen, measure_names
+from benchmarks.results_file import Result
+from tests.project_files import ROOT
+
+FIELDS = ["name", "value", "unit", "goal", "met", "device"]
+
+
+def a_benchmark(value: float | None) -> Benchmark:
+    def run(_: Bench) -> dict[str, float]:
+        if value is None:
+            raise NotRun("no such device")
+        return {"time": value, "rate": 10 * value}
+
+    measures = (Measure("time", "s", at_most(2)), Measure("rate", "1/s"))
+    return Benchmark("a", "", measures, run, lambda: "abacus")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, lambda _: None)
+
+
+def test_names_are_unique_and_every_goal_of_the_service_has_a_measure() -> None:
+    names = measure_names()
+    assert len(set(names)) == len(names)
+    goals = {m.name: str(m.goal) for b in BENCHMARKS for m in b.measures if m.goal}
+    assert goals == {
+        "operation_p50": "<= 10",
+        "operations_per_s": ">= 300",
+        "get_info_per_s": ">= 1000",
+        "one_token_forward_p50": "<= 20",
+        "one_token_forwards_per_s": ">= 60",
+        "training_step_ratio": "<= 1.05",
+        "training_step_ratio_cuda": "<= 1.05",
+        "private_step_ratio_engine": "<= 1.05",
+        "private_step_ratio_service": "<= 1.05",
+        "private_step_ratio_engine_cuda": "<= 1.05",
+        "private_step_ratio_service_cuda": "<= 1.05",
+        "sampling_ratio": ">= 0.95",
+        "api_resident": "<= 200",
+        "api_ready": "<= 2",
+        "trainer_ready_beyond_load": "<= 10",
+    }
+
+
+def test_one_is_chosen_by_its_name_or_by_a_result() -> None:
+    assert [b.name for b in chosen("operation")] == ["operation"]
+    assert [b.name for b in chosen("operations_per_s")] == ["operation"]
+    assert chosen(None) == BENCHMARKS
+    with pytest.raises(KeyError):
+        chosen("nothing")
+
+
+def test_the_document_names_every_benchmark_and_every_goal() -> None:
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    missing = [
+        name
+        for b in BENCHMARKS
+        for name in (b.name, *(m.name for m in b.measures))
+        if f"`{name}`" not in text
+    ]
+    assert missing == []
+
+
+def test_a_goal_is_met_at_its_bound_and_on_its_good_side() -> None:
+    assert [Goal("<=", 2).met_by(v) for v in (1.9, 2, 2.1)] == [True, True, False]
+    assert [Goal(">=", 2).met_by(v) for v in (1.9, 2, 2.1)] == [False, True, True]
+
+
+def test_a_result_has_exactly_the_six_fields(bench: Bench, tmp_path: Path) -> None:
+    results = execute(a_benchmark(2.00001), bench)
+    results_file.save(results, tmp_path / "latest.json")
+    saved = json.loads((tmp_path / "latest.json").read_text())
+    assert [list(entry) for entry in saved] == [FIELDS, FIELDS]
+    # What is judged is the figure measured, not the rounded one.
+    assert saved[0] == {
+        "name": "time", "value": 2.0, "unit": "s", "goal": "<= 2", "met": False, "device": "abacus",
+    }  # fmt: skip
+    assert saved[1] == {
+        "name": "rate", "value": 20.0, "unit": "1/s", "goal": None, "met": None, "device": "abacus",
+    }  # fmt: skip
+    assert results_file.load(tmp_path / "latest.json") == results
+
+
+def test_what_cannot_run_has_no_value(bench: Bench) -> None:
+    results = execute(a_benchmark(None), bench)
+    assert {(r.value, r.met, r.device) for r in results} == {(None, None, "not run: no such device")}
+
+
+def test_a_measure_that_is_missing_is_an_error(bench: Bench) -> None:
+    half = dataclasses.replace(a_benchmark(1), run=lambda _: {"time": 1.0})
+    with pytest.raises(AssertionError, match="rate"):
+        execute(half, bench)
+
+
+def test_running_one_keeps_the_other_results() -> None:
+    old = [Result(name, 1.0, "s", None, None, "x") for name in ("a", "b", "gone")]
+    new = [Result("b", 2.0, "s", None, None, "x"), Result("c", 3.0, "s", None, None, "x")]
+    merged = results_file.merged(old, new, ["a", "b", "c", "d"])
+    assert [(r.name, r.value) for r in merged] == [("a", 1.0), ("b", 2.0), ("c", 3.0)]
+
+
+def test_sides_take_turns_in_alternating_order() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def side(name: str):
+        def do(index: int) -> float:
+            calls.append((name, index))
+            return float(index)
+
+        return do
+
+    seconds = interleaved({"ours": side("ours"), "theirs": side("theirs")}, rounds=2, warm_rounds=1)
+    assert calls == [("ours", 0), ("theirs", 0), ("theirs", 1), ("ours", 1), ("ours", 2), ("theirs", 2)]
+    assert seconds == {"ours": [1.0, 2.0], "theirs": [1.0, 2.0]}
+
+
+def test_the_rate_counts_only_while_every_client_is_busy() -> None:
+    quick = Timings([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    slow = Timings([2.0, 2.0], [2.0, 4.0])
+    assert rate([quick, slow]) == pytest.approx(4 / 3)  # until 3 s: three of one, one of the other
