@@ -1,0 +1,1 @@
+"""What crosses a boundary: models, enums and errors. Imports nothing else of TenSafe."""

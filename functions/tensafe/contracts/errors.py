@@ -1,0 +1,129 @@
+"""Every error that TenSafe raises on purpose.
+
+    TensafeError
+    ├── InvalidRequest        the caller sent something wrong; `field` names it
+    │   └── Unsupported       understood, but this service does not do it
+    ├── PayloadTooLarge       over a documented cap
+    ├── Unauthenticated       no credential, or one that is not accepted
+    ├── Forbidden             the key is valid and lacks the scope
+    ├── NotFound              absent, or another tenant's: the two are indistinguishable
+    ├── Conflict              the same idempotency key or sequence number with another payload
+    ├── Gone                  it existed and has been erased or has expired
+    ├── RunBlocked            an earlier operation of the run died; nothing more runs on it
+    ├── BudgetExceeded        a privacy budget would be overspent; nothing was drawn
+    ├── Unavailable           a dependency is down or busy; trying again may help
+    ├── IntegrityError        sealed data did not authenticate, or a checksum differs
+    └── ConfigurationError    the operator has to change something before anything starts
+
+`code` is stable and public; `message` says what to do and is safe to show; inner detail belongs in
+the log. HTTP status codes are mapped by type in `tensafe.api.errors` and nowhere else. To add an
+error: subclass the nearest class, give it a `code`, and add it to that map.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Category = Literal["user", "server"]
+
+
+class TensafeError(Exception):
+    """Base of all deliberate errors."""
+
+    code = "internal_error"
+    category: Category = "server"
+
+    def __init__(self, message: str, *, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        if code is not None:
+            self.code = code
+
+
+class InvalidRequest(TensafeError):
+    """The request is wrong; `field` is the path of the offending value."""
+
+    code = "invalid_request"
+    category: Category = "user"
+
+
+class Unsupported(InvalidRequest):
+    """A value that is valid in the protocol and that this service refuses by name."""
+
+    code = "unsupported"
+
+
+class PayloadTooLarge(TensafeError):
+    """A size cap was exceeded; nothing was allocated for the rest."""
+
+    code = "payload_too_large"
+    category: Category = "user"
+
+
+class Unauthenticated(TensafeError):
+    """No credential, or one that is unknown, expired or revoked."""
+
+    code = "unauthenticated"
+    category: Category = "user"
+
+
+class Forbidden(TensafeError):
+    """The credential is valid and lacks the scope."""
+
+    code = "forbidden"
+    category: Category = "user"
+
+
+class NotFound(TensafeError):
+    """Absent, or owned by another tenant."""
+
+    code = "not_found"
+    category: Category = "user"
+
+
+class Conflict(TensafeError):
+    """The key or sequence number is taken by another payload."""
+
+    code = "conflict"
+    category: Category = "user"
+
+
+class Gone(TensafeError):
+    """Erased or expired."""
+
+    code = "gone"
+    category: Category = "user"
+
+
+class RunBlocked(TensafeError):
+    """An earlier operation of this run ended in the dead letters."""
+
+    code = "run_blocked"
+    category: Category = "user"
+
+
+class BudgetExceeded(TensafeError):
+    """The step would overspend a privacy budget; no noise was drawn and nothing was applied."""
+
+    code = "privacy_budget_exceeded"
+    category: Category = "user"
+
+
+class Unavailable(TensafeError):
+    """A dependency is down or busy."""
+
+    code = "unavailable"
+
+
+class IntegrityError(TensafeError):
+    """Sealed data did not authenticate or a checksum differs; the data must not be used."""
+
+    code = "integrity_error"
+
+
+class ConfigurationError(TensafeError):
+    """The service cannot start as configured."""
+
+    code = "configuration_error"
+    category: Category = "user"

@@ -1,0 +1,131 @@
+"""What a training run is made of: adapter shape, optimizer, privacy mechanism, data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LORA_ALPHA: Final = 32.0
+"""LoRA scale numerator: delta W = (LORA_ALPHA / rank) B A, as the Tinker service uses."""
+MAX_RANK: Final = 256
+WEAK_EPSILON: Final = 100.0
+"""A mechanism whose epsilon passes this is refused unless the caller accepts it by name."""
+
+LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
+
+Tensor = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+
+
+class Strict(BaseModel):
+    """Frozen, and unknown fields are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class LoraSpec(Strict):
+    """Shape and initialisation of an adapter. `seed` is always set once a run exists."""
+
+    rank: int = Field(ge=1, le=MAX_RANK)
+    seed: int = Field(ge=0, lt=2**63)
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> LoraSpec:
+        if not (self.train_attn or self.train_mlp or self.train_unembed):
+            raise ValueError("one of train_attn, train_mlp, train_unembed must be true")
+        return self
+
+
+class AdamWConfig(Strict):
+    """The non-private optimizer."""
+
+    type: Literal["adamw"] = "adamw"
+
+
+class DpAdamWConfig(Strict):
+    """DP-AdamW over units with bounded participation; frozen when the run is created.
+
+    Neighbouring relation: add or remove one unit (all examples that carry its `dp_unit_id`). Each
+    unit takes part in at most `max_participations` steps; each step releases one Gaussian mechanism
+    of sensitivity `clip_norm` and noise multiplier sigma. No amplification by sampling is claimed.
+    Give `noise_multiplier`, or `target_epsilon` with `max_steps`.
+    """
+
+    type: Literal["tensafe_dp_adamw"]
+    clip_norm: float = Field(gt=0, le=1e6)
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1e6)
+    target_epsilon: float | None = Field(default=None, gt=0, le=1e4)
+    max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
+    delta: float = Field(gt=0, lt=0.5)
+    batch_size: int = Field(ge=1, le=10_000_000)
+    max_participations: int = Field(default=1, ge=1, le=1_000_000)
+    max_epsilon: float | None = Field(default=None, gt=0, le=1e6)
+    domain: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    allow_weak_privacy: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_set_the_noise(self) -> DpAdamWConfig:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("give exactly one of noise_multiplier and target_epsilon")
+        if self.target_epsilon is not None and self.max_steps is None:
+            raise ValueError("target_epsilon needs max_steps")
+        return self
+
+
+OptimizerConfig = Annotated[AdamWConfig | DpAdamWConfig, Field(discriminator="type")]
+
+
+class AdamParams(Strict):
+    """Hyper-parameters of one step, with the Tinker SDK's defaults. Weight decay is decoupled."""
+
+    learning_rate: float = Field(default=1e-4, ge=0, le=1e3)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-12, gt=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3)
+    grad_clip_norm: float = Field(default=0.0, ge=0)
+    """Global norm to which the gradient of the step is clipped; 0 means no clipping."""
+
+
+class ModelInfo(Strict):
+    """A base model that this deployment serves."""
+
+    name: str
+    path: str
+    """Local folder with config.json and the tokenizer; never sent to another tenant's log."""
+    arch: str
+    vocab_size: int = Field(ge=1)
+    """Rows of the embedding: every token id is below it."""
+    max_context_tokens: int = Field(ge=1)
+    max_lora_rank: int = Field(default=64, ge=1, le=MAX_RANK)
+    """Largest adapter rank that this deployment samples from, and so the largest that it trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datum:
+    """One training example: `tokens` is int32 [T]; `inputs` maps a loss input to float32 or int64.
+
+    `target_tokens`, `weights`, `logprobs`, `advantages` are [T], or [T, K] for cross_entropy's
+    targets and weights. `unit_id` comes from the int64 [1] input `dp_unit_id` and is not in `inputs`.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    inputs: Mapping[str, Tensor]
+    unit_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBackward:
+    """A validated forward (or forward and backward) request."""
+
+    data: tuple[Datum, ...]
+    loss_fn: LossName
+    loss_config: Mapping[str, float]
+    forward_only: bool

@@ -1,0 +1,1 @@
+"""The Tinker wire format: between raw HTTP bodies and the contracts. Imports contracts alone."""

@@ -1,0 +1,121 @@
+"""Creating a run, asking about it, stepping its optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe.contracts.payloads import CreatePayload
+from tensafe.contracts.training import AdamParams, LoraSpec
+from tensafe.wire.ids import RequestId, RunId, check_session_id
+from tensafe.wire.json_body import RequestModel, build
+from tensafe.wire.tinker_requests.fields import (
+    Count,
+    Id,
+    Name,
+    OptimizerJson,
+    SeqId,
+    UserMetadata,
+    optimizer_type,
+    to_optimizer_config,
+)
+
+
+class LoraConfigJson(RequestModel):
+    """The shape of the adapter as the SDK sends it."""
+
+    rank: int
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class CreateModelBody(RequestModel):
+    """POST create_model. Repeating (session_id, model_seq_id) is the same run."""
+
+    session_id: Id
+    model_seq_id: Count
+    base_model: Name
+    user_metadata: UserMetadata | None = None
+    lora_config: LoraConfigJson | None = None
+    optimizer_config: OptimizerJson | None = None
+    type: Literal["create_model"] = "create_model"
+
+    def to_request_id(self) -> RequestId:
+        """The run's operation 0."""
+        return RequestId(RunId(check_session_id(self.session_id), self.model_seq_id), 0)
+
+    def to_payload(self, *, seed_if_absent: int) -> CreatePayload:
+        """The adapter and its optimizer; the service chooses the seed when the client does not.
+
+        Unsupported without lora_config, and for an optimizer that this service lacks.
+        """
+        if self.lora_config is None:
+            raise Unsupported(
+                "lora_config is missing: this service trains LoRA adapters, not whole models",
+                field="lora_config",
+            )
+        values = self.lora_config.model_dump()
+        if values["seed"] is None:
+            values["seed"] = seed_if_absent
+        lora = build(LoraSpec, values, field="lora_config")
+        return CreatePayload(lora=lora, optimizer=to_optimizer_config(self.optimizer_config))
+
+
+class GetInfoBody(RequestModel):
+    """POST get_info."""
+
+    model_id: Id
+    type: Literal["get_info"] = "get_info"
+
+    def to_run_id(self) -> RunId:
+        """The run asked about."""
+        return RunId.parse(self.model_id)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimStep:
+    """One optimizer step. `optimizer` None: Adam's parameters, valid for every optimizer we have."""
+
+    request_id: RequestId
+    params: AdamParams
+    optimizer: str | None
+
+
+class OptimStepBody(RequestModel):
+    """POST optim_step: the parameters under one of three names, of which the SDK uses the first two."""
+
+    model_id: Id
+    seq_id: SeqId
+    adam_params: OptimizerJson | None = None
+    optimizer_params: OptimizerJson | None = None
+    optim_params: OptimizerJson | None = None
+    type: Literal["optim_step"] = "optim_step"
+
+    def to_optim_step(self) -> OptimStep:
+        """The step; a parameter that AdamW does not have is refused by name."""
+        given = {
+            name: value
+            for name in ("adam_params", "optimizer_params", "optim_params")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(given) != 1:
+            raise InvalidRequest("give exactly one of adam_params and optimizer_params", field="adam_params")
+        ((field, values),) = given.items()
+        optimizer = None
+        if field == "optimizer_params" or "type" in values:
+            optimizer = optimizer_type(values, field)
+            values = {name: value for name, value in values.items() if name != "type"}
+        params = build(AdamParams, values, field=field)
+        return OptimStep(RequestId(RunId.parse(self.model_id), self.seq_id), params, optimizer)
+
+
+class CreateCustomLossBody(RequestModel):
+    """POST create_custom_loss, which the client configuration turns off."""
+
+    session_id: Id
+    name: str = Field(max_length=256)
