@@ -1,0 +1,1 @@
+"""Durable storage behind four small ports; see `ports`."""
