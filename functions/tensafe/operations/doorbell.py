@@ -1,0 +1,89 @@
+"""Waking the worker of a queue, and those who wait for a result."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from tensafe.operations import layout
+from tensafe.operations.leases import Leases
+from tensafe.operations.records import StreamKind, StreamRecord
+from tensafe.operations.streams import now_ms
+from tensafe.storage.ports import Bell, JsonValue, Queues, QueueSpec
+
+_LEASE_MARGIN_S: Final = 5.0
+MAX_RECEIVES: Final = 3
+
+
+def train_queue(base_model: str) -> str:
+    """Name of the FIFO queue (group = run) of a base model's trainers."""
+    return f"train-{_slug(base_model)}"
+
+
+def sample_queue(base_model: str) -> str:
+    """Name of the standard queue of a base model's samplers."""
+    return f"sample-{_slug(base_model)}"
+
+
+def queue_specs(base_models: Iterable[str]) -> list[QueueSpec]:
+    """Every queue that a deployment with these base models has."""
+    specs: list[QueueSpec] = []
+    for name in base_models:
+        specs.append(QueueSpec(train_queue(name), fifo=True, max_receives=MAX_RECEIVES))
+        specs.append(QueueSpec(sample_queue(name), fifo=False, max_receives=MAX_RECEIVES))
+    return specs
+
+
+def _slug(base_model: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", base_model).strip("-")[:40]
+    return f"{readable}-{hashlib.sha256(base_model.encode()).hexdigest()[:8]}"
+
+
+class Doorbell:
+    """Sends queue messages and rings bells; the log stays the truth."""
+
+    def __init__(
+        self, queues: Queues, bell: Bell, leases: Leases, *, clock_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._queues = queues
+        self._bell = bell
+        self._leases = leases
+        self._clock_ms = clock_ms
+
+    def ring(self, stream: StreamRecord, seq: int) -> None:
+        """Tell a worker that the stream has an open operation.
+
+        A run that a live trainer holds needs no message: the trainer releases its lease first and
+        looks at the log again afterwards, so an operation written before this look at the lease is
+        either seen by that trainer or finds the lease free and sends the message.
+        """
+        if stream.kind is StreamKind.SAMPLER:
+            self._queues.send(sample_queue(stream.base_model), {"stream": stream.stream_id, "seq": seq})
+            return
+        queue = train_queue(stream.base_model)
+        if not self._leases.held(stream.stream_id, margin_s=_LEASE_MARGIN_S):
+            self.send_run(stream)
+        self._bell.ring(layout.submitted_topic(queue))
+
+    def send_run(self, stream: StreamRecord) -> None:
+        """Queue a message for a run, whoever holds it."""
+        self._queues.send(
+            train_queue(stream.base_model), {"stream": stream.stream_id}, group=stream.stream_id
+        )
+
+    def remind(self, stream: StreamRecord, seq: int) -> None:
+        """Ring once a minute at most for an operation that has waited: its message may be lost."""
+        minute = self._clock_ms() // 60_000
+        if stream.kind is StreamKind.SAMPLER:
+            queue, group = sample_queue(stream.base_model), None
+        else:
+            queue, group = train_queue(stream.base_model), stream.stream_id
+        digest = hashlib.sha256(f"{stream.stream_id}/{seq}/{minute}".encode()).hexdigest()
+        body: dict[str, JsonValue] = {"stream": stream.stream_id, "seq": seq}
+        self._queues.send(queue, body, group=group, dedup_id=digest)
+
+    def finished(self, stream_id: str) -> None:
+        """Wake those who wait for a result of the stream."""
+        self._bell.ring(layout.finished_topic(stream_id))

@@ -1,0 +1,156 @@
+"""Where the operations room keeps its items: every partition and sort key is built here.
+
+    stream/<id>                 meta, key, fence, lease, claims, snapshot, completions
+      op/<seq>                  state of one operation
+      pay/<seq>                 its sealed payload, until a snapshot passes it
+      res/<seq>                 its sealed result
+      done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
+      ckpt/<kind>/<name>        a saved artifact
+      sampler/<id>              a sampling session with weights of the run
+    tenant/<tenant>/runs        listing: newest last
+    tenant/<tenant>/checkpoints listing
+    session/<id>                meta
+      member/<id>               a run or sampling session that it created
+    pending/<shard>             one marker per unfinished operation, oldest first: what the sweeper reads
+    worker/<owner>              the runs that one trainer process holds
+    idem/<tenant>               idempotency keys
+    dead                        dead letters, oldest first
+    due                         what is to be deleted and when, soonest first
+    artifact/<id>               where a saved artifact is registered
+
+No partition is written by every request (pending is sharded by stream), and none is ever scanned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from tensafe.storage.ports import Key
+
+PENDING_SHARDS: Final = 16
+DUE: Final = "due"
+DEAD: Final = "dead"
+SEQ_MAX: Final = 9 * 10**18 - 1
+"""Below 2**63; a clone of a sampling client numbers its requests from a multiple of 10**9."""
+
+
+def after(sort: str) -> str:
+    """The smallest bound past `sort`: '!' is below every character that a sort key may hold."""
+    return sort + "!"
+
+
+def stream_partition(stream_id: str) -> str:
+    """Partition of all that belongs to a run or sampling session."""
+    return f"stream/{stream_id}"
+
+
+def stream_item(stream_id: str, sort: str) -> Key:
+    """One of the stream's singleton items."""
+    return Key(stream_partition(stream_id), sort)
+
+
+def op_sort(seq: int) -> str:
+    """Sort key of an operation; ordered as its number."""
+    return f"op/{seq:019d}"
+
+
+def op_item(stream_id: str, seq: int) -> Key:
+    """State of an operation."""
+    return Key(stream_partition(stream_id), op_sort(seq))
+
+
+def payload_item(stream_id: str, seq: int) -> Key:
+    """Sealed payload of an operation."""
+    return Key(stream_partition(stream_id), f"pay/{seq:019d}")
+
+
+def result_item(stream_id: str, seq: int) -> Key:
+    """Sealed result of an operation."""
+    return Key(stream_partition(stream_id), f"res/{seq:019d}")
+
+
+def done_sort(clone: int, cursor: int) -> str:
+    """Sort key of a completion."""
+    return f"done/{clone:010d}/{cursor:019d}"
+
+
+def pending_shards() -> list[str]:
+    """Every partition that the sweeper reads."""
+    return [f"pending/{shard:02d}" for shard in range(PENDING_SHARDS)]
+
+
+def pending_item(stream_id: str, seq: int, created_ms: int) -> Key:
+    """Marker of an unfinished operation."""
+    shard = hashlib.sha256(stream_id.encode()).digest()[0] % PENDING_SHARDS
+    return Key(f"pending/{shard:02d}", f"{created_ms:015d}/{stream_id}/{seq}")
+
+
+def sampler_of_run(run_id: str, sampler_id: str) -> Key:
+    """Entry of a sampling session in the run whose weights it has."""
+    return Key(stream_partition(run_id), f"sampler/{sampler_id}")
+
+
+def session_member(session_id: str, stream_id: str) -> Key:
+    """Entry of a run or sampling session in the client session that created it."""
+    return Key(f"session/{session_id}", f"member/{stream_id}")
+
+
+def run_listing(tenant: str, created_ms: int, run_id: str) -> Key:
+    """Entry of a run in its tenant's listing."""
+    return Key(f"tenant/{tenant}/runs", f"{created_ms:015d}/{run_id}")
+
+
+def worker_partition(owner: str) -> str:
+    """Partition of the leases that one trainer process holds."""
+    return f"worker/{owner}"
+
+
+def idempotency_item(tenant: str, key: str) -> Key:
+    """Record of an idempotency key; the key itself is only stored as a digest."""
+    return Key(f"idem/{tenant}", hashlib.sha256(key.encode()).hexdigest())
+
+
+def dead_item(dead_ms: int, stream_id: str, seq: int) -> Key:
+    """A dead letter."""
+    return Key(DEAD, f"{dead_ms:015d}/{stream_id}/{seq}")
+
+
+def due_blob(due_ms: int, blob_key: str) -> Key:
+    """Note that nothing refers to the blob from `due_ms` on."""
+    return Key(DUE, f"{due_ms:015d}/blob/{blob_key}")
+
+
+def due_artifact(due_ms: int, artifact_id: str) -> Key:
+    """Note that a saved artifact expires at `due_ms`."""
+    return Key(DUE, f"{due_ms:015d}/artifact/{artifact_id}")
+
+
+def due_unclaimed(due_ms: int, blob_key: str) -> Key:
+    """Note that the blob is to be deleted unless the item that was to name it does."""
+    return Key(DUE, f"{due_ms:015d}/unclaimed/{blob_key}")
+
+
+def due_erasure(due_ms: int, stream_id: str) -> Key:
+    """Note that what an erased stream has left is to be deleted."""
+    return Key(DUE, f"{due_ms:015d}/erase/{stream_id}")
+
+
+def artifact_item(artifact_id: str) -> Key:
+    """Pointer from an artifact's id to its checkpoint."""
+    return Key(f"artifact/{artifact_id}", "meta")
+
+
+def due_until(now_ms: int) -> str:
+    """The last sort key of what is due at `now_ms`."""
+    return f"{now_ms:015d}/~"
+
+
+def submitted_topic(queue: str) -> str:
+    """Bell topic that wakes the workers of a queue."""
+    return f"queue/{queue}"
+
+
+def finished_topic(stream_id: str) -> str:
+    """Bell topic that wakes those who wait for results of a stream."""
+    return f"done/{stream_id}"

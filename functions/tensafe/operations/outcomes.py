@@ -1,0 +1,140 @@
+"""What workers write to the log: started, completed, failed, reopened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from tensafe.operations import completions, layout
+from tensafe.operations.doorbell import Doorbell
+from tensafe.operations.reader import LogReader, result_part
+from tensafe.operations.records import (
+    Failure,
+    Operation,
+    OpState,
+    Result,
+    StreamKind,
+    StreamRecord,
+    stored_from_item,
+    stored_to_body,
+)
+from tensafe.operations.streams import Stores, now_ms
+from tensafe.storage.ports import ConditionFailed, Delete, Items, Put, Write
+
+DEAD_LETTER: Final = "dead_letter"
+RESULT_TTL_S: Final = 7 * 86_400
+_DISCARD_PAGE: Final = 90
+
+
+class Outcomes(LogReader):
+    """Write access for the process that holds a run's lease, or a sampling message."""
+
+    def __init__(self, stores: Stores, doorbell: Doorbell, *, clock_ms: Callable[[], int] = now_ms) -> None:
+        super().__init__(stores, clock_ms=clock_ms)
+        self._doorbell = doorbell
+
+    def start(self, operation: Operation, conditions: Sequence[Write]) -> Operation:
+        """Mark as running and count the try; only the holder of the lease can.
+
+        Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
+        """
+        running = replace(
+            operation,
+            state=OpState.RUNNING,
+            version=operation.version + 1,
+            tries=operation.tries + 1,
+        )
+        key = layout.op_item(operation.stream_id, operation.seq)
+        # Nothing is promised by it: if power fails before the outcome is durable, the operation is pending
+        # again, and this try is not counted.
+        self._items.write_relaxed([Put(key, running.to_body(), operation.version), *conditions])
+        return running
+
+    def complete(
+        self,
+        stream: StreamRecord,
+        operation: Operation,
+        result: Result,
+        conditions: Sequence[Write] = (),
+    ) -> None:
+        """Store the result and close the operation, in one transaction.
+
+        Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
+        """
+        key = layout.result_item(stream.stream_id, operation.seq)
+        stored = self._vault.store(
+            stream.scope, result_part(operation.seq), result.data, announce=self._announcing(key)
+        )
+        done = replace(
+            operation,
+            state=OpState.COMPLETED,
+            finished_ms=self._clock_ms(),
+            result_type=result.content_type,
+            result_size_bytes=len(result.data),
+        )
+        expires_s = self._clock_ms() // 1000 + RESULT_TTL_S
+        kept: list[Write] = [
+            Put(key, stored_to_body(stored), 0, sealed=stored.inline, expires_at_s=expires_s)
+        ]
+        if stored.blob_key is not None:
+            # The item expires by itself, its blob does not.
+            kept.append(Put(layout.due_blob(expires_s * 1000, stored.blob_key), {"blob": stored.blob_key}, 0))
+        try:
+            self._close(stream, done, [*kept, *conditions])
+        except (ConditionFailed, completions.Crowded):
+            self._vault.discard(stored)
+            raise
+
+    def fail(
+        self,
+        stream: StreamRecord,
+        operation: Operation,
+        failure: Failure,
+        conditions: Sequence[Write] = (),
+    ) -> None:
+        """Close the operation with its cause. Raises ConditionFailed.
+
+        A run's payload goes with its next snapshot, a sample's at once; a dead letter's stays for a redrive.
+        """
+        done = replace(operation, state=OpState.FAILED, finished_ms=self._clock_ms(), failure=failure)
+        self._close(stream, done, conditions)
+        if stream.kind is StreamKind.SAMPLER and failure.code != DEAD_LETTER:
+            self.discard_payloads(stream, operation.seq, operation.seq)
+
+    def reopen(self, stream: StreamRecord, operation: Operation, conditions: Sequence[Write]) -> None:
+        """Make a failed operation pending again (redrive of a dead letter). Raises ConditionFailed."""
+        pending = replace(operation, state=OpState.PENDING, finished_ms=None, failure=None, tries=0)
+        key = layout.op_item(stream.stream_id, operation.seq)
+        marker = layout.pending_item(stream.stream_id, operation.seq, operation.created_ms)
+        self._items.write([Put(key, pending.to_body(), operation.version), Put(marker, {}, 0), *conditions])
+        self._doorbell.ring(stream, operation.seq)
+
+    def discard_payloads(self, stream: StreamRecord, first_seq: int, last_seq: int) -> None:
+        """Delete payloads that nothing will read again; what a crash leaves, the next call finds."""
+        last = layout.payload_item(stream.stream_id, last_seq).sort
+        first = layout.payload_item(stream.stream_id, first_seq).sort
+        partition = layout.stream_partition(stream.stream_id)
+        while items := self._items.query(partition, first=first, last=last, limit=_DISCARD_PAGE):
+            # Blobs before the items that name them.
+            for item in items:
+                self._vault.discard(stored_from_item(item))
+            self._items.write([Delete(item.key, None) for item in items])
+            first = layout.after(items[-1].key.sort)
+
+    def _close(self, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
+        close_operation(self._items, stream, done, extra)
+        self._doorbell.finished(done.stream_id)
+
+
+def close_operation(items: Items, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
+    """One transaction: final state, marker gone, and a completion if anyone lists them."""
+    writes: list[Write] = [
+        Put(layout.op_item(done.stream_id, done.seq), done.to_body(), done.version),
+        Delete(layout.pending_item(done.stream_id, done.seq, done.created_ms), None),
+        *extra,
+    ]
+    if stream.kind is StreamKind.SAMPLER:
+        completions.close(items, done, writes)
+    else:
+        items.write(writes)

@@ -1,0 +1,116 @@
+"""Loads torch, the tiny model and the Encryption SDK once; forks a process for every job.
+
+`python -m tests.chaos.fork_server MODEL FOLDER`: reads one JSON job per line, answers with one line:
+how the process ended, how many calls it made, and what it had acknowledged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tensafe.privacy.accountant import epsilon
+from tensafe.services import Services
+from tensafe_gpu.trainer.__main__ import build_worker
+from tensafe_gpu.trainer.base_model import BaseModel
+from tensafe_gpu.trainer.worker import WorkerSettings
+from tests.chaos.script import BASE, all_ended, open_folder, rewired, submit_all
+from tests.support.killing_ports import Killer
+
+_NEVER = 10**9
+_LIFE_S = 60.0
+SETTINGS = WorkerSettings(
+    idle_snapshot_s=_NEVER,
+    idle_release_s=_NEVER,
+    snapshot_every_s=_NEVER,
+    snapshot_every_operations=4,
+    heartbeat_s=_NEVER,
+    retry_s=0.0,
+)
+
+
+def train(services: Services, base: BaseModel, owner: str, say: Any) -> None:
+    """A trainer's life: until nothing is open, then a release in good order."""
+    worker = build_worker(services, BASE, base, owner, SETTINGS)
+    ends = time.monotonic() + _LIFE_S
+    while not all_ended(services):
+        if not worker.step():
+            time.sleep(0.005)
+            if time.monotonic() > ends:
+                raise TimeoutError("operations stay open")
+    worker.release_all()
+    say("done")
+
+
+def edge(services: Services, base: BaseModel, owner: str, say: Any) -> None:
+    """An API process's life: one acknowledgement for every operation that was submitted."""
+    for run_id, seq in submit_all(services):
+        say(f"{run_id} {seq}")
+
+
+ROLES = {"train": train, "edge": edge}
+
+
+def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
+    """What the forked process does."""
+    file = output.open("a", buffering=1)
+    killer = Killer(job.get("kill_at"), after=job.get("after", False))
+    opened = open_folder(Path(job["folder"]))
+    services = rewired(opened, killer.ports(opened.ports))
+    ROLES[job["role"]](services, base, job["owner"], lambda line: file.write(f"{line}\n"))
+    file.write(f"calls {killer.calls}\n")
+
+
+def serve(base: BaseModel) -> None:
+    output = Path(tempfile.mkdtemp()) / "said"
+    for line in sys.stdin:
+        job = json.loads(line)
+        output.write_text("")
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                live(job, base, output)
+                code = 0
+            finally:
+                os._exit(code)
+        if "kill_after_s" in job:
+            time.sleep(job["kill_after_s"])
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said = output.read_text().splitlines()
+        print(json.dumps({"status": status, "said": said}), flush=True)  # noqa: T201
+
+
+def _warm_up(folder: Path) -> None:
+    """What is loaded by its first use is loaded before the fork."""
+    services = open_folder(folder)
+    wrapped = services.ports.keyring.wrap(b"k" * 32, {"warm": "up"})
+    services.ports.keyring.unwrap(wrapped, {"warm": "up"})
+    epsilon({"run": (1.0, 1)}, 1e-5)
+    for port in (services.ports.bell, services.ports.queues, services.ports.items):
+        port.close()  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread would be lost in a fork
+    base = BaseModel.load(sys.argv[1], name=BASE)
+    _warm_up(Path(sys.argv[2]))
+    assert threading.active_count() == 1, threading.enumerate()
+    print("ready", flush=True)  # noqa: T201
+    serve(base)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Saved artifacts: names, overwriting, expiry, listings, and whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensafe.contracts.errors import Conflict, Gone, InvalidRequest, NotFound
+from tensafe.operations.checkpoints import CheckpointKind, check_name
+from tensafe.storage.ports import ConditionFailed, Key
+from tests.unit.operations.world import World
+
+TRAINING = CheckpointKind.TRAINING
+
+
+@pytest.mark.parametrize("name", ["a", "0", "final", "step-000100", "v1.2_x", "A" * 128])
+def test_names_that_are_good(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "-a", "_a", ".hidden", "a/b", "a b", "a\n", "\na", "ä", "a" * 129, "a\0", "٣"]
+)
+def test_names_that_are_not(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_name(name, field_name="name")
+    assert caught.value.field == "name"
+
+
+@given(st.text(max_size=200))
+def test_every_good_name_is_a_sort_key(name: str) -> None:
+    try:
+        check_name(name)
+    except InvalidRequest:
+        return
+    Key("stream/x", f"ckpt/weights/{name}")
+
+
+def test_what_was_saved_is_read(either: World) -> None:
+    run = either.run()
+    saved = either.checkpoint(run, "final", data=b"w" * 100_000)
+    found = either.services.checkpoints.find(run.stream_id, TRAINING, "final", "acme")
+    assert found == saved
+    assert either.services.checkpoints.read(run, found) == b"w" * 100_000
+    assert either.services.checkpoints.by_artifact(found.artifact_id, "acme") == found
+    assert found.path == f"tinker://{run.stream_id}/weights/final"
+
+
+def test_another_tenant_finds_nothing(memory: World) -> None:
+    run = memory.run()
+    saved = memory.checkpoint(run, "final")
+    for find in (
+        lambda: memory.services.checkpoints.find(run.stream_id, TRAINING, "final", "rival"),
+        lambda: memory.services.checkpoints.by_artifact(saved.artifact_id, "rival"),
+        lambda: memory.services.checkpoints.find(run.stream_id, TRAINING, "other", "acme"),
+        lambda: memory.services.checkpoints.by_artifact("art-none", "acme"),
+        lambda: memory.services.checkpoints.by_artifact("../../x y", "acme"),
+        lambda: memory.services.checkpoints.find("no such\nrun", TRAINING, "final", "acme"),
+    ):
+        with pytest.raises(NotFound):
+            find()
+    assert memory.services.checkpoints.of_tenant("rival") == []
+
+
+def test_a_taken_name_is_a_conflict_unless_overwritten(either: World) -> None:
+    run = either.run()
+    old = either.checkpoint(run, "final", data=b"old")
+    with pytest.raises(Conflict) as caught:
+        either.checkpoint(run, "final", data=b"new")
+    assert caught.value.field == "path"
+    either.later(1)
+    new = either.checkpoint(run, "final", data=b"new", overwrite=True)
+    assert either.services.checkpoints.read(run, new) == b"new"
+    with pytest.raises(NotFound):
+        either.services.checkpoints.by_artifact(old.artifact_id, "acme")
+    assert either.services.checkpoints.of_tenant("acme") == [new]
+    assert either.services.checkpoints.of_run(run.stream_id) == [new]
+    either.services.retention.purge()
+    with pytest.raises(Gone):
+        either.services.checkpoints.read(run, old)
+    assert either.services.checkpoints.read(run, new) == b"new"
+
+
+def test_overwriting_within_a_millisecond_keeps_one_entry(memory: World) -> None:
+    run = memory.run()
+    memory.checkpoint(run, "final", data=b"old")
+    new = memory.checkpoint(run, "final", data=b"new", overwrite=True)
+    assert memory.services.checkpoints.of_tenant("acme") == [new]
+    hidden = memory.checkpoint(run, "final", data=b"hidden", overwrite=True, ephemeral=True)
+    assert memory.services.checkpoints.of_tenant("acme") == []
+    assert memory.services.checkpoints.read(run, hidden) == b"hidden"
+    assert memory.checkpoint(run, "final", overwrite=True).ephemeral is False
+    assert len(memory.services.checkpoints.of_tenant("acme")) == 1
+
+
+def test_the_name_of_an_expired_checkpoint_is_free(memory: World) -> None:
+    run = memory.run()
+    old = memory.checkpoint(run, "final", data=b"old", ttl_s=60)
+    memory.later(60)
+    with pytest.raises(NotFound):
+        memory.services.checkpoints.find(run.stream_id, TRAINING, "final", "acme")
+    with pytest.raises(NotFound):
+        memory.services.checkpoints.by_artifact(old.artifact_id, "acme")
+    assert memory.services.checkpoints.of_run(run.stream_id) == []
+    assert memory.services.checkpoints.of_tenant("acme") == []
+    new = memory.checkpoint(run, "final", data=b"new")
+    memory.services.retention.purge()
+    assert memory.services.checkpoints.read(run, new) == b"new"
+    assert len(memory.blob_keys()) == 1
+
+
+def test_two_savers_of_one_name_have_one_winner(memory: World) -> None:
+    run = memory.run()
+    first = memory.checkpoint(run, "other")
+    checkpoints = memory.services.checkpoints
+    rivals = [replace(first, name="final", artifact_id=f"art-{number}") for number in (1, 2)]
+    prepared = [checkpoints.saving(rival, overwrite=True) for rival in rivals]
+    memory.items.write(prepared[0])
+    with pytest.raises(ConditionFailed):
+        memory.items.write(prepared[1])
+    assert checkpoints.find(run.stream_id, TRAINING, "final", "acme").artifact_id == "art-1"
+
+
+def test_hidden_checkpoints_are_found_by_name_alone(memory: World) -> None:
+    run = memory.run()
+    hidden = memory.checkpoint(run, "session-weights-1", ephemeral=True)
+    shown = memory.checkpoint(run, "final")
+    assert memory.services.checkpoints.of_run(run.stream_id) == [shown]
+    assert memory.services.checkpoints.of_tenant("acme") == [shown]
+    assert memory.services.checkpoints.peek(run.stream_id, TRAINING, "session-weights-1") == hidden
+
+
+def test_listings_are_newest_first_and_limited(memory: World) -> None:
+    runs = [memory.run("s:train:0"), memory.run("s:train:1")]
+    for number in range(6):
+        memory.later(1)
+        memory.checkpoint(runs[number % 2], f"n{number}")
+    names = [one.name for one in memory.services.checkpoints.of_tenant("acme", limit=4)]
+    assert names == ["n5", "n4", "n3", "n2"]
+    assert [one.name for one in memory.services.checkpoints.of_run(runs[1].stream_id)] == ["n1", "n3", "n5"]
+
+
+def test_a_deleted_checkpoint_is_gone_with_its_artifact(either: World) -> None:
+    run = either.run()
+    checkpoint = either.checkpoint(run, "final", ttl_s=60)
+    either.services.checkpoints.delete(checkpoint)
+    with pytest.raises(NotFound):
+        either.services.checkpoints.find(run.stream_id, TRAINING, "final", "acme")
+    with pytest.raises(Gone):
+        either.services.checkpoints.read(run, checkpoint)
+    with pytest.raises(Conflict):
+        either.services.checkpoints.delete(checkpoint)
+    assert either.blob_keys() == set()
+
+
+def test_a_changed_checkpoint_refuses_an_old_reader_s_ttl(memory: World) -> None:
+    run = memory.run()
+    old = memory.checkpoint(run, "final")
+    memory.services.checkpoints.set_ttl(old, 60)
+    with pytest.raises(Conflict):
+        memory.services.checkpoints.set_ttl(old, 600)

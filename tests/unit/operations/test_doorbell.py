@@ -1,0 +1,135 @@
+"""Messages are doorbells: elided while a run is held, sent again when they may be lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tensafe.operations import layout
+from tensafe.operations.doorbell import queue_specs, sample_queue, train_queue
+from tensafe.storage.ports import Put
+from tests.unit.operations.world import BASE, LEASE_S, SAMPLE, TRAIN, World
+
+
+def test_submitting_rings_for_a_run_that_nobody_holds(either: World) -> None:
+    run = either.run()
+    heard = either.bell.count(layout.submitted_topic(TRAIN))
+    either.submit(run, 1)
+    assert either.bell.count(layout.submitted_topic(TRAIN)) > heard
+    assert either.drain(TRAIN) == [{"stream": run.stream_id}]
+
+
+def test_a_held_run_needs_no_message_and_hears_the_bell(memory: World) -> None:
+    run = memory.run()
+    memory.claim(run)
+    heard = memory.bell.count(layout.submitted_topic(TRAIN))
+    memory.submit(run, 1)
+    assert memory.drain(TRAIN) == []
+    assert memory.bell.count(layout.submitted_topic(TRAIN)) > heard
+
+
+@pytest.mark.parametrize("left_s", [0.0, 4.0])
+def test_a_lease_about_to_run_out_counts_as_free(memory: World, left_s: float) -> None:
+    run = memory.run()
+    memory.claim(run)
+    memory.later(LEASE_S - left_s)
+    memory.submit(run, 1)
+    assert memory.drain(TRAIN) == [{"stream": run.stream_id}]
+
+
+def test_every_request_of_a_sampling_session_has_its_message(memory: World) -> None:
+    sampler = memory.sampler()
+    for seq in (1, 2):
+        memory.submit(sampler, seq)
+    assert [body["seq"] for body in memory.drain(SAMPLE)] == [1, 2]
+
+
+def test_an_end_is_announced(memory: World) -> None:
+    run = memory.run()
+    heard = memory.bell.count(layout.finished_topic(run.stream_id))
+    memory.complete(run, memory.submit(run, 1))
+    assert memory.bell.count(layout.finished_topic(run.stream_id)) == heard + 1
+
+
+def test_queue_names_suit_every_store_and_tell_models_apart() -> None:
+    names = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3_0.6B", "a" * 300, "../../etc", "Ünïcode/модель"]
+    specs = queue_specs(names)
+    assert len({spec.name for spec in specs}) == 2 * len(names)
+    assert all(len(spec.dead_queue) <= 75 and spec.name.replace("-", "").isalnum() for spec in specs)
+    assert train_queue(BASE) != sample_queue(BASE)
+
+
+def test_a_lost_message_is_sent_again(either: World) -> None:
+    run, sampler = either.run(), either.sampler()
+    either.submit(run, 1)
+    either.submit(sampler, 1)
+    either.drain(TRAIN)
+    either.drain(SAMPLE)
+    assert either.services.sweeper.sweep() == 0  # they are young
+    either.later(16)
+    assert either.services.sweeper.sweep() == 2
+    assert either.drain(TRAIN) == [{"stream": run.stream_id, "seq": 1}]
+    assert either.drain(SAMPLE) == [{"stream": sampler.stream_id, "seq": 1}]
+
+
+def test_reminders_are_sent_once_a_minute(memory: World) -> None:
+    run = memory.run()
+    memory.submit(run, 1)
+    memory.drain(TRAIN)
+    memory.later(16)
+    for _ in range(3):
+        memory.services.sweeper.sweep()
+    assert len(memory.drain(TRAIN)) == 1
+    memory.later(60)
+    memory.services.sweeper.sweep()
+    assert len(memory.drain(TRAIN)) == 1
+
+
+def test_a_held_run_is_left_to_its_holder(memory: World) -> None:
+    run = memory.run()
+    memory.submit(run, 1)
+    memory.drain(TRAIN)
+    memory.later(16)
+    memory.claim(run)
+    assert memory.services.sweeper.sweep() == 0
+    memory.later(LEASE_S)
+    assert memory.services.sweeper.sweep() == 1
+
+
+def test_a_run_is_reminded_once_whatever_waits_in_it(memory: World) -> None:
+    run = memory.run()
+    for seq in range(1, 20):
+        memory.submit(run, seq)
+    memory.drain(TRAIN)
+    memory.later(16)
+    assert memory.services.sweeper.sweep() == 1
+    assert memory.drain(TRAIN) == [{"stream": run.stream_id, "seq": 1}]
+
+
+def test_a_long_queue_hides_no_other_run_from_the_sweep(memory: World) -> None:
+    """One run with more markers than a page, and a younger one in the same shard behind them."""
+    busy = memory.run("s:train:0")
+    shard = layout.pending_item(busy.stream_id, 1, 0).partition
+    names = (f"s:train:{number}" for number in range(1, 1000))
+    other_id = next(name for name in names if layout.pending_item(name, 1, 0).partition == shard)
+    for seq in range(1, 211):
+        memory.submit(busy, seq)
+    memory.later(1)
+    other = memory.run(other_id)
+    memory.submit(other, 1)
+    memory.drain(TRAIN)
+    memory.later(16)
+    assert memory.services.sweeper.sweep() == 2
+    assert {body["stream"] for body in memory.drain(TRAIN)} == {busy.stream_id, other.stream_id}
+
+
+def test_markers_without_an_open_operation_are_removed(memory: World) -> None:
+    run, erased = memory.run("s:train:0"), memory.run("s:train:1")
+    memory.complete(run, memory.submit(run, 1))
+    memory.submit(erased, 1)
+    memory.services.streams.erase(erased.stream_id, "acme")
+    for stream_id, seq in ((run.stream_id, 1), (erased.stream_id, 1), ("s:train:9", 4)):
+        memory.items.write([Put(layout.pending_item(stream_id, seq, memory.now_ms), {}, 0)])
+    memory.later(16)
+    assert memory.services.sweeper.sweep() == 0
+    assert memory.markers() == []
+    assert memory.drain(TRAIN + "-dead") == []
