@@ -1,0 +1,1 @@
+"""Differential privacy: the mechanism, its noise, the accountant and the durable ledger."""

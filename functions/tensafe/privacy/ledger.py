@@ -1,0 +1,281 @@
+"""The durable privacy ledger: charge first, draw noise afterwards, never refund.
+
+The order of a step is: `reserve` (durable) -> draw noise -> apply -> `commit`. A crash after reserve
+counts as spent, and the retry gets the stored charge, so that it regenerates the same noise for the
+same sum. Scope is the privacy domain: forks, reruns and sweeps are runs of one domain and compose.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from tensafe.contracts.errors import (
+    BudgetExceeded,
+    Conflict,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from tensafe.privacy import rules, units
+from tensafe.privacy.counting import RunCounts
+from tensafe.privacy.mechanism import Mechanism
+from tensafe.privacy.records import (
+    STEP_MAX,
+    Head,
+    Row,
+    RunRecord,
+    RunRef,
+    genesis,
+    head_item,
+    noise_item,
+    read_runs,
+    sha256_hex,
+)
+from tensafe.privacy.statements import Charge, DomainStatement
+from tensafe.storage.ports import ConditionFailed, Item, Items, Put, Write
+from tensafe.vault.scope import Scope, domain_scope
+from tensafe.vault.vault import Vault
+
+MAX_EXTRA_WRITES: Final = 90
+MAX_BINDING_CHARS: Final = 128
+_ATTEMPTS: Final = 200
+
+logger = logging.getLogger(__name__)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Ledger:
+    """Charges steps of private runs. Thread-safe; any number of processes may use one domain."""
+
+    def __init__(self, items: Items, vault: Vault, *, clock_ms: Callable[[], int] = _now_ms) -> None:
+        self._items = items
+        self._vault = vault
+        self._clock_ms = clock_ms
+        self._lock = threading.Lock()
+        self._counts = RunCounts(items, vault)
+
+    def open_run(self, tenant: str, run_id: str, mechanism: Mechanism, *, noise_key_id: str) -> RunRef:
+        """Register a run in its domain; again with the same arguments, it does nothing.
+
+        `noise_key_id` names the run's noise secret (`noise.noise_key_id`), which no run may share.
+        Raises Conflict (another mechanism or secret), InvalidRequest (another delta than the domain's,
+        too many runs), BudgetExceeded (no participation fits what the domain has left).
+        """
+        ref = RunRef(tenant, mechanism.domain, run_id)
+        record = RunRecord(mechanism, noise_key_id)
+        for attempt in range(_ATTEMPTS):
+            stored = self._items.get(ref.run_item)
+            if stored is not None:
+                known = RunRecord.from_item(stored)
+                if (known.mechanism, known.noise_key_id) != (mechanism, noise_key_id):
+                    raise Conflict(f"run {run_id} is in the privacy ledger with another mechanism or secret")
+                return ref
+            try:
+                self._items.write(self._opening(ref, record))
+            except ConditionFailed as error:
+                if error.index == 0:
+                    self._refuse_shared_secret(ref, noise_key_id)
+                _back_off(attempt)
+                continue
+            logger.info("privacy run opened", extra={"run_id": run_id, "domain": mechanism.domain})
+            return ref
+        raise _busy(ref)
+
+    def mechanism(self, ref: RunRef) -> Mechanism:
+        """The run's frozen mechanism. Raises NotFound."""
+        return self._record(ref).mechanism
+
+    def check_units(
+        self, ref: RunRef, unit_ids: Sequence[int | None], *, accumulated: Collection[int] = ()
+    ) -> None:
+        """Refuse data that a later `reserve` could not charge; one id per datum, repeats allowed.
+
+        `accumulated` are the units of earlier calls of the same step: none of them may return, since
+        its contribution would be clipped twice. Raises InvalidRequest or BudgetExceeded, naming a
+        position of the request and nothing of other units.
+        """
+        ids = units.checked_ids(unit_ids)
+        present = set(accumulated)
+        for position, unit_id in enumerate(ids):
+            if unit_id in present:
+                raise InvalidRequest(
+                    f"the unit at position {position} is already in this step from an earlier "
+                    "forward_backward; send all data of a unit in one call, or in another step",
+                    field=units.unit_field(position),
+                )
+        tags = units.unit_tags(self._secret(ref.scope), ids)
+        with self._lock:
+            record = self._record(ref)
+            limit = record.mechanism.max_participations
+            spent = self._counts.up_to(ref, record).spent_positions(tags, limit)
+        if spent:
+            raise BudgetExceeded(
+                f"{len(spent)} of {len(tags)} data, the first at position {spent[0]}, belong to units that "
+                f"have taken part in max_participations={limit} steps of this run; leave them out",
+                field=units.unit_field(spent[0]),
+            )
+
+    def reserve(
+        self,
+        ref: RunRef,
+        step: int,
+        unit_ids: Collection[int],
+        *,
+        binding: str = "",
+        extra_writes: Sequence[Write] = (),
+    ) -> Charge:
+        """Charge a step, durably, before its noise is drawn; the same step again returns its charge.
+
+        `step` names the release for ever, such as the operation's number in the run's log: never a
+        counter that a checkpoint resets. `unit_ids`: the units of the accumulator, each once; none
+        charges nothing. `binding`: digest of what the step sums, so that a retry with another sum is
+        refused. `extra_writes` (such as the fence's Check) share the transaction.
+
+        Raises BudgetExceeded (nothing was written), Conflict (the step is taken by other units or
+        another binding, or lies before the run's last), ConditionFailed (an extra write lost; `index`
+        counts in `extra_writes`), InvalidRequest, NotFound, Unavailable.
+        """
+        _check_arguments(step, binding, extra_writes)
+        secret = self._secret(ref.scope)
+        tags = units.unit_tags(secret, units.checked_set(unit_ids))
+        asked = rules.Step(ref.run_id, step, tags, units.set_digest(secret, tags), binding)
+        sealed = self._vault.seal(ref.scope, ref.tags_part(step), units.pack(tags))
+        for attempt in range(_ATTEMPTS):
+            with self._lock:
+                # The record before the row: a row that is absent afterwards was absent then.
+                state = self._state(ref)
+                stored = self._items.get(ref.row_item(step))
+                if stored is not None:
+                    return _stored_charge(ref, stored, asked)
+                row = rules.next_row(state, asked, self._clock_ms())
+            text = row.to_text()
+            try:
+                self._items.write([*extra_writes, *_charging(ref, state, row, text, sealed)])
+            except ConditionFailed as error:
+                if error.index < len(extra_writes):
+                    raise
+                _back_off(attempt)
+                continue
+            ids = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
+            logger.info("privacy step charged", extra={**ids, "epsilon": row.epsilon})
+            return Charge.of(ref, row, sha256_hex(text))
+        raise _busy(ref)
+
+    def commit(self, ref: RunRef, step: int, *, extra_writes: Sequence[Write] = ()) -> None:
+        """Mark a charged step applied; again, it does nothing (the extra writes still happen).
+
+        Raises NotFound for a step that was never charged, ConditionFailed for a write that lost.
+        """
+        writes = [*extra_writes, *self.commit_writes(ref, step)]
+        if writes:
+            self._items.write(writes)
+
+    def commit_writes(self, ref: RunRef, step: int) -> list[Write]:
+        """The writes of `commit`, for the transaction that makes the step's result durable."""
+        item = self._items.get(ref.row_item(step))
+        if item is None:
+            raise NotFound(f"step {step} of run {ref.run_id} was never charged")
+        if item.body["state"] == "applied":
+            return []
+        return [Put(item.key, {**item.body, "state": "applied"}, item.version, sealed=item.sealed)]
+
+    def show(self, tenant: str, domain: str) -> DomainStatement:
+        """What the domain has spent, and each run's part. Raises NotFound."""
+        scope = domain_scope(tenant, domain)
+        head = self._head(scope)
+        if head is None:
+            raise NotFound(f"there is no privacy domain {domain!r}")
+        return DomainStatement.of(tenant, domain, head, read_runs(self._items, scope))
+
+    def _opening(self, ref: RunRef, record: RunRecord) -> list[Write]:
+        """Writes that register a run; the claim on its noise secret is the first."""
+        mechanism = record.mechanism
+        claim = {"domain": ref.domain, "run_id": ref.run_id}
+        writes: list[Write] = [
+            Put(noise_item(ref.tenant, record.noise_key_id), {**claim}, 0),
+            Put(ref.run_item, record.to_body(), 0),
+        ]
+        head = self._head(ref.scope)
+        if head is None:
+            head = Head(mechanism.delta, 0, genesis(ref.scope, mechanism.delta))
+            if self._items.get(ref.scope.key_item) is None:
+                writes.append(self._vault.new_key(ref.scope))
+        rules.refuse_unfit(head, mechanism)
+        head = head.with_run(ref.run_id, mechanism.noise_multiplier, 0)
+        writes.append(Put(head_item(ref.scope), head.to_body(), head.item_version))
+        return writes
+
+    def _refuse_shared_secret(self, ref: RunRef, noise_key_id: str) -> None:
+        claim = self._items.get(noise_item(ref.tenant, noise_key_id))
+        if claim is not None and (claim.body["domain"], claim.body["run_id"]) != (ref.domain, ref.run_id):
+            raise Conflict("another run draws its noise from this secret; a run needs a fresh one")
+
+    def _state(self, ref: RunRef) -> rules.State:
+        record = self._record(ref)
+        head = self._head(ref.scope)
+        if head is None:
+            raise IntegrityError(f"privacy domain {ref.domain} has runs and no head")
+        return rules.State(head, record, self._counts.up_to(ref, record))
+
+    def _record(self, ref: RunRef) -> RunRecord:
+        item = self._items.get(ref.run_item)
+        if item is None:
+            raise NotFound(f"run {ref.run_id} is not in the privacy ledger of domain {ref.domain}")
+        return RunRecord.from_item(item)
+
+    def _head(self, scope: Scope) -> Head | None:
+        item = self._items.get(head_item(scope))
+        return None if item is None else Head.from_item(item)
+
+    def _secret(self, scope: Scope) -> bytes:
+        """32-byte secret of the domain's unit tags: a keyed digest under the domain's data key."""
+        return bytes.fromhex(self._vault.fingerprint(scope, "privacy/unit-tags/v1", b""))
+
+
+def _check_arguments(step: int, binding: str, extra_writes: Sequence[Write]) -> None:
+    if not 0 <= step <= STEP_MAX:
+        raise InvalidRequest(f"step must be from 0 to {STEP_MAX}, got {step}", field="step")
+    if len(binding) > MAX_BINDING_CHARS:
+        raise InvalidRequest(f"binding must be a digest of at most {MAX_BINDING_CHARS} characters")
+    if len(extra_writes) > MAX_EXTRA_WRITES:
+        raise InvalidRequest(f"at most {MAX_EXTRA_WRITES} extra writes, got {len(extra_writes)}")
+
+
+def _charging(ref: RunRef, state: rules.State, row: Row, text: str, sealed: bytes) -> list[Write]:
+    """The writes that charge a step, each conditional on what the row was computed from."""
+    row_hash = sha256_hex(text)
+    record, head = rules.advanced(state, row, row_hash)
+    body = {"row": text, "hash": row_hash, "state": "reserved"}
+    return [
+        Put(ref.row_item(row.step), {**body}, 0, sealed=sealed),
+        Put(ref.run_item, record.to_body(), record.item_version),
+        Put(head_item(ref.scope), head.to_body(), head.item_version),
+    ]
+
+
+def _stored_charge(ref: RunRef, item: Item, asked: rules.Step) -> Charge:
+    row = Row.from_item(item)
+    if (row.units_digest, row.binding) != (asked.digest, asked.binding):
+        raise Conflict(
+            f"step {row.step} of run {ref.run_id} is charged for other units or another sum; "
+            "its noise must not be used twice"
+        )
+    return Charge.of(ref, row, str(item.body["hash"]))
+
+
+def _back_off(attempt: int) -> None:
+    """Wait for the writer that was faster; random, so that two do not meet again."""
+    time.sleep(random.uniform(0, 0.001 * min(attempt + 1, 20)))  # noqa: S311 - not for secrecy
+
+
+def _busy(ref: RunRef) -> Unavailable:
+    return Unavailable(f"privacy domain {ref.domain} is busy with other runs; nothing was charged; try again")

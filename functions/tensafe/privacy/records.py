@@ -1,0 +1,218 @@
+"""What the ledger stores: the domain's head, one record per run, one hash-chained row per step.
+
+Partition `domain/<tenant>/<domain>`:
+
+    key                       the domain's wrapped data key (vault)
+    head                      delta, length and hash of the chain, (sigma, m) of every run
+    run/<run>                 the run's frozen mechanism, its steps, its largest count
+    row/<run>/<step>          one step: the row as canonical JSON, its hash, its state, its sealed unit tags
+
+Partition `dp-noise/<tenant>`: one item per noise secret ever used, so that no two runs share one.
+
+A row is kept as the very text that was hashed, so that no store's number format can change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, cast
+
+from tensafe.contracts.errors import IntegrityError, InvalidRequest
+from tensafe.privacy.mechanism import Mechanism
+from tensafe.storage.ports import Item, Items, JsonValue, Key
+from tensafe.vault.scope import Scope, domain_scope
+
+ROW_VERSION: Final = 1
+STEP_MAX: Final = 10**15 - 1
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=+-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """A private run: tenant and domain make the ledger's scope."""
+
+    tenant: str
+    domain: str
+    run_id: str
+
+    def __post_init__(self) -> None:
+        for name in ("tenant", "domain", "run_id"):
+            if not _NAME.fullmatch(getattr(self, name)):
+                raise InvalidRequest(f"not a {name} that the privacy ledger can hold", field=name)
+
+    @property
+    def scope(self) -> Scope:
+        """What the unit tags are sealed under; it outlives the run, so erasing a run refunds nothing."""
+        return domain_scope(self.tenant, self.domain)
+
+    @property
+    def run_item(self) -> Key:
+        return Key(self.scope.name, f"run/{self.run_id}")
+
+    def row_item(self, step: int) -> Key:
+        return Key(self.scope.name, row_sort(self.run_id, step))
+
+    def tags_part(self, step: int) -> str:
+        """Names the sealed tags of a step in their associated data."""
+        return row_sort(self.run_id, step)
+
+
+def row_sort(run_id: str, step: int) -> str:
+    """Sort key of a row; ordered by step within a run."""
+    return f"row/{run_id}/{step:015d}"
+
+
+def head_item(scope: Scope) -> Key:
+    return Key(scope.name, "head")
+
+
+def noise_item(tenant: str, noise_key_id: str) -> Key:
+    return Key(f"dp-noise/{tenant}", noise_key_id)
+
+
+def canonical(value: Mapping[str, object]) -> str:
+    """JSON with sorted keys and no spaces; floats in Python's shortest exact form."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def sha256_hex(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def genesis(scope: Scope, delta: float) -> str:
+    """`previous` of the first row: binds the chain to its tenant, domain and delta."""
+    return sha256_hex(canonical({"version": ROW_VERSION, "scope": scope.name, "delta": delta}))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One charged step. The meaning of a published version's fields never changes.
+
+    `seq` counts the domain's rows from 1; `previous` is the hash of the row before. `participations` is
+    the run's largest count and `epsilon` the domain's total, both after this step. `units` is the
+    number of units in the step and `units_digest` a keyed digest of them. `binding` is the caller's
+    digest of what the step sums.
+    """
+
+    seq: int
+    previous: str
+    run_id: str
+    step: int
+    at_ms: int
+    noise_multiplier: float
+    clip_norm: float
+    batch_size: int
+    max_participations: int
+    delta: float
+    mode: str
+    adjacency: str
+    accountant: str
+    noise_key_id: str
+    units: int
+    units_digest: str
+    binding: str
+    participations: int
+    run_epsilon: float
+    epsilon: float
+    version: int = ROW_VERSION
+
+    def to_text(self) -> str:
+        return canonical(asdict(self))
+
+    @classmethod
+    def from_item(cls, item: Item) -> Row:
+        """Read and verify a stored row. Raises IntegrityError."""
+        text = str(item.body["row"])
+        if sha256_hex(text) != item.body["hash"]:
+            raise IntegrityError(f"ledger row {item.key.sort} does not match its hash")
+        fields = cast(dict[str, Any], json.loads(text))
+        if fields.get("version") != ROW_VERSION:
+            raise IntegrityError(f"ledger row {item.key.sort} is of version {fields.get('version')}")
+        try:
+            row = cls(**fields)
+        except TypeError as error:
+            raise IntegrityError(f"ledger row {item.key.sort} has other fields: {error}") from error
+        if row_sort(row.run_id, row.step) != item.key.sort:
+            raise IntegrityError(f"ledger row {item.key.sort} belongs to another step")
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Present state of a domain: chain length and hash, and (sigma, m) of each run."""
+
+    delta: float
+    seq: int
+    hash: str
+    runs: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    item_version: int = 0
+
+    @classmethod
+    def from_item(cls, item: Item) -> Head:
+        runs = cast(Mapping[str, tuple[float, int]], item.body["runs"])
+        return cls(
+            delta=float(cast(float, item.body["delta"])),
+            seq=int(cast(int, item.body["seq"])),
+            hash=str(item.body["hash"]),
+            runs={run_id: (float(sigma), int(count)) for run_id, (sigma, count) in runs.items()},
+            item_version=item.version,
+        )
+
+    def to_body(self) -> dict[str, JsonValue]:
+        return {
+            "version": ROW_VERSION,
+            "delta": self.delta,
+            "seq": self.seq,
+            "hash": self.hash,
+            "runs": {run_id: [sigma, count] for run_id, (sigma, count) in self.runs.items()},
+        }
+
+    def with_run(self, run_id: str, sigma: float, count: int) -> Head:
+        return replace(self, runs={**self.runs, run_id: (sigma, count)})
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run's frozen mechanism and how far it has come. `last_step` is -1 before the first."""
+
+    mechanism: Mechanism
+    noise_key_id: str
+    steps: int = 0
+    last_step: int = -1
+    participations: int = 0
+    item_version: int = 0
+
+    @classmethod
+    def from_item(cls, item: Item) -> RunRecord:
+        body = item.body
+        return cls(
+            mechanism=Mechanism.from_body(cast(Mapping[str, JsonValue], body["mechanism"])),
+            noise_key_id=str(body["noise_key_id"]),
+            steps=int(cast(int, body["steps"])),
+            last_step=int(cast(int, body["last_step"])),
+            participations=int(cast(int, body["participations"])),
+            item_version=item.version,
+        )
+
+    def to_body(self) -> dict[str, JsonValue]:
+        return {
+            "mechanism": self.mechanism.to_body(),
+            "noise_key_id": self.noise_key_id,
+            "steps": self.steps,
+            "last_step": self.last_step,
+            "participations": self.participations,
+        }
+
+
+def read_runs(items: Items, scope: Scope) -> dict[str, RunRecord]:
+    """Every run of a domain."""
+    runs: dict[str, RunRecord] = {}
+    first = "run/"
+    while page := items.query(scope.name, first=first, last="run/~"):
+        runs |= {item.key.sort.removeprefix("run/"): RunRecord.from_item(item) for item in page}
+        first = page[-1].key.sort + "!"  # below every character that a sort key may hold
+    return runs

@@ -1,0 +1,27 @@
+"""The one release of a private step: the noisy sum over the public batch size."""
+
+from __future__ import annotations
+
+import numpy.typing as npt
+
+from tensafe.contracts.errors import Conflict
+from tensafe.privacy.noise import Float64Array, gaussian, noise_key_id, round_to_grid
+from tensafe.privacy.statements import Charge
+
+
+def noisy_mean(
+    charge: Charge, noise_secret: bytes, clipped_sum: npt.ArrayLike, *, offset: int = 0
+) -> Float64Array:
+    """(sum + noise) / batch_size, float64 [n]; needs the step's charge, so it cannot come before it.
+
+    `clipped_sum` [n] is the sum over units of gradients clipped to norm `clip_norm` over all
+    coordinates together, or its part that begins at coordinate `offset`; parts may be released in any
+    order, each coordinate once. Raises Conflict for another run's secret, InvalidRequest for a value
+    that is not finite.
+    """
+    if noise_key_id(noise_secret) != charge.noise_key_id:
+        raise Conflict(f"this is not the noise secret of run {charge.run.run_id}")
+    total = round_to_grid(clipped_sum, charge.standard_deviation).reshape(-1)
+    total += gaussian(noise_secret, charge.step, total.size, charge.standard_deviation, offset=offset)
+    total /= charge.batch_size
+    return total

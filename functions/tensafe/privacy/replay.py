@@ -1,0 +1,119 @@
+"""Independent recomputation of a domain's ledger from its rows.
+
+Believes no stored total: verifies the hash chain, recounts every unit's participations from the sealed
+tags, recomputes every epsilon, and compares the outcome with the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tensafe.contracts.errors import IntegrityError, NotFound, Unavailable
+from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.counting import open_tags
+from tensafe.privacy.records import (
+    STEP_MAX,
+    Head,
+    Row,
+    RunRecord,
+    RunRef,
+    genesis,
+    head_item,
+    read_runs,
+    row_sort,
+)
+from tensafe.privacy.statements import DomainStatement
+from tensafe.privacy.units import ParticipationCounts
+from tensafe.storage.ports import Item, Items
+from tensafe.vault.scope import Scope, domain_scope
+from tensafe.vault.vault import Vault
+
+_EPSILON_TOLERANCE: Final = 1e-6
+"""Relative; another release of dp-accounting may find the same root with another last digit."""
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """What the chain's check needs of a row; `participations` is our own count."""
+
+    row: Row
+    row_hash: str
+    participations: int
+
+
+def replay(items: Items, vault: Vault, tenant: str, domain: str) -> DomainStatement:
+    """Recompute the domain's statement from its rows; equal to what `Ledger.show` says.
+
+    Raises IntegrityError naming the first row or run that differs, NotFound, Unavailable (steps were
+    charged all the while; try again).
+    """
+    scope = domain_scope(tenant, domain)
+    for _ in range(_ATTEMPTS):
+        before = _head(items, scope)
+        runs = read_runs(items, scope)
+        links = [link for run_id, run in runs.items() for link in _links(items, vault, scope, run_id, run)]
+        if _head(items, scope).item_version == before.item_version:
+            _verify(before, runs, sorted(links, key=lambda link: link.row.seq), scope)
+            return DomainStatement.of(tenant, domain, before, runs)
+    raise Unavailable(f"privacy domain {domain} is being charged; try again when it is quieter")
+
+
+def _head(items: Items, scope: Scope) -> Head:
+    item = items.get(head_item(scope))
+    if item is None:
+        raise NotFound(f"there is no such privacy domain: {scope.name}")
+    return Head.from_item(item)
+
+
+def _rows(items: Items, ref: RunRef) -> Iterator[Item]:
+    first, last = row_sort(ref.run_id, 0), row_sort(ref.run_id, STEP_MAX)
+    while page := items.query(ref.scope.name, first=first, last=last):
+        yield from page
+        first = page[-1].key.sort + "!"
+
+
+def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: RunRecord) -> Iterator[_Link]:
+    ref = RunRef(scope.tenant, run.mechanism.domain, run_id)
+    counts = ParticipationCounts()
+    for item in _rows(items, ref):
+        row, tags = open_tags(vault, ref, item)
+        counts.add(tags)
+        if len(set(tags)) != len(tags) or counts.largest > run.mechanism.max_participations:
+            raise IntegrityError(f"ledger row {item.key.sort} charges a unit beyond its participations")
+        yield _Link(row, str(item.body["hash"]), counts.largest)
+
+
+def _verify(head: Head, runs: dict[str, RunRecord], links: list[_Link], scope: Scope) -> None:
+    previous = genesis(scope, head.delta)
+    spent = {run_id: (run.mechanism.noise_multiplier, 0) for run_id, run in runs.items()}
+    steps = dict.fromkeys(runs, 0)
+    last = dict.fromkeys(runs, -1)
+    for seq, link in enumerate(links, start=1):
+        row = link.row
+        if (row.seq, row.previous) != (seq, previous):
+            raise IntegrityError(f"the ledger's chain breaks at row {seq} (run {row.run_id} step {row.step})")
+        mechanism = runs[row.run_id].mechanism
+        spent[row.run_id] = (mechanism.noise_multiplier, link.participations)
+        total = epsilon(spent, head.delta)
+        _compare(row, link.participations, mechanism.noise_multiplier, total)
+        steps[row.run_id] += 1
+        last[row.run_id] = row.step
+        previous = link.row_hash
+    if (head.seq, head.hash) != (len(links), previous):
+        raise IntegrityError(f"the ledger's head says {head.seq} rows, the chain has {len(links)}")
+    if dict(head.runs) != spent:
+        raise IntegrityError("the ledger's head and its rows differ in a run's participations or noise")
+    for run_id, run in runs.items():
+        if (run.steps, run.last_step, run.participations) != (steps[run_id], last[run_id], spent[run_id][1]):
+            raise IntegrityError(f"the record of run {run_id} does not agree with its rows")
+
+
+def _compare(row: Row, participations: int, sigma: float, total: float) -> None:
+    if (row.participations, row.noise_multiplier) != (participations, sigma):
+        raise IntegrityError(f"row {row.seq} states another count or noise than its run")
+    if not math.isclose(row.epsilon, total, rel_tol=_EPSILON_TOLERANCE):
+        raise IntegrityError(f"row {row.seq} states epsilon {row.epsilon:.6f}, its rows give {total:.6f}")
