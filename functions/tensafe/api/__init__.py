@@ -1,0 +1,1 @@
+"""The HTTPS edge: thin translations of each face onto the same operations."""

@@ -1,0 +1,149 @@
+"""What every route is handed: the services, who is calling, and how to wait without blocking the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Annotated, Final, ParamSpec, TypeVar, cast
+
+from fastapi import Depends, Request
+
+from tensafe.api.waiting import ResultWaiter
+from tensafe.auth.keys import AccessScope, Principal
+from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge
+from tensafe.operations.records import StreamKind, StreamRecord
+from tensafe.operations.sessions import Session
+from tensafe.services import Services
+from tensafe.wire.limits import WireLimits
+
+_HEAD_BYTES: Final = 132 * 1024
+"""A zstd block, 128 KiB at most, must be whole before any of it can be read."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """Caps of the edge. A body counts as it arrives, before decompression."""
+
+    body_bytes: int = 16 * 1024 * 1024
+    long_poll_s: float = 20.0
+    """As long as a Lambda behind API Gateway can hold a poll (29 s) with room to spare."""
+    wire: WireLimits = field(default_factory=WireLimits)
+
+
+class BodyTooLarge(PayloadTooLarge):
+    """The body passes its cap; `head` is how it began."""
+
+    def __init__(self, cap_bytes: int, head: bytes) -> None:
+        super().__init__(f"the body passes {cap_bytes} bytes; send less at a time", field="body")
+        self.head = head
+
+
+class Context:
+    """One per application."""
+
+    def __init__(self, services: Services, limits: EdgeLimits) -> None:
+        self.services = services
+        self.limits = limits
+        self.waiter = ResultWaiter(services)
+        # Writes end in fsync: they leave the loop to these threads.
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="edge")
+
+    async def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a blocking call in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    def run(self, principal: Principal, run_id: str) -> StreamRecord:
+        """The caller's run. Raises NotFound for whatever else the text may be, Gone once erased."""
+        return self._stream(principal, run_id, StreamKind.RUN, "no such training run")
+
+    def sampler(self, principal: Principal, sampler_id: str) -> StreamRecord:
+        """The caller's sampling session. Raises NotFound for whatever else the text may be."""
+        return self._stream(principal, sampler_id, StreamKind.SAMPLER, "no such sampling session")
+
+    def session(self, principal: Principal, session_id: str) -> Session:
+        """The caller's session. Raises NotFound for whatever else the text may be."""
+        try:
+            return self.services.sessions.get(session_id, principal.tenant)
+        except InvalidRequest:
+            raise NotFound("no such session; create one first", field="session_id") from None
+
+    def _stream(self, principal: Principal, stream_id: str, kind: StreamKind, absent: str) -> StreamRecord:
+        try:
+            return self.services.streams.get(stream_id, principal.tenant, kind)
+        except InvalidRequest:  # no text that could be an id
+            raise NotFound(absent) from None
+
+    async def body(self, request: Request, *, max_bytes: int | None = None) -> bytes:
+        """The raw body. Raises BodyTooLarge once it is clear that it passes the cap."""
+        cap = self.limits.body_bytes if max_bytes is None else min(max_bytes, self.limits.body_bytes)
+        declared = request.headers.get("content-length", "")
+        too_large = declared.isdigit() and int(declared[:20]) > cap
+        received = bytearray()
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > cap or (too_large and len(received) >= _HEAD_BYTES):
+                too_large = True
+                break
+        if too_large:
+            raise BodyTooLarge(cap, bytes(received[:_HEAD_BYTES]))
+        return bytes(received)
+
+
+def context_of(request: Request) -> Context:
+    """The application's context."""
+    return cast(Context, request.app.state.context)
+
+
+def presented_key(request: Request) -> str | None:
+    """The credential in `X-API-Key`, or in `Authorization: Bearer`."""
+    key = request.headers.get("x-api-key")
+    if key is not None:
+        return key
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def principal_of(request: Request) -> Principal:
+    """Who is calling. Raises Unauthenticated."""
+    return context_of(request).services.api_keys.authenticate(presented_key(request))
+
+
+async def _principal(request: Request) -> Principal:
+    return principal_of(request)
+
+
+async def _trainer(request: Request) -> Principal:
+    principal = principal_of(request)
+    principal.require(AccessScope.TRAIN)
+    return principal
+
+
+async def _sampler(request: Request) -> Principal:
+    principal = principal_of(request)
+    principal.require(AccessScope.SAMPLE)
+    return principal
+
+
+async def _worker(request: Request) -> Principal:
+    principal = principal_of(request)
+    if not principal.scopes & {AccessScope.TRAIN, AccessScope.SAMPLE, AccessScope.ADMIN}:
+        raise Forbidden("this API key has neither the scope 'train' nor 'sample'")
+    return principal
+
+
+async def _context(request: Request) -> Context:
+    return context_of(request)
+
+
+Caller = Annotated[Principal, Depends(_principal)]
+"""Any valid key."""
+WorkCaller = Annotated[Principal, Depends(_worker)]
+"""A key that may train or sample."""
+TrainCaller = Annotated[Principal, Depends(_trainer)]
+SampleCaller = Annotated[Principal, Depends(_sampler)]
+Edge = Annotated[Context, Depends(_context)]

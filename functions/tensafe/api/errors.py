@@ -1,0 +1,124 @@
+"""Errors as HTTP: one JSON shape, the status by type and nowhere else.
+
+    {"error": {"code": "...", "message": "...", "field": "..." | null, "request_id": "..."}}
+
+The Tinker SDK retries 408, 409, 429 and 5xx for minutes, so on that face what is final is 422: Conflict
+and RunBlocked too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from tensafe.api.request_id import request_id_of
+from tensafe.contracts import errors
+from tensafe.storage import ports
+
+log = logging.getLogger(__name__)
+
+STATUS: Final[dict[type[errors.TensafeError], int]] = {
+    errors.InvalidRequest: 422,
+    errors.PayloadTooLarge: 413,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Gone: 410,
+    errors.RunBlocked: 409,
+    errors.BudgetExceeded: 422,
+    errors.Unavailable: 503,
+    errors.IntegrityError: 500,
+    errors.ConfigurationError: 500,
+    ports.StorageError: 503,
+    errors.TensafeError: 500,
+}
+TINKER_PREFIX: Final = "/api/v1"
+_FINAL_ON_TINKER: Final = {409: 422, 410: 404}
+
+
+def status_of(error: errors.TensafeError, *, tinker: bool) -> int:
+    """The status of an error's nearest class in the table."""
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    return _FINAL_ON_TINKER.get(status, status) if tinker else status
+
+
+def error_response(request: Request, error: errors.TensafeError) -> Response:
+    """The documented shape; the message of a server's fault stays in the log."""
+    status = status_of(error, tinker=request.url.path.startswith(TINKER_PREFIX))
+    message = error.message if status < 500 or isinstance(error, errors.Unavailable) else _SERVER_FAULT
+    headers = {"WWW-Authenticate": 'Bearer realm="tensafe"'} if status == 401 else {}
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return shaped(request, status, error.code, message, error.field, headers)
+
+
+def shaped(
+    request: Request,
+    status: int,
+    code: str,
+    message: str,
+    field: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """The one error body."""
+    body = {"code": code, "message": message, "field": field, "request_id": request_id_of(request.scope)}
+    # `detail` repeats the sentence where OpenAPI clients and the Tinker SDK look for it.
+    return JSONResponse({"error": body, "detail": message}, status, headers)
+
+
+_SERVER_FAULT: Final = "the service failed; the request id leads to the cause in its log"
+_HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
+def install(app: FastAPI) -> None:
+    """Make every failure leave in the one shape."""
+    app.exception_handler(errors.TensafeError)(_deliberate)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http)
+    app.exception_handler(ClientDisconnect)(_disconnected)
+    app.exception_handler(Exception)(_unexpected)
+
+
+async def _deliberate(request: Request, error: errors.TensafeError) -> Response:
+    response = error_response(request, error)
+    if response.status_code >= 500:
+        log.error("request failed: %s", error.code, exc_info=error, extra=_ids(request))
+    return response
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    """A query parameter or header that FastAPI itself refused."""
+    problem = error.errors()[0]
+    location = [part for part in problem["loc"] if part not in ("body", "query", "path", "header")]
+    field = ".".join(str(part)[:64] for part in location) or "body"
+    message = "it is missing" if problem["type"] == "missing" else str(problem["msg"])
+    return shaped(request, 422, "invalid_request", f"{field}: {message}", field)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    """No such route, or not with this method."""
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    headers = dict(error.headers) if error.headers else None
+    return shaped(request, error.status_code, code, str(error.detail), headers=headers)
+
+
+async def _disconnected(request: Request, _: Exception) -> Response:
+    """Nobody reads this answer; it is no failure of the service."""
+    return shaped(request, 400, "client_disconnected", "the body never arrived")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request failed unexpectedly", exc_info=error, extra=_ids(request))
+    return shaped(request, 500, "internal_error", _SERVER_FAULT)
+
+
+def _ids(request: Request) -> dict[str, str]:
+    route = getattr(request.scope.get("route"), "path", "unrouted")
+    return {"request_id": request_id_of(request.scope), "route": route}

@@ -1,0 +1,1 @@
+"""The native v1 face: JSON over the same operations."""

@@ -1,0 +1,63 @@
+"""`/v1/futures`: where an operation stands, its result, its cancellation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import JSONResponse, Response
+
+from tensafe.api import futures
+from tensafe.api.context import Caller, Edge
+from tensafe.api.native.models import FutureState
+from tensafe.api.openapi import ERRORS
+from tensafe.contracts.errors import InvalidRequest, TensafeError
+from tensafe.operations.records import Failure
+
+router = APIRouter(prefix="/v1/futures", tags=["futures"], responses=ERRORS)
+
+
+class OperationFailed(InvalidRequest):
+    """The operation ended without a result, for good: its code, message and field are the answer."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message, field=failure.field, code=failure.code)
+
+
+@router.get("/{future_id}")
+async def show(future_id: str, principal: Caller, context: Edge) -> FutureState:
+    """Where the operation stands."""
+    return FutureState.of(futures.find(context, principal, future_id))
+
+
+@router.get(
+    "/{future_id}/result",
+    response_model=None,
+    responses={200: {"content": {"application/json": {}}}, 202: {"model": FutureState}},
+)
+async def result(
+    future_id: str,
+    principal: Caller,
+    context: Edge,
+    timeout_s: Annotated[float, Query(ge=0, le=20, allow_inf_nan=False)] = 20.0,
+) -> Response:
+    """The result once there is one (waits up to `timeout_s`), 202 while there is none, 422 if it failed."""
+    future = futures.find(context, principal, future_id)
+    ended = await futures.ended(context, future, timeout_s)
+    if ended is None:
+        return JSONResponse(FutureState.of(future).model_dump(), 202)
+    if ended.operation.failure is not None:
+        raise OperationFailed(ended.operation.failure)
+    outcome = await futures.result(context, ended)
+    if outcome is None:
+        raise TensafeError("the operation ended without a result")
+    return Response(outcome.data, media_type=outcome.content_type)
+
+
+@router.post("/{future_id}/cancel")
+async def cancel(future_id: str, principal: Caller, context: Edge) -> FutureState:
+    """Cancel the operation if it has not started; the answer says how it stands."""
+    future = futures.find(context, principal, future_id)
+    submissions = context.services.submissions
+    operation = await context.call(submissions.cancel, future.stream, future.operation.seq)
+    return FutureState.of(futures.Future(future.stream, operation))

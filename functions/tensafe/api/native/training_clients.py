@@ -1,0 +1,248 @@
+"""`/v1/training_clients`: create, list, look, erase, and the operations of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request
+
+from tensafe.api import runs
+from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
+from tensafe.api.context import Context, Edge, SampleCaller, TrainCaller
+from tensafe.api.futures import Future
+from tensafe.api.native import models
+from tensafe.api.openapi import ERRORS, documented
+from tensafe.api.sampling import sample_present_weights
+from tensafe.auth.keys import Principal
+from tensafe.contracts.data_checks import check_request
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.payloads import CheckpointRef, CreatePayload, SavePayload
+from tensafe.contracts.sampling import SampleRequest
+from tensafe.contracts.training import AdamParams, LoraSpec
+from tensafe.operations.records import OpKind, StreamRecord
+from tensafe.operations.submissions import Submission
+from tensafe.wire.forward_backward_json import ForwardBackwardJson
+from tensafe.wire.paths import check_checkpoint_name, check_new_name
+
+router = APIRouter(prefix="/v1/training_clients", tags=["training"], responses=ERRORS)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        description="The same key returns the same operation.",
+    ),
+]
+
+
+@router.post("", status_code=201, openapi_extra=documented(models.CreateTrainingClient))
+async def create(
+    request: Request, principal: TrainCaller, context: Edge, key: IdempotencyKey = None
+) -> models.CreatedTrainingClient:
+    """Create a run. Its `future` ends when a trainer has made the adapter."""
+    body = await read(models.CreateTrainingClient, request, context)
+    services = context.services
+    runs.check_rank(services, body.base_model, body.lora.rank, field="lora.rank")
+    lora = body.lora.model_dump()
+    if lora["seed"] is None:
+        lora["seed"] = runs.random_seed()
+    payload = CreatePayload(lora=LoraSpec(**lora), optimizer=body.optimizer)
+    run_id = f"{_session_of(principal, key)}:train:0"
+    existing = services.streams.find(run_id) if key else None
+    if existing is not None:
+        payload = payload.model_copy(update={"lora": _same_seed(existing, payload.lora, body.lora.seed)})
+    operation = await context.call(
+        runs.create_run,
+        services,
+        principal.tenant,
+        run_id,
+        body.base_model,
+        payload,
+        user_metadata=dict(body.user_metadata),
+        idempotency_key=key,
+    )
+    stream = services.streams.get(run_id, principal.tenant)
+    return models.CreatedTrainingClient(
+        training_client=models.TrainingClient.of(stream),
+        future=models.FutureState.of(Future(stream, operation)),
+    )
+
+
+@router.get("")
+async def list_all(
+    principal: TrainCaller,
+    context: Edge,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> models.TrainingClientList:
+    """The tenant's runs, newest first."""
+    found = await context.call(context.services.streams.list_runs, principal.tenant, limit=limit)
+    return models.TrainingClientList(training_clients=[models.TrainingClient.of(run) for run in found])
+
+
+@router.get("/{client_id}")
+async def show(client_id: str, principal: TrainCaller, context: Edge) -> models.TrainingClient:
+    """One run."""
+    return models.TrainingClient.of(context.run(principal, client_id))
+
+
+@router.delete("/{client_id}")
+async def erase(client_id: str, principal: TrainCaller, context: Edge) -> models.Erased:
+    """Crypto-shred the run: its data key is deleted before anything else, and with it everything."""
+    context.run(principal, client_id)
+    await context.call(context.services.streams.erase, client_id, principal.tenant)
+    return models.Erased(id=client_id)
+
+
+@router.get("/{client_id}/artifacts")
+async def artifacts(client_id: str, principal: TrainCaller, context: Edge) -> models.ArtifactList:
+    """What the run has saved."""
+    stream = context.run(principal, client_id)
+    found = await context.call(context.services.checkpoints.of_run, stream.stream_id)
+    return models.ArtifactList(artifacts=[models.Artifact.of(checkpoint) for checkpoint in found])
+
+
+@router.post("/{client_id}/forward_backward", status_code=202, openapi_extra=documented(ForwardBackwardJson))
+async def forward_backward(
+    client_id: str,
+    request: Request,
+    principal: TrainCaller,
+    context: Edge,
+    key: IdempotencyKey = None,
+) -> models.FutureState:
+    """Loss, logprobs and (unless `forward_only`) gradients, added to the run's accumulator."""
+    stream = context.run(principal, client_id)
+    raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
+    info = context.services.model(stream.base_model)
+
+    def checked() -> bytes:
+        body = parse(ForwardBackwardJson, raw, max_bytes=DATA_MAX_BYTES)
+        with _native_field_names():
+            check_request(body.to_forward_backward(context.limits.wire), info)
+        return body.model_dump_json().encode()
+
+    return await _append(context, stream, OpKind.FORWARD_BACKWARD, await context.call(checked), key)
+
+
+@router.post("/{client_id}/optim_step", status_code=202, openapi_extra=documented(AdamParams))
+async def optim_step(
+    client_id: str, request: Request, principal: TrainCaller, context: Edge, key: IdempotencyKey = None
+) -> models.FutureState:
+    """One optimizer step on what has accumulated."""
+    stream = context.run(principal, client_id)
+    body = await read(AdamParams, request, context)
+    return await _append(context, stream, OpKind.OPTIM_STEP, body.model_dump_json().encode(), key)
+
+
+@router.post("/{client_id}/save_state", status_code=202, openapi_extra=documented(models.SaveState))
+async def save_state(
+    client_id: str,
+    request: Request,
+    principal: TrainCaller,
+    context: Edge,
+    key: IdempotencyKey = None,
+) -> models.FutureState:
+    """Save weights and optimizer state as a sealed artifact."""
+    stream = context.run(principal, client_id)
+    body = await read(models.SaveState, request, context)
+    check_new_name(body.name, field="name")
+    runs.check_metadata(dict(body.user_metadata))
+    payload = SavePayload(**body.model_dump())
+    return await _append(context, stream, OpKind.SAVE, payload.model_dump_json().encode(), key)
+
+
+@router.post("/{client_id}/load_state", status_code=201, openapi_extra=documented(models.LoadState))
+async def load_state(
+    client_id: str,
+    request: Request,
+    principal: TrainCaller,
+    context: Edge,
+    key: IdempotencyKey = None,
+) -> models.CreatedTrainingClient:
+    """A new run that goes on from a checkpoint of this one."""
+    services = context.services
+    stream = context.run(principal, client_id)
+    body = await read(models.LoadState, request, context)
+    name = check_checkpoint_name(body.name, field="name")
+    ref = CheckpointRef(run_id=stream.stream_id, kind="weights", name=name)
+    checkpoint = runs.loadable_checkpoint(services, principal.tenant, ref)
+    payload = runs.load_payload(checkpoint, ref, with_optimizer=body.with_optimizer, optimizer=None)
+    run_id = f"{_session_of(principal, key)}:train:0"
+    operation = await context.call(
+        runs.load_run,
+        services,
+        principal.tenant,
+        run_id,
+        checkpoint,
+        payload,
+        idempotency_key=key,
+    )
+    created = services.streams.get(run_id, principal.tenant)
+    return models.CreatedTrainingClient(
+        training_client=models.TrainingClient.of(created),
+        future=models.FutureState.of(Future(created, operation)),
+    )
+
+
+@router.post("/{client_id}/sample", status_code=202, openapi_extra=documented(models.Sample))
+async def sample(
+    client_id: str,
+    request: Request,
+    principal: SampleCaller,
+    context: Edge,
+    key: IdempotencyKey = None,
+) -> models.FutureState:
+    """Sample from the run's weights as they are after every operation submitted so far."""
+    stream = context.run(principal, client_id)
+    body = await read(models.Sample, request, context, max_bytes=DATA_MAX_BYTES)
+    wanted = SampleRequest(
+        prompt=tuple(body.prompt),
+        num_samples=body.num_samples,
+        params=body.sampling_params,
+        prompt_logprobs=body.prompt_logprobs,
+        topk_prompt_logprobs=body.topk_prompt_logprobs,
+    )
+    future = await context.call(sample_present_weights, context.services, stream, wanted, key)
+    return models.FutureState.of(future)
+
+
+async def _append(
+    context: Context, stream: StreamRecord, kind: OpKind, payload: bytes, key: str | None
+) -> models.FutureState:
+    submission = Submission(0, kind, payload, idempotency_key=key)
+    operation = await context.call(context.services.submissions.append, stream, submission)
+    return models.FutureState.of(Future(stream, operation))
+
+
+@contextmanager
+def _native_field_names() -> Iterator[None]:
+    """The checks call a datum's tokens as the Tinker protocol does."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.field = error.field and error.field.replace(".model_input", ".tokens")
+        raise
+
+
+def _session_of(principal: Principal, key: str | None) -> str:
+    """A session for one run: from the idempotency key if there is one, so that a retry finds its run."""
+    if key is None:
+        return f"n-{secrets.token_hex(16)}"
+    return f"n-{_digest(principal.tenant, key)}"
+
+
+def _digest(tenant: str, key: str) -> str:
+    return hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()[:32]
+
+
+def _same_seed(existing: StreamRecord, lora: LoraSpec, asked: int | None) -> LoraSpec:
+    """A retry without a seed means the one that was drawn the first time."""
+    drawn = existing.spec.get("lora")
+    if asked is None and isinstance(drawn, dict):
+        return lora.model_copy(update={"seed": drawn["seed"]})
+    return lora

@@ -1,0 +1,87 @@
+"""What the OpenAPI document says beyond what FastAPI reads off the routes: bodies, errors, credentials."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict
+
+PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/version", "/api/v1/healthz"})
+"""What answers without a credential."""
+SIGNED_PATHS: Final = frozenset({"/api/v1/external_files/{artifact_id}/{file}"})
+"""Where the credential is the signature in the URL."""
+_STATUSES: Final = (401, 403, 404, 405, 408, 409, 410, 413, 422, 503)
+
+
+class ErrorBody(BaseModel):
+    """What went wrong: a stable `code`, a message that says what would be right, the field at fault."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str
+    message: str
+    field: str | None
+    request_id: str
+
+
+class ErrorAnswer(BaseModel):
+    """The one shape of every error; `detail` repeats the message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: ErrorBody
+    detail: str
+
+
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": ErrorAnswer} for status in _STATUSES}
+"""For `responses=` of every router whose routes need a credential."""
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its JSON body itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    inlined = _inline(schema, definitions)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
+
+
+def install(app: FastAPI) -> None:
+    """Let the application's document name the two ways to send a key, and the routes that need none."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            built = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            app.openapi_schema = _with_credentials(built)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _with_credentials(document: dict[str, Any]) -> dict[str, Any]:
+    document["components"]["securitySchemes"] = {
+        "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "Bearer": {"type": "http", "scheme": "bearer"},
+    }
+    document["security"] = [{"ApiKey": []}, {"Bearer": []}]
+    for path in (PUBLIC_PATHS | SIGNED_PATHS) & document["paths"].keys():
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+    return document
+
+
+def _inline(node: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any JSON
+    """The schema with its references replaced; no request model is recursive but for free JSON."""
+    if isinstance(node, dict):
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            name = reference.rsplit("/", 1)[1]
+            return _inline(definitions[name], definitions) if name in definitions else {}
+        # Discriminators refer to definitions, which are gone; the branches say as much.
+        return {key: _inline(value, definitions) for key, value in node.items() if key != "discriminator"}
+    if isinstance(node, list):
+        return [_inline(value, definitions) for value in node]
+    return node

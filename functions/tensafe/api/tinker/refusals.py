@@ -1,0 +1,81 @@
+"""A refused operation of a run still has a place in its log.
+
+The SDK counts its seq_id whatever the answer was, and a run's operations wait for every seq below
+theirs. So whatever can be read of a refused body is read for its address, and a tombstone goes there. A
+body that does not say its address leaves a gap: the trainer fails the operations behind it, naming the
+missing seq_id, once the SDK's retries must be over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import zstandard
+from starlette.responses import Response
+
+from tensafe.api.bodies import JSON_MAX_BYTES
+from tensafe.api.context import BodyTooLarge, Context
+from tensafe.auth.keys import Principal
+from tensafe.contracts.errors import TensafeError
+from tensafe.operations.records import OpKind, StreamKind
+from tensafe.wire.forward_backward import address_of
+
+_HEAD_BYTES: Final = 512
+"""Of a decompressed body; its first two fields, the address, take less than 300."""
+_WINDOW_MAX_BYTES: Final = 8 * 1024 * 1024
+Address = tuple[str, int]
+
+
+async def or_tombstone(
+    context: Context,
+    principal: Principal,
+    kind: OpKind,
+    submit: Callable[[], Awaitable[Response]],
+    address: Callable[[TensafeError], Address | None],
+) -> Response:
+    """Submit; if that is refused, fill the seq before saying so."""
+    try:
+        return await submit()
+    except TensafeError as error:
+        found = address(error) if error.category == "user" else None
+        if found is not None:
+            await _leave(context, principal, found, kind, error)
+        raise
+
+
+async def _leave(
+    context: Context, principal: Principal, address: Address, kind: OpKind, error: TensafeError
+) -> None:
+    try:
+        stream = context.services.streams.get(address[0], principal.tenant, StreamKind.RUN)
+    except TensafeError:
+        return  # not a run of this tenant, or erased: nothing waits
+    await context.call(context.services.submissions.reject, stream, address[1], kind, error)
+
+
+def json_address(raw: bytes) -> Address | None:
+    """`model_id` and `seq_id` of a refused JSON body, if it says them."""
+    if len(raw) > JSON_MAX_BYTES:
+        return None
+    try:
+        body = json.loads(raw)
+        run, seq = body["model_id"], body["seq_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (run, seq) if isinstance(run, str) and type(seq) is int else None
+
+
+def protobuf_address(raw: bytes, content_encoding: str | None, error: TensafeError) -> Address | None:
+    """`model_id` and `seq_id` of a refused protobuf body, damaged, compressed or cut short as it may be."""
+    if isinstance(error, BodyTooLarge):
+        raw = error.head
+    if (content_encoding or "").strip().lower() != "zstd":
+        return address_of(raw[:_HEAD_BYTES])
+    try:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX_BYTES)
+        with decompressor.stream_reader(raw) as reader:
+            return address_of(reader.read(_HEAD_BYTES))
+    except (zstandard.ZstdError, MemoryError):
+        return None

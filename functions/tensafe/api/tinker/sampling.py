@@ -1,0 +1,80 @@
+"""Sampling sessions and sampling requests."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tensafe.api import sampling
+from tensafe.api.bodies import DATA_MAX_BYTES, read
+from tensafe.api.context import Edge, SampleCaller
+from tensafe.api.direct import DirectRoute
+from tensafe.api.openapi import documented
+from tensafe.api.tinker.bodies import answer
+from tensafe.contracts.payloads import SamplePayload
+from tensafe.operations.records import OpKind
+from tensafe.operations.submissions import Submission
+from tensafe.wire.ids import SamplerId
+from tensafe.wire.tinker_requests import sampling as bodies
+from tensafe.wire.tinker_responses import sessions as responses
+from tensafe.wire.tinker_responses.futures import FutureResponse
+
+router = APIRouter(route_class=DirectRoute)
+
+
+@router.post("/create_sampling_session", openapi_extra=documented(bodies.CreateSamplingSessionBody))
+async def create_sampling_session(request: Request, principal: SampleCaller, context: Edge) -> Response:
+    """A session that samples from saved weights, or from a base model as it is."""
+    body = await read(bodies.CreateSamplingSessionBody, request, context)
+    session = context.session(principal, body.session_id)
+    path = body.to_path()
+    record = await context.call(
+        sampling.open_sampler,
+        context.services,
+        principal.tenant,
+        str(body.to_sampler_id()),
+        base_model=body.base_model,
+        weights=path.to_ref() if path else None,
+        session_id=session.session_id,
+    )
+    return answer(responses.CreateSamplingSessionResponse(sampling_session_id=record.stream_id))
+
+
+@router.post("/join_sampling_session", openapi_extra=documented(bodies.JoinSamplingSessionBody))
+async def join_sampling_session(request: Request, principal: SampleCaller, context: Edge) -> Response:
+    """The number of a copy of a sampling client, so that copies never share sequence numbers."""
+    body = await read(bodies.JoinSamplingSessionBody, request, context)
+    sampler_id = str(SamplerId.parse(body.sampling_session_id))
+    stream = context.sampler(principal, sampler_id)
+    counter = await context.call(sampling.next_clone, context.services, stream)
+    return answer(responses.JoinSamplingSessionResponse(client_counter=counter))
+
+
+@router.get("/samplers/{sampler_id}")
+async def get_sampler(sampler_id: str, principal: SampleCaller, context: Edge) -> Response:
+    """What a sampling session samples from."""
+    stream = context.sampler(principal, sampler_id)
+    path = stream.spec.get("model_path")
+    return answer(
+        responses.SamplerResponse(
+            sampler_id=stream.stream_id,
+            base_model=stream.base_model,
+            model_path=str(path) if path else None,
+        )
+    )
+
+
+@router.post("/asample", openapi_extra=documented(bodies.SampleBody))
+async def asample(request: Request, principal: SampleCaller, context: Edge) -> Response:
+    """Draw tokens. Repeating (sampling_session_id, seq_id) is the same request."""
+    body = await read(bodies.SampleBody, request, context, max_bytes=DATA_MAX_BYTES)
+    sample = body.to_sample()
+    services = context.services
+    stream = context.sampler(principal, str(sample.request_id.owner))
+    sampling.check_sample(sample.request, services.model(stream.base_model))
+    payload = SamplePayload(
+        request=sample.request, prompt_logprobs_last_n=sample.prompt_logprobs_last_n, answer="protobuf"
+    )
+    submission = Submission(sample.request_id.seq, OpKind.SAMPLE, payload.model_dump_json().encode())
+    await context.call(services.submissions.submit, stream, submission)
+    return answer(FutureResponse.of(sample.request_id, num_samples=sample.request.num_samples))

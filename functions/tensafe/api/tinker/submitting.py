@@ -1,0 +1,22 @@
+"""What the routes that submit operations of a run share."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from tensafe.api.context import Context
+from tensafe.api.tinker.bodies import answer
+from tensafe.contracts.training import Strict
+from tensafe.operations.records import OpKind, StreamRecord
+from tensafe.operations.submissions import Submission
+from tensafe.wire.ids import RequestId
+from tensafe.wire.tinker_responses.futures import FutureResponse
+
+
+async def submit(
+    context: Context, stream: StreamRecord, address: RequestId, kind: OpKind, payload: Strict
+) -> Response:
+    """Write an operation with a JSON payload durably; its future."""
+    submission = Submission(address.seq, kind, payload.model_dump_json().encode())
+    await context.call(context.services.submissions.submit, stream, submission)
+    return answer(FutureResponse.of(address))

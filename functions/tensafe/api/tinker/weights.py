@@ -1,0 +1,112 @@
+"""Saving the weights of a run and loading them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from tensafe.api import runs
+from tensafe.api.bodies import JSON_MAX_BYTES, parse
+from tensafe.api.context import Context, Edge, TrainCaller
+from tensafe.api.direct import DirectRoute
+from tensafe.api.openapi import documented
+from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.refusals import json_address, or_tombstone
+from tensafe.api.tinker.submitting import submit
+from tensafe.auth.keys import Principal
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.payloads import LoadPayload
+from tensafe.contracts.training import LoraSpec
+from tensafe.operations.checkpoints import Checkpoint
+from tensafe.operations.records import OpKind, StreamRecord
+from tensafe.wire.tinker_requests import weights as bodies
+from tensafe.wire.tinker_responses.futures import FutureResponse
+
+router = APIRouter(route_class=DirectRoute)
+SaveBody = bodies.SaveWeightsBody | bodies.SaveWeightsForSamplerBody | bodies.SaveWeightsExternalBody
+
+
+@router.post("/save_weights", openapi_extra=documented(bodies.SaveWeightsBody))
+async def save_weights(request: Request, principal: TrainCaller, context: Edge) -> Response:
+    """Weights and optimizer state, to resume from."""
+    return await _save(request, principal, context, bodies.SaveWeightsBody, OpKind.SAVE)
+
+
+@router.post("/save_weights_for_sampler", openapi_extra=documented(bodies.SaveWeightsForSamplerBody))
+async def save_weights_for_sampler(request: Request, principal: TrainCaller, context: Edge) -> Response:
+    """Weights to sample from, named or straight into a sampling session."""
+    return await _save(request, principal, context, bodies.SaveWeightsForSamplerBody, OpKind.SAVE_SAMPLER)
+
+
+@router.post("/save_weights_external", openapi_extra=documented(bodies.SaveWeightsExternalBody))
+async def save_weights_external(request: Request, principal: TrainCaller, context: Edge) -> Response:
+    """A PEFT export, encrypted with age if recipients are given."""
+    return await _save(request, principal, context, bodies.SaveWeightsExternalBody, OpKind.SAVE_EXTERNAL)
+
+
+@router.post("/load_weights", openapi_extra=documented(bodies.LoadWeightsBody))
+async def load_weights(request: Request, principal: TrainCaller, context: Edge) -> Response:
+    """A run from a checkpoint, new (by session and model_seq_id) or existing (by model_id and seq_id)."""
+    raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
+
+    async def submit_load() -> Response:
+        load = parse(bodies.LoadWeightsBody, raw).to_load_weights()
+        ref = load.path.to_ref()
+        checkpoint = runs.loadable_checkpoint(context.services, principal.tenant, ref)
+        if load.base_model is not None and load.base_model != checkpoint.base_model:
+            raise InvalidRequest(
+                f"this checkpoint belongs to base model {checkpoint.base_model}", field="base_model"
+            )
+        payload = runs.load_payload(
+            checkpoint, ref, with_optimizer=load.with_optimizer, optimizer=load.optimizer_config
+        )
+        if load.creates_run:
+            return await _create(context, principal, load, checkpoint, payload)
+        stream = context.run(principal, str(load.request_id.owner))
+        return await submit(context, stream, load.request_id, OpKind.LOAD, _into(stream, payload))
+
+    return await or_tombstone(context, principal, OpKind.LOAD, submit_load, lambda _: json_address(raw))
+
+
+async def _create(
+    context: Context,
+    principal: Principal,
+    load: bodies.LoadWeights,
+    checkpoint: Checkpoint,
+    payload: LoadPayload,
+) -> Response:
+    session = context.session(principal, load.request_id.owner.session_id)
+    await context.call(
+        runs.load_run,
+        context.services,
+        principal.tenant,
+        str(load.request_id.owner),
+        checkpoint,
+        payload,
+        user_metadata=dict(load.user_metadata or {}),
+        session_id=session.session_id,
+    )
+    return answer(FutureResponse.of(load.request_id))
+
+
+async def _save(
+    request: Request, principal: Principal, context: Context, model: type[SaveBody], kind: OpKind
+) -> Response:
+    raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
+
+    async def submit_save() -> Response:
+        body = parse(model, raw)
+        payload = body.to_payload()
+        runs.check_metadata(dict(payload.user_metadata))
+        address = body.to_request_id()
+        return await submit(context, context.run(principal, str(address.owner)), address, kind, payload)
+
+    return await or_tombstone(context, principal, kind, submit_save, lambda _: json_address(raw))
+
+
+def _into(stream: StreamRecord, payload: LoadPayload) -> LoadPayload:
+    """A load into an existing run keeps the run's optimizer and needs its adapter's shape."""
+    own = LoraSpec.model_validate(stream.spec["lora"])
+    if own.model_copy(update={"seed": payload.lora.seed}) != payload.lora:
+        raise InvalidRequest("the checkpoint's adapter has another shape than this run's", field="path")
+    return LoadPayload.model_validate({**payload.model_dump(), "optimizer": stream.spec["optimizer"]})

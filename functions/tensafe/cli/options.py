@@ -1,0 +1,75 @@
+"""Options that several commands have, and what they are turned into."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from tensafe.contracts.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tensafe.services import Services
+
+_DEFAULT_DATA_DIR: Final = "~/.local/share/tensafe"
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help=f"Data directory, made by `tensafe init`. (default: $TENSAFE_DATA_DIR or {_DEFAULT_DATA_DIR})",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", metavar="T", help="Of this tenant alone.")]
+Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="At most so many.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def data_directory(given: Path | None) -> Path:
+    """The data directory that a command works on."""
+    chosen = given if given is not None else Path(os.environ.get("TENSAFE_DATA_DIR") or _DEFAULT_DATA_DIR)
+    return chosen.expanduser().absolute()
+
+
+@contextmanager
+def opened(given: Path | None) -> Iterator[Services]:
+    """The services of a data directory, for a command that needs no server. Raises ConfigurationError."""
+    from tensafe.local.composition import check_directory, local_services
+    from tensafe.local.model_registry import ModelRegistry
+    from tensafe.local.settings import read_settings
+
+    data_dir = data_directory(given)
+    check_directory(data_dir)
+    models = ModelRegistry(data_dir).models()
+    with local_services(read_settings(data_dir=data_dir, models=models)) as services:
+        yield services
+
+
+def parse_duration_s(text: str) -> int:
+    """Seconds of `90s`, `15m`, `12h`, `30d` or `4w`. Raises InvalidRequest."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(f"{text[:40]!r} is no duration: use a number and s, m, h, d or w, such as 30d")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask unless `yes`; anything but a clear yes ends the command.
+
+    Raises InvalidRequest where nobody can answer.
+    """
+    if yes:
+        return
+    if not typer.get_text_stream("stdin").isatty():
+        raise InvalidRequest("this cannot be undone: confirm it with --yes")
+    typer.confirm(question, abort=True)

@@ -1,0 +1,1 @@
+"""One machine, one command: settings, composition root, supervisor."""

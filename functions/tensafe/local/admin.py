@@ -1,0 +1,153 @@
+"""What an operator may do with a data directory of any tenant; the library behind the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
+from tensafe.local.composition import sqlite_items
+from tensafe.operations import layout
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.dead_letters import DeadLetter
+from tensafe.operations.reader import snapshot_seq
+from tensafe.operations.records import Operation, OpState, StreamKind, StreamRecord, StreamState
+from tensafe.privacy.ledger import Ledger
+from tensafe.privacy.statements import DomainStatement
+from tensafe.services import Services
+from tensafe.storage.ports import JsonValue
+from tensafe.wire.paths import CheckpointPath
+
+
+def tenants(services: Services) -> list[str]:
+    """Every tenant that ever had a key; nobody else can have anything here."""
+    return sorted({key.tenant for key in services.api_keys.list()})
+
+
+def list_runs(services: Services, tenant: str | None, *, limit: int) -> list[StreamRecord]:
+    """Runs of one tenant or of all, newest first."""
+    names = tenants(services) if tenant is None else [tenant]
+    found = [run for name in names for run in services.streams.list_runs(name, limit=limit)]
+    return sorted(found, key=lambda run: run.created_ms, reverse=True)[:limit]
+
+
+def find_stream(services: Services, stream_id: str) -> StreamRecord:
+    """The run or sampling session. Raises NotFound, also for what is no id at all."""
+    try:
+        stream = services.streams.find(stream_id)
+    except InvalidRequest:
+        stream = None
+    if stream is None:
+        raise NotFound(f"there is no run {stream_id[:200]!r}; `tensafe runs list` shows them")
+    return stream
+
+
+def find_run(services: Services, run_id: str) -> StreamRecord:
+    """The run. Raises NotFound."""
+    stream = find_stream(services, run_id)
+    if stream.kind is not StreamKind.RUN:
+        raise NotFound(f"{run_id} is a sampling session, not a run; `tensafe runs list` shows the runs")
+    return stream
+
+
+def run_progress(services: Services, run: StreamRecord) -> dict[str, JsonValue]:
+    """How far a run is: newest operation, first open one, snapshot, tries of the open operation."""
+    newest = services.outcomes.operations(run.stream_id, limit=1, descending=True)
+    waiting = services.outcomes.first_open(run.stream_id)
+    snapshot = services.ports.items.get(layout.stream_item(run.stream_id, "snapshot"))
+    return {
+        "newest_seq": newest[0].seq if newest else None,
+        "first_open_seq": waiting.seq if waiting else None,
+        "snapshot_seq": snapshot_seq(snapshot) if snapshot else None,
+        "held_by_trainer": services.leases.held(run.stream_id, margin_s=0),
+        "tries": max(services.leases.claims(run.stream_id), waiting.tries if waiting else 0),
+        "checkpoints": len(services.checkpoints.of_run(run.stream_id)),
+    }
+
+
+def erase_run(services: Services, run: StreamRecord) -> None:
+    """Erase the run, then take its wrapped key out of the database's own log too.
+
+    An interrupted erasure is finished by calling again. Raises Unavailable if the log stayed busy.
+    """
+    services.streams.erase(run.stream_id, run.tenant)
+    sqlite_items(services).scrub()
+
+
+def cancel_operation(services: Services, stream: StreamRecord, seq: int) -> Operation:
+    """Cancel a pending operation. Raises Conflict if it has started or ended, NotFound."""
+    operation = services.submissions.cancel(stream, seq)
+    if operation.state is not OpState.CANCELLED:
+        raise Conflict(f"operation {seq} is {operation.state.value}; only a pending one can be cancelled")
+    return operation
+
+
+def find_letter(services: Services, letter_id: str) -> DeadLetter:
+    """The dead letter. Raises NotFound, also for what is no id at all."""
+    try:
+        return services.dead_letters.show(letter_id)
+    except (InvalidRequest, NotFound):
+        raise NotFound(
+            f"there is no dead letter {letter_id[:200]!r}; `tensafe dead-letters list` shows them"
+        ) from None
+
+
+def list_checkpoints(
+    services: Services, tenant: str | None, run_id: str | None, *, limit: int
+) -> list[Checkpoint]:
+    """Listed checkpoints of a run, of a tenant or of all tenants, newest first."""
+    if run_id is not None:
+        run = find_run(services, run_id)
+        found = services.checkpoints.of_run(run_id) if tenant in (None, run.tenant) else []
+    else:
+        names = tenants(services) if tenant is None else [tenant]
+        found = [one for name in names for one in services.checkpoints.of_tenant(name, limit=limit)]
+    return sorted(found, key=lambda one: one.created_ms, reverse=True)[:limit]
+
+
+def find_checkpoint(services: Services, path: str) -> Checkpoint:
+    """The checkpoint at `tinker://RUN/KIND/NAME`. Raises InvalidRequest for another form, NotFound."""
+    parsed = CheckpointPath.parse(path)
+    checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
+    if checkpoint is None:
+        raise NotFound(f"there is no checkpoint {path}; `tensafe checkpoints list` shows them")
+    return checkpoint
+
+
+def delete_checkpoint(services: Services, checkpoint: Checkpoint) -> None:
+    """Delete the checkpoint, then take its sealed key out of the database's own log too."""
+    services.checkpoints.delete(checkpoint)
+    sqlite_items(services).scrub()
+
+
+def export_checkpoint(services: Services, checkpoint: Checkpoint, output: Path) -> None:
+    """Write the decrypted artifact to a new file, mode 0600. Raises ConfigurationError if it exists."""
+    stream = services.streams.find(checkpoint.run_id)
+    if stream is None or stream.state is StreamState.ERASED:
+        raise NotFound(f"the run of {checkpoint.path} has been erased, and its checkpoints with it")
+    data = services.checkpoints.read(stream, checkpoint)
+    try:
+        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise ConfigurationError(f"{output} exists; choose a new file") from None
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+
+
+def show_domain(services: Services, domain: str, tenant: str | None) -> DomainStatement:
+    """What the domain has spent. Raises NotFound, InvalidRequest if several tenants have one of this name."""
+    ledger = Ledger(services.ports.items, services.vault)
+    found: list[DomainStatement] = []
+    for name in tenants(services) if tenant is None else [tenant]:
+        try:
+            found.append(ledger.show(name, domain))
+        except (InvalidRequest, NotFound):
+            continue
+    if not found:
+        raise NotFound(f"there is no privacy domain {domain[:128]!r}; a run with dp settings creates its own")
+    if len(found) > 1:
+        names = ", ".join(statement.tenant for statement in found)
+        raise InvalidRequest(f"several tenants have a domain {domain!r}: choose one with --tenant ({names})")
+    return found[0]

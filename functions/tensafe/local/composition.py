@@ -1,0 +1,119 @@
+"""Composition root of the single-machine mode: SQLite, files, a key file, unix-socket bells."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.local.settings import LocalSettings
+from tensafe.operations.doorbell import queue_specs
+from tensafe.services import Ports, Services, wire
+from tensafe.storage.file_blobs import FileBlobs
+from tensafe.storage.keyfile import KeyFileRing, create_key_file
+from tensafe.storage.sqlite_items import SqliteItems
+from tensafe.storage.sqlite_queues import SqliteQueues
+from tensafe.storage.unix_bell import UnixBell
+
+LAYOUT_VERSION: Final = "1"
+_ITEMS: Final = "items.db"
+
+
+def initialise(data_dir: Path) -> str:
+    """Make the data directory and its key file; the key's id.
+
+    Raises ConfigurationError if there is a key already, or data that belongs to a lost one: no new key
+    could open it.
+    """
+    key_file = data_dir / "key.json"
+    if key_file.exists():
+        raise ConfigurationError(
+            f"{data_dir} is initialised already; its key file is {key_file}. To begin anew choose another "
+            "directory"
+        )
+    if (data_dir / _ITEMS).exists():
+        raise ConfigurationError(
+            f"{data_dir} holds data whose key file is missing; put {key_file} back from your backup. "
+            "To begin anew choose another directory"
+        )
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir.chmod(0o700)
+        for folder in ("blobs", "bells", "logs"):
+            (data_dir / folder).mkdir(mode=0o700, exist_ok=True)
+        (data_dir / "VERSION").write_text(LAYOUT_VERSION + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
+    # Last: a directory with a key is a whole one.
+    return create_key_file(key_file)
+
+
+def open_services(settings: LocalSettings) -> Services:
+    """Open the data directory. Raises ConfigurationError: no directory, no key, key refused."""
+    check_directory(settings.data_dir)
+    keyring = check_key(settings)
+    specs = tuple(queue_specs(model.name for model in settings.models))
+    bell = UnixBell(settings.data_dir / "bells")
+    # Separate secrets for separate uses; this one only signs download URLs of this installation.
+    url_secret = hashlib.sha256(b"tensafe/url/1" + settings.key_file.read_bytes()).digest()
+    ports = Ports(
+        items=SqliteItems(settings.data_dir / _ITEMS),
+        queues=SqliteQueues(settings.data_dir / "queues.db", specs, bell),
+        blobs=FileBlobs(settings.data_dir / "blobs", url_secret=url_secret, base_url=settings.base_url),
+        keyring=keyring,
+        bell=bell,
+        queue_specs=specs,
+    )
+    models = {model.name: model for model in settings.models}
+    return wire(ports, models, lease_s=settings.lease_s)
+
+
+@contextmanager
+def local_services(settings: LocalSettings) -> Iterator[Services]:
+    """`open_services` for a while; everything is closed at the end."""
+    services = open_services(settings)
+    try:
+        yield services
+    finally:
+        for port in (services.ports.bell, services.ports.queues, services.ports.items):
+            if isinstance(port, UnixBell | SqliteQueues | SqliteItems):
+                port.close()
+
+
+def sqlite_items(services: Services) -> SqliteItems:
+    """The items adapter of this mode, for what only it can do: purging and scrubbing."""
+    if not isinstance(services.ports.items, SqliteItems):
+        raise ConfigurationError("these services do not keep their items in a local file")
+    return services.ports.items
+
+
+def sqlite_queues(services: Services) -> SqliteQueues:
+    """The queues adapter of this mode, for what only it can do: handing messages back."""
+    if not isinstance(services.ports.queues, SqliteQueues):
+        raise ConfigurationError("these services do not keep their queues in a local file")
+    return services.ports.queues
+
+
+def check_key(settings: LocalSettings) -> KeyFileRing:
+    """The key ring. Raises ConfigurationError without a key file, or in production unless it is accepted."""
+    if settings.environment == "production" and not settings.accept_local_key:
+        raise ConfigurationError(
+            "TENSAFE_ENVIRONMENT=production refuses a key file on this machine; use KMS, or state that you "
+            "accept the risk with TENSAFE_ACCEPT_LOCAL_KEY=true"
+        )
+    return KeyFileRing(settings.key_file)
+
+
+def check_directory(data_dir: Path) -> None:
+    """Raise ConfigurationError unless `tensafe init` made this directory with this layout."""
+    version = data_dir / "VERSION"
+    if not version.is_file():
+        raise ConfigurationError(
+            f"{data_dir} is not a TenSafe data directory; run: tensafe init --data-dir {data_dir}"
+        )
+    found = version.read_text().strip()
+    if found != LAYOUT_VERSION:
+        raise ConfigurationError(f"{data_dir} has layout {found!r}; this release reads {LAYOUT_VERSION!r}")

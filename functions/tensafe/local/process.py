@@ -1,0 +1,26 @@
+"""What every process under the supervisor does first: make sure that it does not outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+SUPERVISOR_PID_VARIABLE: Final = "TENSAFE_SUPERVISOR_PID"
+OWNER_VARIABLE: Final = "TENSAFE_OWNER"
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent dies; a child must not outlive its supervisor.
+
+    The supervisor names itself in the environment, since it may have died while this process was still
+    importing: then the parent is already another one. On ECS the parent is the container's init, no
+    supervisor is named, and this changes nothing.
+    """
+    expected = int(os.environ.get(SUPERVISOR_PID_VARIABLE) or os.getppid())
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != expected:
+        sys.exit("the supervisor died during start-up")

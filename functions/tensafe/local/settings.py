@@ -1,0 +1,68 @@
+"""What the processes of the single-machine mode are told, read from the environment once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.contracts.training import ModelInfo
+
+ENV_PREFIX: Final = "TENSAFE_"
+
+
+class LocalSettings(BaseSettings):
+    """Environment variables `TENSAFE_*`; an unknown value is refused, not ignored."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    data_dir: Path
+    """Made by `tensafe init`."""
+    environment: Literal["development", "production"] = "development"
+    accept_local_key: bool = False
+    """In production: the operator accepts that the wrapping key is a file on this machine."""
+    models: tuple[ModelInfo, ...] = ()
+    """The base models that this deployment serves (JSON)."""
+    base_url: str = "http://127.0.0.1:8000"
+    """Where clients reach the API; signed URLs begin with it."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lease_s: float = Field(default=30.0, ge=2, le=600)
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Compute threads per task; 0 leaves the choice to the library."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @property
+    def key_file(self) -> Path:
+        return self.data_dir / "key.json"
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables from which another process reads the same settings."""
+        values = self.model_dump(mode="json")
+        return {
+            f"{ENV_PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }
+
+
+def read_settings(**given: Any) -> LocalSettings:  # noqa: ANN401 - checked by the model
+    """The environment's settings with `given` above them. Raises ConfigurationError naming what is wrong."""
+    try:
+        return LocalSettings(**given)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{ENV_PREFIX}{'.'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        )
+        raise ConfigurationError(f"settings that cannot be used: {problems}") from error
+    except SettingsError as error:
+        raise ConfigurationError(f"settings that cannot be read: {error}") from error

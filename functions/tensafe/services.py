@@ -1,0 +1,113 @@
+"""The service's rooms wired over a set of ports; the same for every mode.
+
+A composition root (one per mode) chooses the adapters and calls `wire`; nothing else constructs a
+room, and nothing here knows which platform it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tensafe.auth.keys import ApiKeys
+from tensafe.contracts.errors import NotFound
+from tensafe.contracts.training import ModelInfo
+from tensafe.operations.checkpoints import Checkpoints
+from tensafe.operations.dead_letters import DeadLetters
+from tensafe.operations.doorbell import Doorbell
+from tensafe.operations.leases import Leases
+from tensafe.operations.outcomes import Outcomes
+from tensafe.operations.retention import Retention
+from tensafe.operations.sessions import Sessions
+from tensafe.operations.streams import Stores, Streams, now_ms
+from tensafe.operations.submissions import Submissions
+from tensafe.operations.sweeper import Sweeper
+from tensafe.operations.worker_status import WorkerStatus
+from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
+from tensafe.vault.artifacts import Artifacts
+from tensafe.vault.vault import Vault
+
+LEASE_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The adapters of one mode."""
+
+    items: Items
+    queues: Queues
+    blobs: Blobs
+    keyring: KeyRing
+    bell: Bell
+    queue_specs: tuple[QueueSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that the edge, the workers and the supervisor use."""
+
+    ports: Ports
+    models: Mapping[str, ModelInfo]
+    vault: Vault
+    artifacts: Artifacts
+    streams: Streams
+    sessions: Sessions
+    leases: Leases
+    doorbell: Doorbell
+    submissions: Submissions
+    outcomes: Outcomes
+    dead_letters: DeadLetters
+    sweeper: Sweeper
+    checkpoints: Checkpoints
+    retention: Retention
+    api_keys: ApiKeys
+    workers: WorkerStatus
+
+    def model(self, name: str) -> ModelInfo:
+        """The base model of this name. Raises NotFound listing what there is."""
+        info = self.models.get(name)
+        if info is None:
+            served = ", ".join(sorted(self.models)) or "none"
+            raise NotFound(f"no base model {name[:200]!r} here; there are: {served}", field="base_model")
+        return info
+
+
+def wire(
+    ports: Ports,
+    models: Mapping[str, ModelInfo],
+    *,
+    lease_s: float = LEASE_S,
+    clock_ms: Callable[[], int] = now_ms,
+) -> Services:
+    """Build the rooms over the ports; all of them read one clock (Unix time in milliseconds)."""
+
+    def clock_s() -> float:
+        return clock_ms() / 1000
+
+    vault = Vault(ports.items, ports.blobs, ports.keyring)
+    stores = Stores(ports.items, ports.blobs, vault)
+    artifacts = Artifacts(vault, ports.blobs)
+    streams = Streams(stores, clock_ms=clock_ms)
+    leases = Leases(ports.items, lease_s=lease_s, clock_ms=clock_ms)
+    doorbell = Doorbell(ports.queues, ports.bell, leases, clock_ms=clock_ms)
+    outcomes = Outcomes(stores, doorbell, clock_ms=clock_ms)
+    checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
+    return Services(
+        ports=ports,
+        models=models,
+        vault=vault,
+        artifacts=artifacts,
+        streams=streams,
+        sessions=Sessions(ports.items, clock_ms=clock_ms),
+        leases=leases,
+        doorbell=doorbell,
+        submissions=Submissions(stores, doorbell, clock_ms=clock_ms),
+        outcomes=outcomes,
+        dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, clock_ms=clock_ms),
+        sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, clock_ms=clock_ms),
+        checkpoints=checkpoints,
+        retention=Retention(stores, checkpoints, clock_ms=clock_ms),
+        api_keys=ApiKeys(ports.items, clock=clock_s),
+        workers=WorkerStatus(ports.items, clock=clock_s),
+    )

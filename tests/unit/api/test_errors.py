@@ -1,0 +1,117 @@
+"""Every deliberate error has its status, and all that leaves the edge has one shape."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from tensafe.api.errors import STATUS, status_of
+from tensafe.contracts import errors
+from tensafe.services import Services
+from tensafe.storage import ports
+
+SECRET = "prompt-text-51be"
+EXPECTED = {
+    errors.InvalidRequest: (422, 422),
+    errors.Unsupported: (422, 422),
+    errors.PayloadTooLarge: (413, 413),
+    errors.Unauthenticated: (401, 401),
+    errors.Forbidden: (403, 403),
+    errors.NotFound: (404, 404),
+    errors.Conflict: (409, 422),
+    errors.Gone: (410, 404),
+    errors.RunBlocked: (409, 422),
+    errors.BudgetExceeded: (422, 422),
+    errors.Unavailable: (503, 503),
+    errors.IntegrityError: (500, 500),
+    errors.ConfigurationError: (500, 500),
+    errors.TensafeError: (500, 500),
+    ports.StorageError: (503, 503),
+}
+RETRIED_BY_THE_SDK = {408, 409, 429}
+
+
+def test_no_error_of_the_contracts_is_forgotten() -> None:
+    kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
+    deliberate = {kind for kind in kinds if issubclass(kind, errors.TensafeError)}
+    assert deliberate == set(EXPECTED) - {ports.StorageError}
+    assert set(STATUS) <= set(EXPECTED)
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_status_by_type(kind: type[errors.TensafeError]) -> None:
+    error = kind("said")
+    native, tinker = EXPECTED[kind]
+    assert (status_of(error, tinker=False), status_of(error, tinker=True)) == (native, tinker)
+    if error.category == "user" and native < 500:
+        assert tinker not in RETRIED_BY_THE_SDK
+
+
+def test_a_subclass_has_the_status_of_its_nearest_parent() -> None:
+    class TooManyExamples(errors.PayloadTooLarge):
+        """Some new refusal."""
+
+    assert status_of(TooManyExamples("x"), tinker=False) == 413
+    assert status_of(ports.StaleReceipt("x"), tinker=True) == 503
+
+
+def raising(http: TestClient, error: Exception) -> None:
+    app = http.app
+    assert isinstance(app, FastAPI)
+
+    @app.get("/raise")
+    async def fail() -> None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "told"),
+    [
+        (errors.NotFound("no such thing", field="x"), 404, "not_found", "no such thing"),
+        (errors.Unavailable("the queue is busy"), 503, "unavailable", "the queue is busy"),
+        (errors.IntegrityError(SECRET), 500, "integrity_error", "the service failed"),
+        (ports.StorageError(SECRET), 503, "storage_error", "the service failed"),
+        (RuntimeError(SECRET), 500, "internal_error", "the service failed"),
+        (UnicodeDecodeError("utf-8", SECRET.encode(), 0, 1, SECRET), 500, "internal_error", "the service"),
+    ],
+)
+def test_the_shape(
+    http: TestClient,
+    error: Exception,
+    status: int,
+    code: str,
+    told: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raising(http, error)
+    with caplog.at_level(logging.INFO, "tensafe"):
+        answer = http.get("/raise")
+    body = answer.json()["error"]
+    assert (answer.status_code, body["code"], body["field"]) == (status, code, getattr(error, "field", None))
+    assert body["message"].startswith(told)
+    assert answer.json()["detail"] == body["message"]
+    assert body["request_id"].startswith("req-")
+    assert SECRET not in answer.text
+    assert all(SECRET not in record.getMessage() for record in caplog.records)
+    if status == 503:
+        assert answer.headers["retry-after"] == "1"
+    if status >= 500:
+        record = next(record for record in caplog.records if record.levelno == logging.ERROR)
+        assert record.__dict__["request_id"] == body["request_id"]
+        assert record.__dict__["route"] == "/raise"
+
+
+def test_a_query_that_fastapi_refuses_has_the_shape_too(http: TestClient) -> None:
+    answer = http.get("/v1/training_clients?limit=many")
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "limit")
+    assert http.get("/v1/training_clients?limit=0").json()["error"]["field"] == "limit"
+
+
+def test_401_says_how_to_authenticate(http: TestClient, services: Services) -> None:
+    answer = http.get("/v1/training_clients", headers={"X-API-Key": "tml-no"})
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="tensafe"')
+    assert "tensafe keys create" in answer.json()["detail"]

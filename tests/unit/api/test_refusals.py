@@ -1,0 +1,114 @@
+"""The seq of a refused operation is read from whatever arrived, and filled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import zstandard
+from starlette.testclient import TestClient
+
+from tensafe.api.bodies import JSON_MAX_BYTES
+from tensafe.api.context import BodyTooLarge
+from tensafe.api.tinker import refusals
+from tensafe.api.tinker.refusals import json_address, protobuf_address
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.operations.records import OpState
+from tests.unit.operations.world import World
+from tests.unit.wire.messages import request
+
+RUN = "s-1:train:0"
+REFUSED = InvalidRequest("refused")
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+
+
+def body(seq: int = 1, examples: int = 3) -> bytes:
+    message = request(examples)
+    message.model_id, message.seq_id = RUN, seq
+    return bytes(message.SerializeToString())
+
+
+def test_json_says_its_address() -> None:
+    assert json_address(json.dumps({"model_id": RUN, "seq_id": 4, "x": [1]}).encode()) == (RUN, 4)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"model_id":1,"seq_id":1}',
+        b'{"model_id":"a","seq_id":true}',
+        b"[" * 10**5,
+    ],
+)
+def test_json_that_does_not_say_it(raw: bytes) -> None:
+    assert json_address(raw) is None
+
+
+def test_json_over_the_cap_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals.json, "loads", lambda _: pytest.fail("it was parsed"))
+    assert json_address(b" " * (JSON_MAX_BYTES + 1)) is None
+
+
+def test_protobuf_says_it_damaged_compressed_or_cut_short() -> None:
+    whole = body(7)
+    frame = zstandard.compress(body(7, examples=3000))
+    for raw, encoding, error in (
+        (whole, None, REFUSED),
+        (whole[:100], None, REFUSED),
+        (whole + b"\xff" * 50, None, REFUSED),
+        (frame, "zstd", REFUSED),
+        (frame[:-2], " ZSTD ", REFUSED),
+        (b"", None, BodyTooLarge(1, whole)),
+        (b"", "zstd", BodyTooLarge(1, frame)),
+    ):
+        assert protobuf_address(raw, encoding, error) == (RUN, 7)
+
+
+@pytest.mark.parametrize("encoding", [None, "zstd", "gzip"])
+def test_protobuf_that_does_not_say_it(encoding: str | None) -> None:
+    for raw in (b"", b"\0" * 50, b"\xff" * 50, b"\x28\xb5\x2f\xfd" + b"\xff" * 50):
+        assert protobuf_address(raw, encoding, REFUSED) is None
+
+
+def test_a_bomb_is_not_unpacked_for_its_address() -> None:
+    frame = zstandard.ZstdCompressor().compress(body(3) + b"\0" * 200_000_000)
+    assert protobuf_address(frame, "zstd", REFUSED) == (RUN, 3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "headers"),
+    [
+        (body(1)[:90], {}),
+        (zstandard.compress(body(1, examples=3000))[:-2], {"Content-Encoding": "zstd"}),
+        (body(1) + b"\0" * 17_000_000, {}),
+    ],
+)
+def test_the_seq_of_what_was_refused_is_filled(
+    world: World, http: TestClient, raw: bytes, headers: dict[str, str]
+) -> None:
+    run = world.run()
+    answer = http.post("/api/v1/forward_backward", content=raw, headers={**PROTOBUF, **headers})
+    assert answer.status_code in (413, 422)
+    operation = world.op(run, 1)
+    assert (operation.state, operation.failure and operation.failure.message) == (
+        OpState.FAILED,
+        answer.json()["detail"],
+    )
+
+
+def test_what_was_refused_for_its_seq_or_belongs_to_somebody_else_leaves_nothing(
+    world: World, http: TestClient
+) -> None:
+    mine, theirs = world.run(), world.run("s-2:train:0", tenant="globex")
+    step = {"model_id": RUN, "seq_id": 1, "adam_params": {"learning_rate": 0.1}}
+    assert http.post("/api/v1/optim_step", json=step).status_code == 200
+    step["adam_params"] = {"learning_rate": 0.2}
+    assert http.post("/api/v1/optim_step", json=step).status_code == 422
+    assert world.op(mine, 1).state is OpState.PENDING
+    step = {"model_id": theirs.stream_id, "seq_id": 1, "adam_params": {"nothing": 1}}
+    assert http.post("/api/v1/optim_step", json=step).status_code == 422
+    assert [operation.seq for operation in world.log(theirs)] == [0]

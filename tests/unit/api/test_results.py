@@ -1,0 +1,78 @@
+"""Results by either face: announced, listed, failed, cancelled."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.testclient import TestClient
+
+from tensafe.api.tinker.futures import METADATA_FIRST_BYTES
+from tests.unit.operations.world import World
+
+LARGE = b'{"x":"' + b"a" * (METADATA_FIRST_BYTES + 1) + b'"}'
+
+
+def test_a_large_result_is_announced_once(world: World, http: TestClient) -> None:
+    """The SDK fails if it is announced again after it has said that it knows the size."""
+    sampler = world.sampler()
+    for seq, data in ((1, LARGE), (2, b"{}")):
+        world.complete(sampler, world.submit(sampler, seq), data)
+    target = {"target": {"sampling_session_id": sampler.stream_id}}
+    listed = http.post("/api/v1/retrieve_futures", json=target).json()
+    sizes = {done["request_id"]: done["response_payload_uncompressed_size"] for done in listed["completions"]}
+    assert sizes == {"s-1:sample:0:1": len(LARGE), "s-1:sample:0:2": 2}
+    assert listed["cursor"] == 2
+    known = {"request_id": "s-1:sample:0:1", "allow_metadata_only": False}
+    assert http.post("/api/v1/retrieve_future", json=known).content == LARGE
+    unknown = {**known, "allow_metadata_only": True}
+    assert http.post("/api/v1/retrieve_future", json=unknown).json() == {
+        "status": "complete_metadata",
+        "response_payload_size": len(LARGE),
+    }
+    small = {"request_id": "s-1:sample:0:2", "allow_metadata_only": True}
+    assert http.post("/api/v1/retrieve_future", json=small).content == b"{}"
+
+
+def test_what_has_not_ended_is_held_for_the_whole_poll(world: World, http: TestClient) -> None:
+    run = world.run()
+    world.submit(run, 1)
+    for call in (
+        lambda: http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"}),
+        lambda: http.get("/v1/futures/s-1:train:0:1/result?timeout_s=0.2"),
+    ):
+        began = time.monotonic()
+        answer = call()
+        assert time.monotonic() - began >= 0.2
+        assert answer.status_code in (408, 202)
+
+
+def test_an_answer_of_408_says_how_it_stands(world: World, http: TestClient) -> None:
+    world.submit(world.run(), 1)
+    answer = http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"})
+    assert answer.json() == {"type": "try_again", "request_id": "s-1:train:0:1", "queue_state": "active"}
+
+
+def test_a_failure_is_200_for_the_sdk_and_422_elsewhere(world: World, http: TestClient) -> None:
+    run = world.run()
+    world.fail(run, world.submit(run, 1))
+    told = http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"})
+    assert (told.status_code, told.json()) == (200, {"error": "[invalid_request] no", "category": "user"})
+    native = http.get("/v1/futures/s-1:train:0:1/result")
+    assert (native.status_code, native.json()["error"]["code"]) == (422, "invalid_request")
+    assert http.get("/v1/futures/s-1:train:0:1").json()["state"] == "failed"
+
+
+def test_a_run_erased_while_somebody_waits(world: World, http: TestClient) -> None:
+    run = world.run()
+    world.submit(run, 1)
+    world.services.streams.erase(run.stream_id, run.tenant)
+    assert http.get("/v1/futures/s-1:train:0:1/result").status_code == 410
+    gone = http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"})
+    assert gone.status_code == 404  # 410 would have the SDK submit it again
+
+
+def test_an_expired_result_is_gone(world: World, http: TestClient) -> None:
+    run = world.run()
+    world.complete(run, world.submit(run, 1))
+    world.later(8 * 86_400)
+    assert http.get("/v1/futures/s-1:train:0:1/result").status_code == 410
