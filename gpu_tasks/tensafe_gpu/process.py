@@ -1,0 +1,46 @@
+"""What every task process does: die with its supervisor, name itself, stop on SIGTERM, say it lives."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+import time
+
+from tensafe.local.process import OWNER_VARIABLE, die_with_parent
+from tensafe.operations.worker_status import TTL_S, Role
+from tensafe.services import Services
+
+__all__ = ["announce_forever", "die_with_parent", "owner_name", "stop_on_signals"]
+
+
+def owner_name(role: str) -> str:
+    """A name for this process incarnation; never used twice.
+
+    The supervisor passes one in TENSAFE_OWNER so that it can break this process's leases at once
+    when it sees it die.
+    """
+    return os.environ.get(OWNER_VARIABLE) or f"{role}-{os.getpid()}-{secrets.token_hex(6)}"
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def announce_forever(
+    services: Services, role: Role, base_model: str, owner: str, stop: threading.Event
+) -> None:
+    """Announce readiness now and from a thread of its own until `stop`."""
+    since_s = int(time.time())
+    services.workers.announce(role, base_model, owner, since_s)
+
+    def repeat() -> None:
+        while not stop.wait(TTL_S / 3):
+            services.workers.announce(role, base_model, owner, since_s)
+
+    threading.Thread(target=repeat, name="announce", daemon=True).start()

@@ -1,0 +1,70 @@
+"""`python -m tensafe_gpu.sampler --model NAME`: a sampler process for one base model."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import threading
+import time
+
+from tensafe.contracts.errors import TensafeError
+from tensafe.contracts.training import ModelInfo
+from tensafe.local.composition import open_services
+from tensafe.local.settings import LocalSettings
+from tensafe.observability import configure_logging
+from tensafe.services import Services
+from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
+from tensafe_gpu.sampler.environment import configure_environment
+
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    services: Services, info: ModelInfo, settings: LocalSettings, owner: str, stop: threading.Event
+) -> None:
+    """Start the engine, announce it, serve until `stop`."""
+    # vLLM reads its environment when it is imported, so not before configure_environment has run.
+    from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
+    from tensafe_gpu.sampler.worker import SamplerWorker  # noqa: PLC0415
+
+    began = time.monotonic()
+    engine = await SamplingEngine.start(
+        info.path,
+        dtype=settings.dtype,
+        max_context_tokens=info.max_context_tokens,
+        max_lora_rank=info.max_lora_rank,
+    )
+    log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
+    announce_forever(services, "sampler", info.name, owner, stop)
+    try:
+        await SamplerWorker(services, info.name, engine).run(stop)
+    finally:
+        await engine.close()
+
+
+def main() -> None:
+    """Read the environment, load the model, serve until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    stop = stop_on_signals()
+    settings = LocalSettings()  # type: ignore[call-arg]  # read from the environment
+    configure_environment(device=settings.device, threads=settings.threads or 1)
+    configure_logging("sampler", settings.log_level)
+    services = open_services(settings)
+    info = services.model(arguments.model)
+    owner = owner_name("sampler")
+    try:
+        asyncio.run(serve(services, info, settings, owner, stop))
+    except TensafeError as error:
+        log.error("sampler stopped: %s", error.code, exc_info=error)
+        sys.exit(error.message)
+    finally:
+        services.workers.withdraw(owner)
+
+
+if __name__ == "__main__":
+    main()

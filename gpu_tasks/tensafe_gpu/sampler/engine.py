@@ -1,0 +1,253 @@
+"""`SamplingEngine`: concurrent sampling from one base model and many adapters, on vLLM's AsyncLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable, Unsupported
+from tensafe.contracts.sampling import SampleRequest, SampleResult
+from tensafe_gpu.sampler.adapters import Adapter, BaseShapes, check_adapter, read_base_shapes
+from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
+from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
+from tensafe_gpu.sampler.residency import ResidentAdapters
+from tensafe_gpu.sampler.translate import Limits, check_request, sampling_arguments, to_result
+from tensafe_gpu.sampler.warmup import warmup_requests
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_LOG: Final = logging.getLogger(__name__)
+
+_REFUSED: Final = (
+    "vLLM cannot load this adapter; for some model families it takes no LoRA on lm_head "
+    "(train_unembed=False leaves it out)"
+)
+_HEALTH_INTERVAL_S: Final = 0.25
+_SHUTDOWN_S: Final = 1.0
+"""Grace for vLLM's process before it is killed; it holds nothing that has to be saved."""
+
+
+class SamplingEngine:
+    """Samples from a base model and its adapters; every method runs in the loop that called `start`.
+
+    Returned logprobs, sampled, top-k and prompt alike, are those of the model itself: temperature 1,
+    before top_k and top_p.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, settings: EngineSettings, base: BaseShapes, private: PrivateDirectory
+    ) -> None:
+        """Used by `start`."""
+        self._llm = llm
+        self._base = base
+        self._private = private
+        self._max_rank = settings.max_lora_rank
+        self.limits = Limits(llm.model_config.get_vocab_size(), settings.max_context_tokens)
+        self._adapters = ResidentAdapters(settings.max_resident_adapters, self._load, self._unload)
+        self._request_ids = itertools.count(1)
+        self._closed = False
+
+    @classmethod
+    async def start(
+        cls,
+        model_path: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        max_context_tokens: int,
+        max_loras: int = 4,
+        max_lora_rank: int = 32,
+        max_resident_adapters: int = 16,
+        max_sequences: int = 64,
+        private_root: Path = DEFAULT_ROOT,
+    ) -> SamplingEngine:
+        """Load the model and warm up. `configure_environment` must have run; blocks the loop meanwhile.
+
+        `max_loras` adapters can run in one step, `max_resident_adapters` are kept loaded and at most
+        `max_sequences` continuations run at once; what comes on top waits.
+        Raises ConfigurationError.
+        """
+        settings = EngineSettings(
+            model_path=Path(model_path),
+            dtype=dtype,
+            max_context_tokens=max_context_tokens,
+            max_loras=max_loras,
+            max_lora_rank=max_lora_rank,
+            max_resident_adapters=max(max_resident_adapters, max_loras),
+            max_sequences=max_sequences,
+        )
+        began = time.monotonic()
+        private = PrivateDirectory(private_root)
+        llm: AsyncLLM | None = None
+        try:
+            llm = launch(settings, private.path)
+            await repair(llm)
+            engine = cls(llm, settings, read_base_shapes(str(model_path)), private)
+            await asyncio.gather(*(engine.sample(request) for request in warmup_requests()))
+        except BaseException:
+            if llm is not None:
+                llm.shutdown(timeout=_SHUTDOWN_S)
+            private.close()
+            raise
+        _LOG.info("sampling engine ready", extra={"start_s": round(time.monotonic() - began, 1)})
+        return engine
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests can be answered; once false it stays false and the process should end."""
+        return not self._closed and not self._llm.errored
+
+    async def wait_until_dead(self) -> None:
+        """Return once the engine has died or was closed."""
+        while self.healthy:
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+    def is_resident(self, identity: str) -> bool:
+        """Whether the adapter `name@version` is loaded now; it may be evicted at any await."""
+        return identity in self._adapters
+
+    async def ensure_adapter(self, adapter: Adapter) -> None:
+        """Load the adapter ahead of its requests. Raises as `sample` does."""
+        self._require_healthy()
+        async with self._adapters.lease(adapter):
+            pass
+
+    async def sample(
+        self, request: SampleRequest, adapter: Adapter | None = None, *, cache_scope: str | None = None
+    ) -> SampleResult:
+        """Draw `request.num_samples` continuations. Cancelling it aborts them in vLLM.
+
+        Requests with the same `cache_scope` (a tenant, say) may reuse each other's prompt
+        computation, which shows in `prompt_cache_hit_tokens` and in the time taken; without a scope
+        nothing is shared. The same seed, prompt, parameters and weights give the same tokens.
+        Raises InvalidRequest (with `field`) for a request or adapter that cannot be served and
+        Unavailable when the engine is dead or gave up.
+        """
+        self._require_healthy()
+        check_request(request, self.limits)
+        salt = secrets.token_hex(16) if cache_scope is None else f"scope:{cache_scope}"
+        if adapter is None:
+            outputs = await self._generate_all(request, salt, None)
+        else:
+            async with self._adapters.lease(adapter) as resident:
+                lora = _lora_request(resident.identity, resident.adapter_id, resident.path)
+                outputs = await self._generate_all(request, salt, lora)
+        return to_result(request, outputs)
+
+    async def close(self) -> None:
+        """End vLLM's processes and remove the private directory; pending samples raise Unavailable."""
+        if self._closed:
+            return
+        self._closed = True
+        self._llm.shutdown(timeout=_SHUTDOWN_S)
+        self._private.close()
+
+    def _require_healthy(self) -> None:
+        if not self.healthy:
+            raise Unavailable("the sampling engine is not running")
+
+    async def _generate_all(
+        self, request: SampleRequest, salt: str, lora: LoRARequest | None
+    ) -> list[RequestOutput]:
+        """One vLLM request per continuation, each with its own seed; one failure aborts the others."""
+        if request.num_samples == 1:
+            return [await self._generate(request, 0, salt, lora)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._generate(request, index, salt, lora))
+                    for index in range(request.num_samples)
+                ]
+        except* TensafeError as errors:
+            raise _first(errors) from None
+        return [task.result() for task in tasks]
+
+    async def _generate(
+        self, request: SampleRequest, index: int, salt: str, lora: LoRARequest | None
+    ) -> RequestOutput:
+        from vllm import SamplingParams  # noqa: PLC0415 - only after launch has imported vLLM
+        from vllm.exceptions import VLLMClientError, VLLMError  # noqa: PLC0415
+        from vllm.inputs import TokensPrompt  # noqa: PLC0415
+        from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
+
+        arguments = sampling_arguments(request, self.limits, index)
+        params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True, **arguments)
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt), cache_salt=salt)
+        request_id = f"s{next(self._request_ids)}"
+        last: RequestOutput | None = None
+        try:
+            async for output in self._llm.generate(prompt, params, request_id, lora_request=lora):
+                last = output
+        except VLLMClientError as error:
+            _LOG.error("vLLM refused a checked request", extra={"error": type(error).__name__})
+            raise InvalidRequest("the engine does not accept this request") from error
+        except VLLMError as error:
+            raise Unavailable("the sampling engine failed; try again") from error
+        if last is None:
+            raise Unavailable("the sampling engine stopped; try again")
+        return last
+
+    async def _load(self, adapter_id: int, adapter: Adapter) -> str:
+        """Check the adapter, hand it to vLLM through memory-backed files, and check what vLLM made of it."""
+        files = await asyncio.to_thread(check_adapter, adapter.files, self._base, self._max_rank)
+        began = time.monotonic()
+        directory = self._private.write(files)
+        try:
+            await self._add_to_vllm(_lora_request(adapter.identity, adapter_id, str(directory)))
+        finally:
+            self._private.remove(directory)
+        size_bytes = sum(map(len, files.values()))
+        load_ms = round(1000 * (time.monotonic() - began), 1)
+        _LOG.info(
+            "adapter loaded",
+            extra={"adapter_id": adapter_id, "size_bytes": size_bytes, "load_ms": load_ms},
+        )
+        return str(directory)
+
+    async def _add_to_vllm(self, lora: LoRARequest) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 - as in _generate
+
+        try:
+            await self._llm.add_lora(lora)
+            unapplied = await self._llm.collective_rpc("tensafe_unapplied", args=(lora.lora_int_id,))
+            missing = sorted({name for names in unapplied for name in names})
+            if missing:
+                raise Unsupported(
+                    f"vLLM takes no LoRA on {', '.join(missing[:4])} of this model", field="adapter"
+                )
+        except EngineDeadError as error:
+            raise Unavailable("the sampling engine failed; try again") from error
+        except Exception as error:
+            # vLLM may have kept a half of it. It raises bare exceptions for whatever went wrong.
+            await self._llm.remove_lora(lora.lora_int_id)
+            if isinstance(error, TensafeError):
+                raise
+            raise InvalidRequest(_REFUSED, field="adapter") from error
+
+    async def _unload(self, adapter_id: int) -> None:
+        """Take an idle adapter out of vLLM.
+
+        A request that ended at a stop string still runs in vLLM until an abort arrives there, and it
+        would load its adapter again. The question beforehand makes a round trip behind that abort.
+        """
+        await self._llm.list_loras()
+        await self._llm.remove_lora(adapter_id)
+
+
+def _lora_request(identity: str, adapter_id: int, path: str) -> LoRARequest:
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415 - as in SamplingEngine._generate
+
+    return LoRARequest(lora_name=identity, lora_int_id=adapter_id, lora_path=path)
+
+
+def _first(errors: ExceptionGroup[TensafeError]) -> TensafeError:
+    """One error of a group; they all ended the same request."""
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error

@@ -1,0 +1,113 @@
+"""Starting vLLM's AsyncLLM with the repairs of worker_extension installed, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.contracts.sampling import MAX_TOPK_LOGPROBS
+from tensafe_gpu.sampler.engine_logging import logging_configuration
+from tensafe_gpu.sampler.environment import environment_device, environment_is_configured
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_LOG: Final = logging.getLogger(__name__)
+
+_WORKER_EXTENSION: Final = "tensafe_gpu.sampler.worker_extension.SamplerWorkerExtension"
+_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for max_lora_rank; every adapter slot takes memory for this rank."""
+_CPU_BLOCK_TOKENS: Final = 32
+"""KV cache block on CPU, where vLLM takes 128: only whole blocks of a prompt are shared (docs/vllm.md)."""
+_BATCHED_TOKENS: Final = 2048
+"""Tokens in one step. Prompt logprobs take float32 [tokens, vocabulary] of memory at a time."""
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What one engine is started with. Sizes are counts of tokens, sequences or adapters."""
+
+    model_path: Path
+    dtype: Dtype
+    max_context_tokens: int
+    max_loras: int
+    max_lora_rank: int
+    max_resident_adapters: int
+    max_sequences: int
+
+    def __post_init__(self) -> None:
+        if not (self.model_path / "config.json").is_file():
+            raise ConfigurationError(
+                f"{self.model_path} is not a local model folder: it has no config.json", field="model_path"
+            )
+        if not 1 <= self.max_lora_rank <= _RANKS[-1]:
+            raise ConfigurationError(f"the rank limit must be 1 to {_RANKS[-1]}", field="max_lora_rank")
+        if not 1 <= self.max_loras <= self.max_resident_adapters:
+            raise ConfigurationError(
+                "max_loras must be at least 1 and at most max_resident_adapters", field="max_loras"
+            )
+
+    def vllm_arguments(self) -> dict[str, Any]:
+        """Arguments of vllm.AsyncEngineArgs."""
+        on_cpu = environment_device() == "cpu"
+        return {
+            "model": str(self.model_path),
+            "dtype": self.dtype,
+            "max_model_len": self.max_context_tokens,
+            "max_num_seqs": self.max_sequences,
+            "max_num_batched_tokens": max(_BATCHED_TOKENS, self.max_sequences),
+            "enforce_eager": on_cpu,
+            "block_size": _CPU_BLOCK_TOKENS if on_cpu else None,
+            "enable_lora": True,
+            "max_loras": self.max_loras,
+            "max_cpu_loras": self.max_resident_adapters,
+            "max_lora_rank": next(rank for rank in _RANKS if rank >= self.max_lora_rank),
+            "max_logprobs": MAX_TOPK_LOGPROBS,
+            "logprobs_mode": "raw_logprobs",
+            "enable_prefix_caching": True,
+            "trust_remote_code": False,
+            "enable_log_requests": False,
+            "disable_log_stats": True,
+            "worker_extension_cls": _WORKER_EXTENSION,
+            # vLLM's default is 0: every restart would draw the same tokens for unseeded requests.
+            "seed": secrets.randbits(31),
+        }
+
+
+def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
+    """Start the engine's process and wait until the model is loaded; blocks for 10 to 30 seconds.
+
+    `runtime_directory` gets vLLM's unix sockets and logging configuration. Raises ConfigurationError.
+    """
+    if not environment_is_configured():
+        raise ConfigurationError("call configure_environment before the sampling engine is started")
+    logging_file = runtime_directory / "logging.json"
+    logging_file.write_bytes(logging_configuration())
+    os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(logging_file)
+    os.environ["VLLM_RPC_BASE_PATH"] = str(runtime_directory)
+
+    # vLLM reads the environment when it is imported, so it is imported here and not above.
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+    from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
+
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.vllm_arguments()))
+    except Exception as error:
+        _LOG.error("vLLM did not start: %s", error)  # there is no request yet that it could quote
+        raise ConfigurationError(f"vLLM cannot start on {settings.model_path}; see the log") from error
+
+
+async def repair(llm: AsyncLLM) -> None:
+    """Install the repairs in every worker. Raises ConfigurationError if one does not fit this vLLM."""
+    try:
+        facts = await llm.collective_rpc("tensafe_repair")
+    except Exception as error:
+        raise ConfigurationError("this version of vLLM cannot be repaired; see docs/vllm.md") from error
+    _LOG.info("sampling engine repaired", extra={"workers": len(facts), **facts[0]})

@@ -1,0 +1,112 @@
+"""Which adapters vLLM holds: least recently used out, never one that a request needs.
+
+vLLM loads an adapter that it does not hold *inside the forward pass*, from a path that no longer
+exists here, and an error there ends the engine for everybody. So the number of adapters in vLLM never
+passes its capacity, an adapter in use is never evicted, and nothing reaches vLLM without a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from tensafe_gpu.sampler.adapters import Adapter
+
+_LOG: Final = logging.getLogger(__name__)
+
+Load = Callable[[int, Adapter], Awaitable[str]]
+"""Put the adapter into vLLM under a new id; returns the path that vLLM knows it by."""
+Unload = Callable[[int], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter in vLLM. `adapter_id` and `path` are never used twice."""
+
+    identity: str
+    adapter_id: int
+    path: str
+
+
+class ResidentAdapters:
+    """At most `capacity` adapters in vLLM; one load or eviction at a time."""
+
+    def __init__(self, capacity: int, load: Load, unload: Unload) -> None:
+        self._capacity = capacity
+        self._load = load
+        self._unload = unload
+        self._ids = itertools.count(1)
+        self._held: OrderedDict[str, Resident] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._leases: Counter[str] = Counter()
+        self._changing = asyncio.Lock()
+        self._released = asyncio.Event()
+
+    def __contains__(self, identity: str) -> bool:
+        return identity in self._held
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @asynccontextmanager
+    async def lease(self, adapter: Adapter) -> AsyncIterator[Resident]:
+        """The adapter, loaded if need be, and kept until the end of the block.
+
+        While all places are taken by adapters in use it waits for one, in order of arrival. Raises
+        what `load` raises; a later lease tries again.
+        """
+        identity = adapter.identity
+        self._leases[identity] += 1
+        try:
+            if identity not in self._held:
+                # Shielded: a load that was begun is finished and entered here even if its request is
+                # cancelled, or vLLM would hold an adapter that nobody counts.
+                await asyncio.shield(self._loading_task(adapter))
+            self._held.move_to_end(identity)
+            yield self._held[identity]
+        finally:
+            self._leases[identity] -= 1
+            if not self._leases[identity]:
+                del self._leases[identity]
+            self._released.set()
+
+    def _loading_task(self, adapter: Adapter) -> asyncio.Task[None]:
+        """The one task that is loading this adapter."""
+        identity = adapter.identity
+        task = self._loading.get(identity)
+        if task is None:
+            task = asyncio.create_task(self._bring_in(adapter), name=f"load {identity}")
+            self._loading[identity] = task
+            task.add_done_callback(lambda done: self._loaded(identity, done))
+        return task
+
+    def _loaded(self, identity: str, task: asyncio.Task[None]) -> None:
+        del self._loading[identity]
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.warning("adapter not loaded", extra={"error": type(task.exception()).__name__})
+
+    async def _bring_in(self, adapter: Adapter) -> None:
+        async with self._changing:
+            await self._make_room()
+            adapter_id = next(self._ids)
+            path = await self._load(adapter_id, adapter)
+            self._held[adapter.identity] = Resident(adapter.identity, adapter_id, path)
+
+    async def _make_room(self) -> None:
+        """Evict the least recently used adapter without a lease once the capacity is reached."""
+        while len(self._held) >= self._capacity:
+            idle = next((r for r in self._held.values() if r.identity not in self._leases), None)
+            if idle is None:
+                self._released.clear()
+                await self._released.wait()
+                continue
+            # First out of our table: a request that comes now loads it again under a new id.
+            del self._held[idle.identity]
+            await self._unload(idle.adapter_id)
+            _LOG.info("adapter evicted", extra={"adapter_id": idle.adapter_id})

@@ -1,0 +1,62 @@
+"""`python -m tensafe_gpu.trainer --model NAME`: a trainer process for one base model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+import torch
+
+from tensafe.local.composition import open_services
+from tensafe.local.settings import LocalSettings
+from tensafe.observability import configure_logging
+from tensafe.privacy.ledger import Ledger
+from tensafe.services import Services
+from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
+from tensafe_gpu.trainer.base_model import BaseModel
+from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.execute import Executor
+from tensafe_gpu.trainer.private_steps import PrivateSteps
+from tensafe_gpu.trainer.snapshots import Snapshots
+from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+def build_worker(
+    services: Services, name: str, base: BaseModel, owner: str, settings: WorkerSettings | None = None
+) -> TrainerWorker:
+    """The trainer's parts, put together."""
+    engine = Engine(base)
+    private_steps = PrivateSteps(services, engine, Ledger(services.ports.items, services.vault))
+    executor = Executor(services, engine, private_steps)
+    snapshots = Snapshots(services, engine)
+    return TrainerWorker(services, name, executor, snapshots, private_steps, owner=owner, settings=settings)
+
+
+def main() -> None:
+    """Read the environment, load the model, serve until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    stop = stop_on_signals()
+    settings = LocalSettings()  # type: ignore[call-arg]  # read from the environment
+    configure_logging("trainer", settings.log_level)
+    services = open_services(settings)
+    info = services.model(arguments.model)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    began = time.monotonic()
+    base = BaseModel.load(info.path, name=info.name, device=settings.device, dtype=settings.dtype)
+    owner = owner_name("trainer")
+    worker = build_worker(services, info.name, base, owner)
+    announce_forever(services, "trainer", info.name, owner, stop)
+    log.info("trainer ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
+    worker.run(stop)
+    services.workers.withdraw(owner)
+
+
+if __name__ == "__main__":
+    main()

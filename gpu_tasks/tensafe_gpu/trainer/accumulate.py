@@ -1,0 +1,144 @@
+"""Gradient sums of one call: plain, or clipped per unit for differential privacy.
+
+Neighbouring relation of the clipped sum: add or remove one unit, that is all examples of a call that
+carry one unit id. Each unit adds a vector of norm at most clip_norm (1 - 2^-10) over all LoRA
+parameters together; the margin covers rounding. A unit whose gradient is not finite adds zero.
+Norms and sums are fp32 or better, whatever the dtype of the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tensafe_gpu.trainer.layout import Layout, Pair
+from tensafe_gpu.trainer.lora import Factors, Segment
+
+ROUNDING_MARGIN = 2.0**-10
+
+
+class SumSink:
+    """Adds the gradients of all rows into `total`, float32 [P]."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.total = torch.zeros(layout.numel, dtype=torch.float32, device=device)
+        self._pairs = layout.pairs(self.total)
+
+    def add(self, site: int, factors: Factors) -> None:
+        a, b = self._pairs[site]
+        _add_product(a, factors.grad_low, factors.x)
+        _add_product(b, factors.grad, factors.low)
+
+    def add_packed(self, site: int, factors: Factors, segments: list[Segment]) -> None:
+        self.add(site, factors)
+
+
+class ExampleSink:
+    """Keeps the gradient of each example of one microbatch: pairs of [B, rank, in] and [B, out, rank]."""
+
+    def __init__(self, layout: Layout, examples: int) -> None:
+        self._layout = layout
+        self._examples = examples
+        self._pairs: dict[int, Pair] = {}
+
+    def add(self, site: int, factors: Factors) -> None:
+        low, x, grad, activation = (
+            rows.view(self._examples, -1, rows.shape[-1])
+            for rows in (factors.grad_low, factors.x, factors.grad, factors.low)
+        )
+        self._pairs[site] = (_batched_product(low, x), _batched_product(grad, activation))
+
+    def add_packed(self, site: int, factors: Factors, segments: list[Segment]) -> None:
+        a, b = self._pairs.get(site) or self._zeros(site, factors.x.device)
+        self._pairs[site] = (a, b)
+        for segment in segments:
+            rows = slice(segment.start, segment.stop)
+            _add_product(a[segment.example], factors.grad_low[rows], factors.x[rows])
+            _add_product(b[segment.example], factors.grad[rows], factors.low[rows])
+
+    def pairs(self) -> list[Pair]:
+        """The gradients in the layout's order. A site that the backward pass did not reach is an error."""
+        return [self._pairs[site] for site in range(len(self._layout.sites))]
+
+    def _zeros(self, site: int, device: torch.device) -> Pair:
+        shape, n = self._layout.sites[site], self._examples
+        return (
+            torch.zeros(n, self._layout.rank, shape.in_features, device=device),
+            torch.zeros(n, shape.out_features, self._layout.rank, device=device),
+        )
+
+
+class ClippedSum:
+    """The sum over units of their clipped gradients, float32 [P] in `total`, and what was counted.
+
+    `units`, `clipped` and `nonfinite` are not differentially private.
+    """
+
+    def __init__(self, layout: Layout, clip_norm: float, device: torch.device) -> None:
+        self.total = torch.zeros(layout.numel, dtype=torch.float32, device=device)
+        self.units = 0
+        self.clipped = 0
+        self.nonfinite = 0
+        self._pairs = layout.pairs(self.total)
+        self._layout = layout
+        self._bound = clip_norm * (1 - ROUNDING_MARGIN)
+
+    def add_units(self, examples: Sequence[Pair], unit_of: Sequence[int], units: int) -> None:
+        """Add whole units, given the gradients of their examples; `unit_of[i]` is the unit of example i."""
+        grads = [grad for pair in examples for grad in pair]
+        if len(unit_of) != units:
+            grads = [_sum_by_unit(grad, unit_of, units) for grad in grads]
+        weights = self._weights(grads)
+        if weights is None:
+            return
+        for total, grad in zip((t for pair in self._pairs for t in pair), grads, strict=True):
+            total.view(-1).addmv_(grad.flatten(1).t(), weights)
+
+    def add_unit(self, gradient: torch.Tensor) -> None:
+        """Add one unit, given its gradient float32 [P]."""
+        weights = self._weights([gradient.view(1, -1)])
+        if weights is not None:
+            self.total.addcmul_(gradient, weights)
+
+    def _weights(self, grads: list[torch.Tensor]) -> torch.Tensor | None:
+        """Factor of each unit, float32 [U]; rows of non-finite units become zero in place.
+
+        Edge cases: norm 0 or below the bound gives 1; a norm that overflows fp32 counts as non-finite.
+        """
+        squares = [torch.linalg.vector_norm(g.flatten(1), dim=1).double().square_() for g in grads]
+        norms = torch.stack(squares).sum(0).sqrt_()
+        finite = norms.isfinite()
+        if not bool(finite.all()):
+            self.nonfinite += int((~finite).sum())
+            for grad in grads:
+                grad[~finite] = 0.0
+            norms = torch.where(finite, norms, torch.zeros_like(norms))
+        self.units += norms.shape[0]
+        self.clipped += int((norms > self._bound).sum())
+        return (self._bound / norms).clamp_(max=1.0).float()
+
+
+def _sum_by_unit(grad: torch.Tensor, unit_of: Sequence[int], units: int) -> torch.Tensor:
+    """Sum [B, ...] over the examples of each unit to [U, ...]. Not a matrix product: 0 x NaN is NaN."""
+    index = torch.tensor(list(unit_of), device=grad.device)
+    return torch.zeros((units, *grad.shape[1:]), device=grad.device).index_add_(0, index, grad)
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left^T right in fp32, for left [N, m] and right [N, n]."""
+    if left.dtype == torch.float32:
+        total.addmm_(left.t(), right)
+    elif left.is_cuda:
+        total.add_(torch.mm(left.t(), right, out_dtype=torch.float32))
+    else:
+        total.addmm_(left.t().float(), right.float())
+
+
+def _batched_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left^T right in fp32 per example, for left [B, T, m] and right [B, T, n]."""
+    if left.dtype == torch.float32:
+        return torch.bmm(left.mT, right)
+    if left.is_cuda:
+        return torch.bmm(left.mT, right, out_dtype=torch.float32)
+    return torch.bmm(left.mT.float(), right.float())

@@ -1,0 +1,66 @@
+"""A run that this process holds: its lease, its place in the log and its numbers in memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+
+from tensafe.contracts.errors import IntegrityError
+from tensafe.operations.leases import Lease
+from tensafe.operations.records import StreamRecord
+from tensafe.privacy.mechanism import Mechanism
+from tensafe.privacy.records import RunRef
+from tensafe.storage.ports import Message
+from tensafe_gpu.trainer.state import RunState
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(slots=True)
+class PrivateRun:
+    """What a DP run needs beside its numbers. `units` are those of the accumulated gradient sum."""
+
+    ref: RunRef
+    mechanism: Mechanism
+    noise_secret: bytes
+    units: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class HotRun:
+    """Mutable: position and state move together, one operation at a time."""
+
+    stream: StreamRecord
+    lease: Lease
+    message: Message
+    next_seq: int = 0
+    snapshot_seq: int = -1
+    state: RunState | None = None
+    private: PrivateRun | None = None
+    last_worked_s: float = 0.0
+    last_snapshot_s: float = 0.0
+    lost: bool = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether operations have been applied since the last snapshot."""
+        return self.next_seq - 1 > self.snapshot_seq
+
+
+def pack_snapshot(state: RunState, units: set[int]) -> bytes:
+    """A run's numbers and the units in its accumulator as one blob, sealed by the caller."""
+    header = json.dumps({"format": 1, "units": sorted(units)}).encode()
+    return _LENGTH.pack(len(header)) + header + state.dump()
+
+
+def unpack_snapshot(data: bytes) -> tuple[bytes, set[int]]:
+    """The bytes of the state, and the units in its accumulator. Raises IntegrityError."""
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        header = json.loads(data[_LENGTH.size : _LENGTH.size + length])
+        if header["format"] != 1:
+            raise IntegrityError(f"the snapshot has format {header['format']!r}; this release reads 1")
+        return data[_LENGTH.size + length :], {int(unit) for unit in header["units"]}
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError("the snapshot is damaged") from error

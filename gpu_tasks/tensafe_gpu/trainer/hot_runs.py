@@ -1,0 +1,77 @@
+"""The runs that a trainer process holds, and the thread that keeps their leases and messages."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from tensafe.contracts.errors import TensafeError
+from tensafe.operations.leases import LeaseLost
+from tensafe.services import Services
+from tensafe.storage.ports import Message, StaleReceipt
+from tensafe_gpu.trainer.hot_run import HotRun
+
+log = logging.getLogger(__name__)
+
+
+class HotRuns:
+    """Changed by the computing thread, read by the one that extends. Times in seconds."""
+
+    def __init__(self, services: Services, queue: str, *, visibility_s: float, heartbeat_s: float) -> None:
+        self._services = services
+        self._queue = queue
+        self._visibility_s = visibility_s
+        # Two beats may fail before the lease runs out, however short the deployment has made it.
+        self._heartbeat_s = min(heartbeat_s, services.leases.lease_s / 3)
+        self._runs: dict[str, HotRun] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._runs
+
+    def all(self) -> list[HotRun]:
+        """A copy, so that runs may be added and forgotten meanwhile."""
+        return list(self._runs.values())
+
+    def add(self, run: HotRun) -> None:
+        """Keep its lease and message from now on."""
+        with self._lock:
+            self._runs[run.stream.stream_id] = run
+
+    def forget(self, run: HotRun) -> None:
+        """Once this returns, nothing is extended for the run any more."""
+        with self._lock:
+            self._runs.pop(run.stream.stream_id, None)
+
+    def renew(self, stream_id: str, message: Message) -> None:
+        """The run's message ran out of time and came to us again: this receipt is the good one now."""
+        with self._lock:
+            self._runs[stream_id].message = message
+
+    def keep(self, stop: threading.Event) -> None:
+        """Extend everything that is held, from a thread of its own, until `stop`."""
+        threading.Thread(target=self._keep, args=(stop,), name="heartbeat", daemon=True).start()
+
+    def beat(self) -> None:
+        """Extend every lease and message once; what cannot be extended is marked as lost."""
+        for run in self.all():
+            # Under the lock, so that a run is never extended after it has been released.
+            with self._lock:
+                if self._runs.get(run.stream.stream_id) is run:
+                    self._extend(run)
+
+    def _keep(self, stop: threading.Event) -> None:
+        while not stop.wait(self._heartbeat_s):
+            self.beat()
+
+    def _extend(self, run: HotRun) -> None:
+        try:
+            self._services.leases.extend(run.lease)
+            self._services.ports.queues.extend(self._queue, run.message.receipt, self._visibility_s)
+        except (LeaseLost, StaleReceipt):
+            run.lost = True
+        except TensafeError:
+            log.exception("heartbeat failed", extra={"stream": run.stream.stream_id})

@@ -1,0 +1,150 @@
+"""Adapters in the layout of Hugging Face PEFT: what `peft` and vLLM read.
+
+`adapter_model.safetensors` holds `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`;
+`adapter_config.json` the shape. PEFT applies (lora_alpha / r) B A, so alpha is LORA_ALPHA.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe.contracts.training import LORA_ALPHA, MAX_RANK, LoraSpec
+from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
+from tensafe_gpu.trainer.state import RunState, Shapes
+
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+CONFIG_FILE: Final = "adapter_config.json"
+_PREFIX: Final = "base_model.model."
+_MUST_BE_OFF: Final = (
+    "use_dora",
+    "use_rslora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "lora_bias",
+)
+"""PEFT settings that change what the two matrices mean; set, they are refused by name."""
+
+
+def export_peft(state: RunState, base_model_name: str) -> dict[str, bytes]:
+    """The adapter's two files, float32; equal parameters give equal bytes."""
+    tensors = {}
+    for site, (a, b) in zip(state.layout.sites, state.layout.pairs(state.params.cpu()), strict=True):
+        tensors[f"{_PREFIX}{site.name}.lora_A.weight"] = a.contiguous()
+        tensors[f"{_PREFIX}{site.name}.lora_B.weight"] = b.contiguous()
+    config = {
+        "base_model_name_or_path": base_model_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(LORA_ALPHA),
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": state.spec.rank,
+        "target_modules": _leaves(state.spec),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    return {
+        WEIGHTS_FILE: save_tensors(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(),
+    }
+
+
+def import_peft(files: Mapping[str, bytes], base: Shapes, *, seed: int = 0) -> RunState:
+    """A run with a PEFT adapter's weights and a fresh optimizer; another lora_alpha is folded into B.
+
+    Raises InvalidRequest for files that cannot be read or do not fit the base model, Unsupported for
+    variants of LoRA and for adapters that cover a group of projections only in part.
+    """
+    config = _read_config(files)
+    try:
+        tensors = load_tensors(files[WEIGHTS_FILE])
+    except (KeyError, safetensors.SafetensorError) as error:
+        raise InvalidRequest(f"{WEIGHTS_FILE} is missing or unreadable", field=WEIGHTS_FILE) from error
+    spec = _spec(config, seed)
+    layout = base.layout(spec)
+    params = torch.zeros(layout.numel)
+    _fill(layout, params, tensors, float(config["lora_alpha"]) / LORA_ALPHA)
+    return RunState(spec, base, params.to(base.device))
+
+
+def _leaves(spec: LoraSpec) -> list[str]:
+    """Names of the projections that the spec trains, as PEFT's target_modules."""
+    groups = ((spec.train_attn, ATTENTION), (spec.train_mlp, MLP), (spec.train_unembed, (UNEMBED,)))
+    return [path.rpartition(".")[2] for on, paths in groups if on for path in paths]
+
+
+def _read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+    try:
+        config = json.loads(files[CONFIG_FILE])
+        rank, alpha = config["r"], config["lora_alpha"]
+        targets = config["target_modules"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
+        ) from error
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise Unsupported("only plain LoRA without trained biases is supported", field=CONFIG_FILE)
+    for name in _MUST_BE_OFF:
+        if config.get(name):
+            raise Unsupported(f"the PEFT setting {name} is not supported; it must be off", field=CONFIG_FILE)
+    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise InvalidRequest(f"r must be 1 to {MAX_RANK}, not {rank!r}", field=CONFIG_FILE)
+    if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
+        raise InvalidRequest(f"lora_alpha must be a positive number, not {alpha!r}", field=CONFIG_FILE)
+    if not isinstance(targets, list) or not targets:
+        raise Unsupported("target_modules must be a list of module names", field=CONFIG_FILE)
+    return dict(config)
+
+
+def _spec(config: Mapping[str, Any], seed: int) -> LoraSpec:
+    """The groups that target_modules names, each whole."""
+    targets = set(config["target_modules"])
+    groups = {}
+    for name, paths in (("train_attn", ATTENTION), ("train_mlp", MLP), ("train_unembed", (UNEMBED,))):
+        leaves = {path.rpartition(".")[2] for path in paths}
+        if targets & leaves and not leaves <= targets:
+            missing = ", ".join(sorted(leaves - targets))
+            raise Unsupported(f"target_modules lacks {missing}; {name} covers all of them", field=CONFIG_FILE)
+        groups[name] = bool(targets & leaves)
+        targets -= leaves
+    if targets:
+        raise Unsupported(
+            f"target_modules {sorted(map(str, targets))[:4]} are not supported", field=CONFIG_FILE
+        )
+    return LoraSpec(rank=config["r"], seed=seed, **groups)
+
+
+def _fill(layout: Layout, params: torch.Tensor, tensors: Mapping[str, torch.Tensor], scale_b: float) -> None:
+    """Copy every site's matrices into `params`; each tensor of the file has to be used."""
+    unused = set(tensors)
+    for site, pair in zip(layout.sites, layout.pairs(params), strict=True):
+        for letter, target, factor in zip("AB", pair, (1.0, scale_b), strict=True):
+            name = f"{_PREFIX}{site.name}.lora_{letter}.weight"
+            source = tensors.get(name)
+            if source is None or source.shape != target.shape:
+                found = "absent" if source is None else f"{list(source.shape)}"
+                raise InvalidRequest(
+                    f"{name} must be {list(target.shape)}; it is {found}", field=WEIGHTS_FILE
+                )
+            target.copy_(source.float() * factor)
+            unused.discard(name)
+    if unused:
+        raise Unsupported(
+            f"{WEIGHTS_FILE} has weights that do not apply: {sorted(unused)[:4]}", field=WEIGHTS_FILE
+        )

@@ -1,0 +1,118 @@
+"""DP steps of a run: admit units, charge, draw the step's one noise vector, apply.
+
+Order in `step`: reserve in the ledger (durable, idempotent on the operation's seq) -> regenerate the
+noise from (run secret, seq) -> apply -> the caller commits result and ledger row in one transaction.
+A crash anywhere repeats the same step with the same noise, and the charge is never returned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from tensafe.contracts.errors import IntegrityError
+from tensafe.contracts.training import AdamParams, DpAdamWConfig, ForwardBackward
+from tensafe.operations import layout
+from tensafe.operations.records import StreamRecord
+from tensafe.privacy.ledger import Ledger
+from tensafe.privacy.mechanism import Mechanism, resolve
+from tensafe.privacy.noise import NOISE_SECRET_BYTES, noise_key_id
+from tensafe.privacy.records import RunRef
+from tensafe.privacy.release import noisy_mean
+from tensafe.privacy.statements import Charge
+from tensafe.services import Services
+from tensafe.storage.ports import ConditionFailed, Put, Write
+from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.hot_run import HotRun, PrivateRun
+
+log = logging.getLogger(__name__)
+
+_PART: Final = "noise"
+
+
+class PrivateSteps:
+    """The privacy room as the trainer uses it."""
+
+    def __init__(self, services: Services, engine: Engine, ledger: Ledger) -> None:
+        self._services = services
+        self._engine = engine
+        self._ledger = ledger
+
+    def open(self, run: HotRun, config: DpAdamWConfig) -> Sequence[Write]:
+        """Freeze the mechanism and register the run in its domain. Idempotent."""
+        mechanism = resolve(config)
+        secret = self._noise_secret(run.stream)
+        ref = self._ledger.open_run(
+            run.stream.tenant, run.stream.stream_id, mechanism, noise_key_id=noise_key_id(secret)
+        )
+        run.private = PrivateRun(ref, mechanism, secret)
+        return ()
+
+    def restore(self, run: HotRun) -> None:
+        """Attach what a restored DP run needs; a run without a mechanism in its spec is left alone."""
+        optimizer = run.stream.spec.get("optimizer")
+        if not isinstance(optimizer, dict) or optimizer.get("type") != "tensafe_dp_adamw":
+            return
+        config = DpAdamWConfig.model_validate(optimizer)
+        ref = RunRef(run.stream.tenant, config.domain, run.stream.stream_id)
+        run.private = PrivateRun(ref, self._ledger.mechanism(ref), self._noise_secret(run.stream))
+
+    def admit(self, run: HotRun, request: ForwardBackward) -> None:
+        """Refuse data whose units cannot take part, before anything is computed."""
+        private = _private(run)
+        unit_ids = [datum.unit_id for datum in request.data]
+        self._ledger.check_units(private.ref, unit_ids, accumulated=private.units)
+
+    def step(self, run: HotRun, seq: int, params: AdamParams) -> tuple[dict[str, float], list[Write]]:
+        """Charge, add the noise, step. Returns the metrics and the writes that commit the charge."""
+        private, state = _private(run), run.state
+        if state is None:
+            raise IntegrityError("the run has no state")
+        mechanism = private.mechanism
+        charge = self._ledger.reserve(private.ref, seq, private.units, extra_writes=[run.lease.check])
+        release = partial(noisy_mean, charge, private.noise_secret)
+        metrics = self._engine.optim_step(state, params, release=release)
+        private.units = set()
+        metrics |= _charged(charge, mechanism)
+        return metrics, self._ledger.commit_writes(private.ref, seq)
+
+    def metrics(self, run: HotRun) -> dict[str, float]:
+        """Epsilon spent so far, under names that the SDK's chunk merging accepts."""
+        private = _private(run)
+        spent = self._ledger.show(private.ref.tenant, private.ref.domain).epsilon
+        return {"dp_epsilon:max": spent, "dp_delta:max": private.mechanism.delta}
+
+    def _noise_secret(self, stream: StreamRecord) -> bytes:
+        """The run's secret from which all its noise is regenerated: 32 bytes, made once, sealed."""
+        key = layout.stream_item(stream.stream_id, "noise")
+        items, vault = self._services.ports.items, self._services.vault
+        item = items.get(key)
+        if item is None:
+            sealed = vault.seal(stream.scope, _PART, os.urandom(NOISE_SECRET_BYTES))
+            try:
+                items.write([Put(key, {}, 0, sealed=sealed)])
+            except ConditionFailed:
+                log.info("another process made the noise secret", extra={"stream": stream.stream_id})
+            item = items.get(key)
+        if item is None:
+            raise IntegrityError("the run's noise secret is missing")
+        return vault.open(stream.scope, _PART, item.sealed)
+
+
+def _charged(charge: Charge, mechanism: Mechanism) -> dict[str, float]:
+    return {
+        "dp/epsilon": charge.epsilon,
+        "dp/run_epsilon": charge.run_epsilon,
+        "dp/delta": charge.delta,
+        "dp/participations": float(charge.participations),
+        "dp/noise_multiplier": mechanism.noise_multiplier,
+    }
+
+
+def _private(run: HotRun) -> PrivateRun:
+    if run.private is None:
+        raise IntegrityError("the run is not private")
+    return run.private

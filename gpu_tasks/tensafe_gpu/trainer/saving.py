@@ -1,0 +1,129 @@
+"""Saving a run: training checkpoints, sampler weights, PEFT exports."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensafe.contracts.errors import Conflict, IntegrityError
+from tensafe.contracts.payloads import SavePayload
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind, item_key
+from tensafe.operations.records import OpKind, StreamKind
+from tensafe.operations.streams import now_ms
+from tensafe.operations.unclaimed import announcing
+from tensafe.packages.bundle import pack_files
+from tensafe.packages.recipients import encrypt_files
+from tensafe.services import Services
+from tensafe.storage.ports import JsonValue, Write
+from tensafe.vault.artifacts import ArtifactRef
+from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.hot_run import HotRun
+from tensafe_gpu.trainer.peft_format import export_peft
+from tensafe_gpu.trainer.state import RunState
+
+_KINDS: Mapping[OpKind, CheckpointKind] = {
+    OpKind.SAVE: CheckpointKind.TRAINING,
+    OpKind.SAVE_SAMPLER: CheckpointKind.SAMPLER,
+    OpKind.SAVE_EXTERNAL: CheckpointKind.EXTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The operation's result, the writes that register the artifact, and where it is."""
+
+    result: dict[str, JsonValue]
+    writes: list[Write]
+    ref: ArtifactRef
+
+
+class Saver:
+    """Seals what a run looks like now; the caller's transaction registers it."""
+
+    def __init__(self, services: Services, engine: Engine) -> None:
+        self._services = services
+        self._engine = engine
+
+    def save(self, run: HotRun, op_kind: OpKind, request: SavePayload) -> Saved:
+        """Write the artifact durably; the caller's transaction makes it known.
+
+        Raises Conflict if the name or the sampling session is taken, or a private run's step is half
+        accumulated.
+        """
+        state = run.state
+        if state is None:
+            raise IntegrityError("the run has no state")
+        if run.private is not None and op_kind is OpKind.SAVE and run.private.units:
+            raise Conflict(
+                "this private run has accumulated gradients without a step: call optim_step, then save; if "
+                "its budget is spent, save sampler weights, which hold no gradients"
+            )
+        self._refuse_taken_session(request)
+        kind = _KINDS[op_kind]
+        part = f"ckpt/{kind.value}/{request.name}"
+        holder = item_key(run.stream.stream_id, kind, request.name)
+        ref = self._services.artifacts.write(
+            run.stream.scope,
+            part,
+            self._data(state, op_kind, run, request),
+            announce=announcing(self._services.ports.items, holder, now_ms),
+        )
+        checkpoint = Checkpoint(
+            run_id=run.stream.stream_id,
+            tenant=run.stream.tenant,
+            kind=kind,
+            name=request.name,
+            base_model=run.stream.base_model,
+            created_ms=now_ms(),
+            ref=ref,
+            artifact_id=f"art-{secrets.token_hex(12)}",
+            user_metadata=request.user_metadata,
+            expires_ms=now_ms() + request.ttl_s * 1000 if request.ttl_s else None,
+            ephemeral=request.sampling_session_id is not None,
+            details=self._details(run, state),
+        )
+        try:
+            writes = self._services.checkpoints.saving(checkpoint, overwrite=request.overwrite)
+        except Conflict:
+            self._services.artifacts.delete(ref)
+            raise
+        return self._saved(run, request, checkpoint, writes)
+
+    def _saved(self, run: HotRun, request: SavePayload, checkpoint: Checkpoint, writes: list[Write]) -> Saved:
+        if request.sampling_session_id is None:
+            result: dict[str, JsonValue] = {"path": checkpoint.path, "artifact_id": checkpoint.artifact_id}
+            return Saved(result, writes, checkpoint.ref)
+        result = {"sampling_session_id": request.sampling_session_id}
+        if not request.create_session:
+            return Saved(result, writes, checkpoint.ref)
+        _, session_writes = self._services.streams.creation(
+            request.sampling_session_id,
+            run.stream.tenant,
+            StreamKind.SAMPLER,
+            run.stream.base_model,
+            spec={"model_path": checkpoint.path},
+            session_id=run.stream.session_id,
+        )
+        return Saved(result, [*writes, *session_writes], checkpoint.ref)
+
+    def _refuse_taken_session(self, request: SavePayload) -> None:
+        """A session begins once: to find out in the transaction would look like a lost lease."""
+        session_id = request.sampling_session_id
+        if session_id is None or not request.create_session:
+            return
+        if self._services.streams.find(session_id) is not None:
+            raise Conflict("this sampling_session_seq_id is in use", field="sampling_session_seq_id")
+
+    def _data(self, state: RunState, op_kind: OpKind, run: HotRun, request: SavePayload) -> bytes:
+        if op_kind is OpKind.SAVE:
+            return state.dump()
+        files = export_peft(state, run.stream.base_model)
+        if op_kind is OpKind.SAVE_EXTERNAL and request.age_recipients:
+            files = encrypt_files(files, request.age_recipients)
+        return pack_files(files)
+
+    def _details(self, run: HotRun, state: RunState) -> dict[str, JsonValue]:
+        spec: JsonValue = json.loads(state.spec.model_dump_json())
+        return {"lora": spec, "optimizer": run.stream.spec.get("optimizer"), "step": state.step}

@@ -1,0 +1,323 @@
+"""The drain loop: hears doorbells, takes leases, applies each run's log in order of seq.
+
+One thread computes; a second one extends leases and messages. The order of every step is: the durable
+thing first, the acknowledgement after it. The process may be killed at any instruction: what was
+acknowledged is in the log, and the next holder restores the last snapshot and replays from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Final
+
+from tensafe.contracts.errors import InvalidRequest, TensafeError
+from tensafe.operations import layout
+from tensafe.operations.doorbell import train_queue
+from tensafe.operations.leases import LeaseLost
+from tensafe.operations.records import Failure, Operation, StreamState
+from tensafe.operations.streams import now_ms
+from tensafe.services import Services
+from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
+from tensafe_gpu.trainer.execute import Executed, Executor
+from tensafe_gpu.trainer.hot_run import HotRun
+from tensafe_gpu.trainer.hot_runs import HotRuns
+from tensafe_gpu.trainer.private_steps import PrivateSteps
+from tensafe_gpu.trainer.restoring import Restorer
+from tensafe_gpu.trainer.snapshots import Prepared, Snapshots
+from tensafe_gpu.trainer.worker_log import log_done, log_failure
+from tensafe_gpu.trainer.worker_settings import WorkerSettings
+
+__all__ = ["TrainerWorker", "WorkerSettings"]
+
+log = logging.getLogger(__name__)
+
+_PAGE: Final = 32
+_BUSY_VISIBILITY_S: Final = 5.0
+_STORAGE_PAUSE_S: Final = 1.0
+
+
+class TrainerWorker:
+    """Serves one base model's training queue. `owner` names this process incarnation, never reused."""
+
+    def __init__(
+        self,
+        services: Services,
+        base_model: str,
+        executor: Executor,
+        snapshots: Snapshots,
+        private_steps: PrivateSteps,
+        *,
+        owner: str,
+        settings: WorkerSettings | None = None,
+    ) -> None:
+        self._services = services
+        self._queue = train_queue(base_model)
+        self._executor = executor
+        self._snapshots = snapshots
+        self._restorer = Restorer(services, executor, snapshots, private_steps)
+        self._owner = owner
+        self._settings = settings or WorkerSettings()
+        self._hot = HotRuns(
+            services,
+            self._queue,
+            visibility_s=self._settings.visibility_s,
+            heartbeat_s=self._settings.heartbeat_s,
+        )
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set, then snapshot and release everything."""
+        self._hot.keep(stop)
+        bell = self._services.ports.bell
+        topic = layout.submitted_topic(self._queue)
+        try:
+            while not stop.is_set():
+                seen = bell.count(topic)
+                try:
+                    worked = self.step()
+                except TensafeError:
+                    log.exception("storage failed; trying again")
+                    worked = stop.wait(_STORAGE_PAUSE_S)
+                if not worked:
+                    bell.wait(topic, since=seen, timeout_s=1.0)
+        finally:
+            self.release_all()
+
+    def step(self) -> bool:
+        """Take new runs, apply some operations of each, retire idle ones; whether any work was done."""
+        self._receive()
+        worked = False
+        for run in self._hot.all():
+            worked |= self._guarded(run)
+        return worked
+
+    def release_all(self) -> None:
+        """Snapshot and release every run; their messages go back for whoever comes next."""
+        for run in self._hot.all():
+            try:
+                self._retire(run)
+            except Exception as error:  # noqa: BLE001 - the others are released all the same
+                self._give_up(run, error)
+
+    # Taking runs
+
+    def _receive(self) -> None:
+        room = self._settings.max_hot_runs - len(self._hot)
+        if room <= 0:
+            self._make_room()
+            return
+        messages = self._services.ports.queues.receive(
+            self._queue, visibility_s=self._settings.visibility_s, max_messages=min(10, room)
+        )
+        for message in messages:
+            try:
+                self._adopt(message)
+            except Exception as error:  # noqa: BLE001 - one message must not keep the others waiting
+                log_failure("message handed back after %s", error, str(message.body.get("stream")))
+                self._hand_back(message, _BUSY_VISIBILITY_S)
+
+    def _make_room(self) -> None:
+        """Retire the run that has been idle longest if another one waits for its place."""
+        idlest = min(self._hot.all(), key=lambda run: run.last_worked_s)
+        idle_s = time.monotonic() - idlest.last_worked_s
+        waiting = self._services.ports.queues.depth(self._queue) > len(self._hot)
+        if waiting and idle_s >= self._settings.idle_snapshot_s:
+            self._retire(idlest)
+
+    def _adopt(self, message: Message) -> None:
+        """Take the run that the message rings for, unless there is nothing to do, or nothing to be done."""
+        services, stream_id = self._services, str(message.body["stream"])
+        if stream_id in self._hot:
+            self._hot.renew(stream_id, message)
+            return
+        stream = services.streams.find(stream_id)
+        if stream is None or stream.state is not StreamState.ACTIVE:
+            services.dead_letters.fail_waiting(stream_id)
+            services.ports.queues.delete(self._queue, message.receipt)
+            return
+        waiting = services.outcomes.first_open(stream_id)
+        if waiting is None or services.dead_letters.bury_poison(stream, waiting):
+            services.ports.queues.delete(self._queue, message.receipt)
+            return
+        lease = services.leases.claim(stream_id, self._owner, queue=self._queue, receipt=message.receipt)
+        if lease is None:
+            self._hand_back(message, _BUSY_VISIBILITY_S)
+            return
+        run = HotRun(stream, lease, message, last_worked_s=time.monotonic())
+        self._hot.add(run)
+        try:
+            self._restorer.restore(run)
+            services.leases.restored(lease)
+        except LeaseLost as error:
+            self._drop(run, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run is handed back and counted
+            self._give_up(run, error)
+
+    # Applying operations
+
+    def _guarded(self, run: HotRun) -> bool:
+        """Drain or retire one run; a failure of it never reaches the others."""
+        try:
+            if run.lost:
+                raise LeaseLost("the lease of this run is gone")
+            if self._drain(run):
+                return True
+            self._retire_if_idle(run)
+        except (LeaseLost, ConditionFailed) as error:
+            self._drop(run, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run is handed back and counted
+            self._give_up(run, error)
+        return False
+
+    def _drain(self, run: HotRun) -> bool:
+        page = self._services.outcomes.operations(run.stream.stream_id, first_seq=run.next_seq, limit=_PAGE)
+        worked = False
+        for operation in page:
+            if operation.seq > run.next_seq:
+                return self._missing(run, operation) or worked
+            if not operation.state.final:
+                worked = True
+                if not self._apply(run, operation):
+                    break  # it was cancelled meanwhile: look at the log again
+            run.next_seq = operation.seq + 1
+            run.last_worked_s = time.monotonic()
+            if run.lost:
+                raise LeaseLost("the lease of this run is gone")
+            self._snapshot_if_due(run)
+        return worked
+
+    def _apply(self, run: HotRun, operation: Operation) -> bool:
+        """Run one operation and make its outcome durable; False if it was cancelled before it began."""
+        outcomes, began = self._services.outcomes, time.monotonic()
+        try:
+            operation = outcomes.start(operation, [run.lease.check])
+        except ConditionFailed as error:
+            if error.index == 0:
+                return False
+            raise
+        payload = outcomes.payload(run.stream, operation.seq)
+        try:
+            executed = self._executor.execute(run, operation, payload)
+        except TensafeError as error:
+            if error.category != "user":
+                raise
+            outcomes.fail(run.stream, operation, Failure.of(error), [run.lease.check])
+            self._wake_sampler(self._executor.waiting_sampler(operation, payload))
+            log_done(operation, began, error.code)
+            return True
+        prepared = self._snapshots.prepare(run, operation.seq) if executed.with_snapshot else None
+        self._commit(run, operation, executed, prepared)
+        if prepared is not None:
+            run.next_seq = operation.seq + 1
+            self._snapshots.applied(run, prepared)
+        self._wake_sampler(executed.wakes_sampler)
+        log_done(operation, began, "completed")
+        return True
+
+    def _wake_sampler(self, session_id: str | None) -> None:
+        """Ring for a sample that was submitted together with this save of its weights."""
+        sampler = self._services.streams.find(session_id) if session_id else None
+        waiting = self._services.outcomes.first_open(sampler.stream_id) if sampler else None
+        if sampler is not None and waiting is not None:
+            self._services.doorbell.ring(sampler, waiting.seq)
+
+    def _commit(
+        self, run: HotRun, operation: Operation, executed: Executed, prepared: Prepared | None
+    ) -> None:
+        writes = [run.lease.check, *executed.writes, *(prepared.writes if prepared else ())]
+        try:
+            self._services.outcomes.complete(run.stream, operation, executed.result, writes)
+        except ConditionFailed:
+            # Nothing of the transaction was applied, so nothing refers to these.
+            if prepared is not None:
+                self._snapshots.discard(prepared)
+            if executed.artifact is not None:
+                self._services.artifacts.delete(executed.artifact)
+            raise
+
+    def _missing(self, run: HotRun, waiting: Operation) -> bool:
+        """A seq below `waiting` has not arrived. Once it is overdue, fail `waiting` and go on."""
+        waited_s = (now_ms() - waiting.created_ms) / 1000
+        if waited_s < self._settings.missing_seq_s:
+            return False
+        error = InvalidRequest(
+            f"seq_id {run.next_seq} has not arrived within {self._settings.missing_seq_s:.0f} s, so seq_id "
+            f"{waiting.seq} cannot run in order; it was not applied",
+            field="seq_id",
+        )
+        services = self._services
+        conditions = [run.lease.check]
+        if not services.submissions.close_gap(run.stream, run.next_seq, waiting.seq - 1, error, conditions):
+            services.leases.extend(run.lease)  # raises if that is why; else one of them has arrived
+            return True
+        if not waiting.state.final:
+            try:
+                services.outcomes.fail(run.stream, waiting, Failure.of(error), conditions)
+            except ConditionFailed as lost:
+                if lost.index > 0:
+                    raise
+        return True
+
+    # Snapshots, idleness, release
+
+    def _snapshot_if_due(self, run: HotRun) -> None:
+        behind = run.next_seq - 1 - run.snapshot_seq
+        age_s = time.monotonic() - run.last_snapshot_s
+        if behind >= self._settings.snapshot_every_operations or (
+            behind and age_s >= self._settings.snapshot_every_s
+        ):
+            self._snapshots.save(run)
+
+    def _retire_if_idle(self, run: HotRun) -> None:
+        idle_s = time.monotonic() - run.last_worked_s
+        if idle_s >= self._settings.idle_snapshot_s and run.dirty:
+            self._snapshots.save(run)
+        if idle_s >= self._settings.idle_release_s:
+            self._retire(run)
+
+    def _retire(self, run: HotRun) -> None:
+        """Snapshot, release, look at the log once more, and only then let the message go.
+
+        Whoever writes an operation looks at the lease afterwards (`Doorbell.ring`): so either it is
+        seen here, or it finds the lease free and sends a message of its own.
+        """
+        try:
+            self._snapshots.save(run)
+            self._hot.forget(run)
+            self._services.leases.release(run.lease)
+        except (LeaseLost, ConditionFailed) as error:
+            self._drop(run, error)
+            return
+        if self._services.outcomes.first_open(run.stream.stream_id) is not None:
+            self._hand_back(run.message, 0)
+        else:
+            self._services.ports.queues.delete(self._queue, run.message.receipt)
+
+    def _drop(self, run: HotRun, error: TensafeError) -> None:
+        """The run is not ours any more, or may not be: forget it, and let it go if it still is."""
+        kind = type(error).__name__
+        log.warning("run dropped: %s", kind, extra={"stream": run.stream.stream_id})
+        self._let_go(run, kind)
+        self._hand_back(run.message, _BUSY_VISIBILITY_S)
+
+    def _give_up(self, run: HotRun, error: Exception) -> None:
+        """An unexpected failure: the run is handed back, and the try of its operation stays counted."""
+        log_failure("run handed back after %s", error, run.stream.stream_id)
+        self._let_go(run, type(error).__name__)
+        self._hand_back(run.message, self._settings.retry_s * run.message.receives)
+
+    def _let_go(self, run: HotRun, reason: str) -> None:
+        self._hot.forget(run)
+        try:
+            self._services.leases.abandon(run.lease, reason)
+        except TensafeError:
+            log.info("the lease was gone already", extra={"stream": run.stream.stream_id})
+
+    def _hand_back(self, message: Message, visibility_s: float) -> None:
+        try:
+            self._services.ports.queues.extend(self._queue, message.receipt, visibility_s)
+        except StaleReceipt:
+            return  # its visibility ran out: it is waiting, or somebody else has it
+        except TensafeError:
+            log.exception("message not handed back: it comes back when its time is up")

@@ -1,0 +1,22 @@
+"""How a trainer's drain loop behaves over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How long the loop holds, waits and lets pile up. Times in seconds."""
+
+    visibility_s: float = 60.0
+    heartbeat_s: float = 8.0
+    idle_snapshot_s: float = 2.0
+    idle_release_s: float = 60.0
+    snapshot_every_s: float = 30.0
+    snapshot_every_operations: int = 256
+    missing_seq_s: float = 300.0
+    """How long an operation waits for a lower seq that never arrived; the SDK retries for 300 s."""
+    max_hot_runs: int = 64
+    retry_s: float = 1.0
+    """Pause before a run is tried again after an unexpected failure, times the tries so far."""

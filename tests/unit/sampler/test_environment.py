@@ -1,0 +1,82 @@
+"""What vLLM's processes find in their environment, and what their logs may say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import subprocess
+import sys
+
+import pytest
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.sampler.engine_logging import EngineFormatter, logging_configuration
+from tensafe_gpu.sampler.environment import configure_environment
+
+REPORT = """
+import json, os, sys
+from tensafe_gpu.sampler.environment import configure_environment
+assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules)
+configure_environment(device=sys.argv[1], threads=3, kv_cache_gib=2)
+print(json.dumps({k: v for k, v in os.environ.items()}))
+"""
+
+
+def environment_after(device: str) -> dict[str, str]:
+    command = [sys.executable, "-c", REPORT, device]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_cpu() -> None:
+    found = environment_after("cpu")
+    expected = {
+        "OMP_NUM_THREADS": "3",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_PLUGINS": "",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+    assert found | expected == found
+
+
+def test_cuda_keeps_the_compiler_and_its_own_memory_rule() -> None:
+    found = environment_after("cuda")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in found
+    assert "TORCHDYNAMO_DISABLE" not in found
+    assert found["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"kv_cache_gib": 0}])
+def test_values_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigurationError):
+        configure_environment(**wrong)
+
+
+def test_an_imported_vllm_is_refused() -> None:
+    script = (
+        "import sys, types; sys.modules['vllm'] = types.ModuleType('vllm');"
+        "from tensafe_gpu.sampler.environment import configure_environment; configure_environment()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "before anything imports vllm" in done.stderr
+
+
+def test_logs_of_the_engine_quote_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = json.loads(logging_configuration())
+    for name in ("vllm.logging_utils.dump_input", "vllm.v1.engine.detokenizer"):
+        assert configuration["loggers"][name] == {"level": "CRITICAL", "handlers": [], "propagate": False}
+    formatter = EngineFormatter("sampler-engine")
+    try:
+        raise ValueError("stop=['my secret']")
+    except ValueError:
+        record = logging.LogRecord("vllm", logging.ERROR, "f", 1, "step failed", (), sys.exc_info())
+    monkeypatch.setattr(EngineFormatter, "_requests_may_come", False)
+    assert json.loads(formatter.format(record))["reason"] == "stop=['my secret']"
+    EngineFormatter.requests_may_come()
+    assert "secret" not in formatter.format(record)
+    assert json.loads(formatter.format(record))["exception"] == "ValueError"

@@ -1,0 +1,180 @@
+"""The clipped sum of a private run: against one unit at a time, against Opacus, and its sensitivity."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.training import Datum, ForwardBackward
+from tensafe_gpu.trainer.accumulate import ROUNDING_MARGIN
+from tensafe_gpu.trainer.engine import Engine, accumulated_sum
+from tests.support.peft_reference import flat_gradient, reference_losses
+from tests.support.training_data import random_request, warm_run
+
+LENGTHS = (7, 3, 12, 1, 9, 9, 4)
+
+
+def gradient_of(engine, data: tuple[Datum, ...]) -> np.ndarray:
+    """The unclipped gradient sum of these data in one call, float64."""
+    state = warm_run(engine)
+    engine.forward_backward(state, ForwardBackward(data, "cross_entropy", {}, False))
+    return accumulated_sum(state).astype(np.float64)
+
+
+def clipped_loop(engine, request: ForwardBackward, clip_norm: float) -> np.ndarray:
+    """One unit at a time, each datum in a call of its own, clipped in float64."""
+    units: dict[int, np.ndarray] = {}
+    for datum in request.data:
+        units[datum.unit_id] = units.get(datum.unit_id, 0.0) + gradient_of(engine, (datum,))
+    bound = clip_norm * (1 - ROUNDING_MARGIN)
+    return sum(g * min(1.0, bound / np.linalg.norm(g)) for g in units.values())
+
+
+def clipped_sum(engine, request: ForwardBackward, clip_norm: float) -> tuple[np.ndarray, dict[str, float]]:
+    state = warm_run(engine)
+    result = engine.forward_backward(state, request, clip_norm=clip_norm)
+    return accumulated_sum(state).astype(np.float64), result.metrics
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def with_outlier(request: ForwardBackward, index: int, factor: float) -> ForwardBackward:
+    data = list(request.data)
+    inputs = {**data[index].inputs, "weights": data[index].inputs["weights"] * np.float32(factor)}
+    data[index] = Datum(data[index].tokens, inputs, data[index].unit_id)
+    return ForwardBackward(tuple(data), request.loss_fn, {}, False)
+
+
+@pytest.mark.parametrize("microbatch_tokens", [4096, 20, 1])
+@pytest.mark.parametrize(
+    "units",
+    [(1, 2, 3, 4, 5, 6, 7), (5, 5, 1, 5, 1, 2, 3), (8, 8, 8, 8, 8, 8, 8)],
+    ids=["each", "mixed", "one"],
+)
+def test_equals_one_unit_at_a_time(base, units, microbatch_tokens):
+    engine = Engine(base, microbatch_tokens=microbatch_tokens)
+    request = with_outlier(random_request(LENGTHS, units=units), 2, 1e4)
+    clip_norm = 30.0  # some units pass untouched, others are clipped
+    ours, metrics = clipped_sum(engine, request, clip_norm)
+    assert relative(ours, clipped_loop(engine, request, clip_norm)) <= 1e-5
+    assert metrics["non_dp/units:sum"] == len(set(units))
+    assert 1 <= metrics["non_dp/clipped_units:sum"] <= len(set(units))
+
+
+def test_a_bound_that_none_reaches_gives_the_plain_sum(engine):
+    request = random_request(LENGTHS, units=range(7))
+    ours, metrics = clipped_sum(engine, request, 1e6)
+    assert relative(ours, gradient_of(engine, request.data)) <= 1e-6
+    assert metrics["non_dp/clipped_units:sum"] == 0
+
+
+def test_any_split_into_calls_gives_the_same_sum(engine):
+    request = random_request(LENGTHS, units=range(7))
+    whole, _ = clipped_sum(engine, request, 5.0)
+    state = warm_run(engine)
+    for part in (request.data[:2], request.data[2:3], request.data[3:]):
+        engine.forward_backward(state, ForwardBackward(part, "cross_entropy", {}, False), clip_norm=5.0)
+    assert relative(accumulated_sum(state), whole) <= 1e-5
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_one_unit_changes_the_sum_by_at_most_the_clip_norm(base, data):
+    """Add/remove adjacency with noise off; one unit may be a huge outlier or not finite at all."""
+    engine = Engine(base, microbatch_tokens=data.draw(st.sampled_from([8, 24, 4096])))
+    clip_norm = data.draw(st.sampled_from([1e-3, 1.0, 50.0]))
+    count = data.draw(st.integers(2, 5))
+    units = data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=count, max_size=count))
+    request = random_request(lengths, units=units, seed=data.draw(st.integers(0, 99)))
+    request = with_outlier(request, 0, data.draw(st.sampled_from([1.0, 1e6, 1e37])))
+    leaver = units[0]
+    rest = tuple(d for d in request.data if d.unit_id != leaver)
+    full, _ = clipped_sum(engine, request, clip_norm)
+    without = np.zeros_like(full)
+    if rest:
+        without, _ = clipped_sum(engine, ForwardBackward(rest, "cross_entropy", {}, False), clip_norm)
+    assert np.isfinite(full).all()
+    assert np.linalg.norm(full - without) <= clip_norm
+
+
+@pytest.mark.parametrize("microbatch_tokens", [4096, 10])
+def test_a_unit_that_is_not_finite_adds_zero_and_is_counted(base, microbatch_tokens):
+    engine = Engine(base, microbatch_tokens=microbatch_tokens)
+    request = random_request((6, 8, 5, 7), loss_fn="importance_sampling", units=(1, 2, 2, 3))
+    request.data[1].inputs["logprobs"][:] = -1e4  # exp(lp - q) overflows
+    request.data[1].inputs["advantages"][:] = 1.0
+    ours, metrics = clipped_sum(engine, request, 2.0)
+    kept = ForwardBackward((request.data[0], request.data[3]), "importance_sampling", {}, False)
+    expected, _ = clipped_sum(engine, kept, 2.0)
+    assert relative(ours, expected) <= 1e-5
+    assert metrics["non_dp/nonfinite_units:sum"] == 1
+    assert metrics["non_dp/units:sum"] == 3
+    assert np.isfinite(metrics["loss:sum"])
+
+
+def test_a_datum_without_unit_is_refused(engine):
+    request = random_request((3, 4, 5), units=(1, None, 2))
+    state = warm_run(engine)
+    before = state.dump()
+    with pytest.raises(InvalidRequest, match="dp_unit_id") as caught:
+        engine.forward_backward(state, request, clip_norm=1.0)
+    assert caught.value.field == "data[1].loss_fn_inputs.dp_unit_id"
+    assert state.dump() == before
+
+
+def test_equals_autograd_of_one_datum_at_a_time_in_peft(engine, llama_reference):
+    request = random_request((5, 8, 3), units=(1, 2, 3))
+    clip_norm, state, expected = 20.0, warm_run(engine), 0.0
+    for loss in reference_losses(llama_reference, request):
+        llama_reference.zero_grad()
+        loss.backward()
+        gradient = flat_gradient(llama_reference, state.layout).double().numpy()
+        expected += gradient * min(1.0, clip_norm * (1 - ROUNDING_MARGIN) / np.linalg.norm(gradient))
+    engine.forward_backward(state, request, clip_norm=clip_norm)
+    assert relative(accumulated_sum(state), expected) <= 1e-5
+
+
+def test_per_example_gradients_equal_opacus(base_of, model_path, tmp_path):
+    from opacus.grad_sample import GradSampleModule
+
+    from tensafe_gpu.trainer.accumulate import ExampleSink
+    from tensafe_gpu.trainer.batching import build
+    from tensafe_gpu.trainer.head import Loss
+    from tensafe_gpu.trainer.peft_format import export_peft
+    from tests.support.peft_reference import load_reference
+
+    engine = Engine(base_of("qwen2"))
+    state = warm_run(engine)
+    request = random_request((9, 9, 9))
+    reference = load_reference(model_path("qwen2"), export_peft(state, "q"), tmp_path, is_trainable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampled = GradSampleModule(reference.train(), loss_reduction="sum", strict=False)
+        ids = torch.from_numpy(np.stack([d.tokens for d in request.data]).astype(np.int64))
+        table = torch.log_softmax(sampled(input_ids=ids).logits.float(), -1)
+        targets = torch.from_numpy(np.stack([d.inputs["target_tokens"] for d in request.data]))
+        weights = torch.from_numpy(np.stack([d.inputs["weights"] for d in request.data]))
+        (-(table.gather(2, targets[..., None])[..., 0] * weights).sum()).backward()
+    samples = {
+        name.removeprefix("_module."): p.grad_sample
+        for name, p in sampled.named_parameters()
+        if p.requires_grad
+    }
+
+    batch = build(request, (0, 1, 2), engine.base.device)
+    sink = ExampleSink(state.layout, 3)
+    with engine.base.bound(state):
+        engine._pass(batch, Loss("cross_entropy", {}), sink)
+    for site, pair in zip(state.layout.sites, sink.pairs(), strict=True):
+        for letter, mine in zip("AB", pair, strict=True):
+            theirs = samples[f"base_model.model.{site.name}.lora_{letter}.default.weight"]
+            assert float((mine - theirs).norm() / theirs.norm()) < 1e-5, site.name
