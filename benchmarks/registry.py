@@ -1,0 +1,45 @@
+"""Every benchmark, in the order in which they run and are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import (
+    footprint,
+    get_info,
+    one_token,
+    operations,
+    private_step,
+    sampling,
+    storage,
+    training_step,
+)
+from benchmarks.harness import Benchmark
+
+BENCHMARKS: tuple[Benchmark, ...] = (
+    operations.BENCHMARK,
+    get_info.BENCHMARK,
+    one_token.BENCHMARK,
+    training_step.BENCHMARK,
+    training_step.CUDA_BENCHMARK,
+    private_step.BENCHMARK,
+    private_step.CUDA_BENCHMARK,
+    sampling.BENCHMARK,
+    footprint.BENCHMARK,
+    storage.BENCHMARK,
+)
+
+
+def measure_names() -> list[str]:
+    """The names of all results, in order."""
+    return [measure.name for benchmark in BENCHMARKS for measure in benchmark.measures]
+
+
+def chosen(only: str | None) -> Sequence[Benchmark]:
+    """All, or the one of this name or with a measure of this name. Raises KeyError."""
+    if only is None:
+        return BENCHMARKS
+    for benchmark in BENCHMARKS:
+        if only == benchmark.name or only in {measure.name for measure in benchmark.measures}:
+            return (benchmark,)
+    raise KeyError(only)

@@ -1,0 +1,79 @@
+"""Start and stop a TenSafe service for an example, by the same commands that a person would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import psutil
+from rich.console import Console
+
+_TENSAFE: Final = (sys.executable, "-c", "from tensafe.cli import main; main()")
+"""What the `tensafe` command of this interpreter's environment runs."""
+
+
+class LocalService:
+    """`tensafe init`, `tensafe up`, `tensafe keys create`; Ctrl-C at the end."""
+
+    def __init__(self, data_dir: Path, model_name: str, model_path: str, console: Console) -> None:
+        self._data_dir = data_dir
+        self._model = f"{model_name}={model_path}"
+        self._console = console
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.api_key = ""
+
+    def __enter__(self) -> LocalService:
+        self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+        data_dir = ("--data-dir", str(self._data_dir))
+        subprocess.run([*_TENSAFE, "init", *data_dir], check=True, capture_output=True)
+        port = _free_port()
+        command = ["up", *data_dir, "--port", str(port), "--model", self._model]
+        with self._console.status("starting the service: API, trainer, sampler"):
+            self._process = subprocess.Popen(
+                [*_TENSAFE, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+            assert self._process.stdout is not None
+            line = self._process.stdout.readline().strip()
+        if not line.startswith("ready "):
+            self._process.wait(30)
+            sys.exit("the service did not start; see the messages above")
+        self.url = line.removeprefix("ready ")
+        created = subprocess.run(
+            [*_TENSAFE, "keys", "create", *data_dir, "--tenant", "demo", "--scope", "train,sample", "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        self.api_key = json.loads(created.stdout)["key"]
+        self._console.print(f"service ready at {self.url}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(60)
+
+    def kill_trainer(self) -> int:
+        """SIGKILL the trainer process; its pid. The supervisor starts another one."""
+        assert self._process is not None
+        for child in psutil.Process(self._process.pid).children():
+            if "tensafe_gpu.trainer" in child.cmdline():
+                os.kill(child.pid, signal.SIGKILL)
+                return child.pid
+        raise RuntimeError("there is no trainer to kill")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
