@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +38,6 @@ class Harness:
     """An engine and the event loop that it lives in."""
 
     def __init__(self, model_path: str, **settings: object) -> None:
-        self.started_at = time.time()
         self.loop = asyncio.new_event_loop()
         self.model_path = model_path
         self.engine: SamplingEngine = self.run(

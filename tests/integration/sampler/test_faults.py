@@ -51,10 +51,11 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def harness(model_path: str) -> Iterator[Harness]:
-    """An engine of its own: it will be killed."""
+def doomed(model_path: str) -> Iterator[tuple[Harness, list[psutil.Process]]]:
+    """An engine of its own, which will be killed, and the processes that hold its model."""
+    before = set(descendants(os.getpid()))
     harness = Harness(model_path)
-    yield harness
+    yield harness, [core for core in engine_cores(os.getpid()) if core not in before]
     harness.close()
 
 
@@ -113,18 +114,17 @@ def test_sigkill_while_the_engine_starts_leaves_no_orphan(tmp_path: Path, model_
 
 
 def test_a_dead_engine_core_fails_what_is_pending_and_says_so(
-    harness: Harness, make_adapter: AdapterFactory
+    doomed: tuple[Harness, list[psutil.Process]], make_adapter: AdapterFactory
 ) -> None:
+    harness, cores = doomed
     adapter, _ = make_adapter("a")
-    ours = [core for core in engine_cores(os.getpid()) if core.create_time() >= harness.started_at]
-    assert len(ours) == 1
+    assert len(cores) == 1
 
     async def kill_and_watch() -> None:
         engine = harness.engine
         pending = [asyncio.create_task(engine.sample(LONG, a)) for a in (None, adapter)]
         await asyncio.sleep(0.3)
-        for core in ours:
-            os.kill(core.pid, signal.SIGKILL)
+        os.kill(cores[0].pid, signal.SIGKILL)
         for task in pending:
             with pytest.raises(Unavailable):
                 await task

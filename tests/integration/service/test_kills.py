@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -37,18 +37,19 @@ def train(
     client: tinker.TrainingClient,
     done: Callable[[int], None] = lambda step: None,
     ahead: int = STEPS,
-) -> list[float]:
-    """STEPS steps, `ahead` of them submitted before the first is waited for; the losses."""
-    pending, losses = [], []
+    data: Sequence[types.Datum] = DATA,
+) -> tuple[list[float], list[dict[str, float]]]:
+    """STEPS steps, `ahead` of them submitted before the first is waited for; losses and metrics of each."""
+    pending, losses, metrics = [], [], []
     for step in range(STEPS):
         while len(pending) < min(step + ahead, STEPS):
-            forward = client.forward_backward(DATA, "cross_entropy")
+            forward = client.forward_backward(list(data), "cross_entropy")
             pending.append((forward, client.optim_step(types.AdamParams(learning_rate=1e-3))))
         forward, optim = pending[step]
         losses.append(forward.result(timeout=200).metrics["loss:sum"])
-        optim.result(timeout=200)
+        metrics.append(optim.result(timeout=200).metrics or {})
         done(step)
-    return losses
+    return losses, metrics
 
 
 def final_state(native: Native, client: tinker.TrainingClient) -> bytes:
@@ -65,19 +66,22 @@ def undisturbed(service: Service) -> Iterator[tuple[list[float], bytes]]:
     key = make_key(service, "calm")
     with pytest.MonkeyPatch.context() as patch:
         client = new_client(service, key, patch)
-        yield train(client), final_state(Native(service, key), client)
+        yield train(client)[0], final_state(Native(service, key), client)
 
 
 @contextmanager
 def while_killing(service: Service, role: str, times: int, seed: int) -> Iterator[Callable[[int], None]]:
-    """Kill the role at random moments, each time after another step has been acknowledged."""
+    """Kill the role at random moments, each soon after another step has been acknowledged.
+
+    The caller has more steps in flight than `times`, so there is always work for the kill to hit.
+    """
     rng, steps, stop = random.Random(seed), threading.Semaphore(0), threading.Event()
     killed: list[int] = []
 
     def kill() -> None:
         for _ in range(times):
             steps.acquire()
-            time.sleep(rng.random() * 0.3)
+            time.sleep(rng.random() * 0.1)
             if stop.is_set():
                 return
             deadline = time.monotonic() + 60
@@ -108,7 +112,7 @@ def test_the_trainer_dies_again_and_again(
     key = make_key(service, tenant)
     client = new_client(service, key, monkeypatch)
     with while_killing(service, "trainer", 3, seed=11) as done:
-        losses = train(client, done)
+        losses, _ = train(client, done)
     assert losses == undisturbed[0]
     assert final_state(Native(service, key), client) == undisturbed[1]
 
@@ -122,7 +126,7 @@ def test_the_api_dies_in_the_middle_of_requests(
     key = make_key(service, tenant)
     client = new_client(service, key, monkeypatch)
     with while_killing(service, "api", 2, seed=12) as done:
-        losses = train(client, done, ahead=2)
+        losses, _ = train(client, done, ahead=2)
     service.wait_ready()
     assert losses == undisturbed[0]
     assert final_state(Native(service, key), client) == undisturbed[1]
@@ -136,28 +140,20 @@ def test_a_private_run_is_charged_once_for_each_step(
         clip_norm=1.0,
         noise_multiplier=1.0,
         delta=1e-5,
-        batch_size=2,
-        max_participations=4,
-        max_epsilon=20.0,
+        batch_size=len(DATA),
+        max_participations=STEPS,
+        max_epsilon=30.0,
         domain="killed",
     )
-    key = make_key(service, tenant)
-    client = new_client(service, key, monkeypatch, optimizer=config)
-    epsilons = []
-    with while_killing(service, "trainer", 1, seed=13) as done:
-        for step in range(4):
-            data = [supervised(TOKENS, unit=unit) for unit in (1, 2)]
-            client.forward_backward(data, "cross_entropy")
-            result = client.optim_step(types.AdamParams(learning_rate=1e-3)).result(timeout=120)
-            assert result.metrics is not None
-            epsilons.append(result.metrics["dp/epsilon"])
-            if step == 1:
-                done(step)
+    client = new_client(service, make_key(service, tenant), monkeypatch, optimizer=config)
+    data = [supervised([5 + (i * j) % 250 for j in range(1, 200)], unit=i) for i in range(1, 25)]
+    with while_killing(service, "trainer", 2, seed=13) as done:
+        _, metrics = train(client, done, data=data)
     expected = []
-    for steps in range(1, 5):
+    for steps in range(1, STEPS + 1):
         accountant = PLDAccountant().compose(GaussianDpEvent(1.0), steps)
         expected.append(accountant.get_epsilon(1e-5))
-    assert epsilons == pytest.approx(expected, rel=1e-4)
+    assert [step["dp/epsilon"] for step in metrics] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_sampler_dies_in_the_middle_of_a_sample(
@@ -189,5 +185,5 @@ def test_everything_dies_at_once_and_the_client_goes_on(
         assert third.wait(120)
         own_service.kill_everything()
         own_service.start()
-        assert losses.result(timeout=200) == undisturbed[0]
+        assert losses.result(timeout=200)[0] == undisturbed[0]
     assert final_state(Native(own_service, key), client) == undisturbed[1]
