@@ -90,7 +90,8 @@ def wire(
     artifacts = Artifacts(vault, ports.blobs)
     streams = Streams(stores, clock_ms=clock_ms)
     leases = Leases(ports.items, lease_s=lease_s, clock_ms=clock_ms)
-    doorbell = Doorbell(ports.queues, ports.bell, leases, clock_ms=clock_ms)
+    doorbell = Doorbell(ports.queues, ports.bell, leases)
+    workers = WorkerStatus(ports.items, clock=clock_s)
     outcomes = Outcomes(stores, doorbell, clock_ms=clock_ms)
     checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
     return Services(
@@ -104,10 +105,10 @@ def wire(
         doorbell=doorbell,
         submissions=Submissions(stores, doorbell, clock_ms=clock_ms),
         outcomes=outcomes,
-        dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, clock_ms=clock_ms),
-        sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, clock_ms=clock_ms),
+        dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
+        sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         checkpoints=checkpoints,
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
         api_keys=ApiKeys(ports.items, clock=clock_s),
-        workers=WorkerStatus(ports.items, clock=clock_s),
+        workers=workers,
     )

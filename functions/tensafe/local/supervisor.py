@@ -84,6 +84,8 @@ class Supervisor:
         self._stopping = False
         self._interrupts = 0
         self._unclaimed: dict[str, str | None] = {}
+        self._innocent: set[str] = set()
+        """Owners among them that did not die by themselves."""
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or SIGHUP; a second SIGINT ends everything at once.
@@ -172,6 +174,7 @@ class Supervisor:
         # We hold the lock, so nobody who has announced itself or taken a message is alive any more.
         announced = [worker.owner for worker in self._services.workers.list()]
         self._unclaimed.update(dict.fromkeys((*former, *announced)))
+        self._innocent.update(self._unclaimed)
         self._reclaim_all()
         for child in self._children:
             if child.spec.queue is not None:
@@ -180,7 +183,7 @@ class Supervisor:
     def _reclaim_all(self) -> None:
         for owner, queue in list(self._unclaimed.items()):
             try:
-                reclaim(self._services, owner, queue)
+                reclaim(self._services, owner, queue, counted=owner not in self._innocent)
             except TensafeError as error:
                 log.warning("not given back yet", extra={"owner": owner, "error": error.code})
                 continue  # tried again at the next step; at worst the lease runs out
@@ -212,6 +215,7 @@ class Supervisor:
             death = child.collect()
             if death is not None:
                 self._unclaimed[death.owner] = child.spec.queue
+                self._innocent.add(death.owner)
         return any(child.alive for child in self._children)
 
     # Signals

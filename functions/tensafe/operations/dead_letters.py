@@ -9,12 +9,14 @@ from typing import Final, cast
 
 from tensafe.contracts.errors import Conflict, NotFound, TensafeError
 from tensafe.operations import layout
-from tensafe.operations.doorbell import MAX_RECEIVES, Doorbell
+from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.leases import MAX_TRIES, Leases
 from tensafe.operations.outcomes import DEAD_LETTER, Outcomes
 from tensafe.operations.records import Failure, Operation, OpState, StreamKind, StreamRecord, StreamState
 from tensafe.operations.streams import Stores, Streams, now_ms
+from tensafe.operations.worker_status import WorkerStatus
 from tensafe.storage.ports import (
+    Check,
     ConditionFailed,
     Delete,
     Item,
@@ -70,6 +72,7 @@ class DeadLetters:
         outcomes: Outcomes,
         leases: Leases,
         doorbell: Doorbell,
+        workers: WorkerStatus,
         *,
         clock_ms: Callable[[], int] = now_ms,
     ) -> None:
@@ -78,6 +81,7 @@ class DeadLetters:
         self._outcomes = outcomes
         self._leases = leases
         self._doorbell = doorbell
+        self._workers = workers
         self._clock_ms = clock_ms
 
     def bury(self, stream: StreamRecord, operation: Operation, cause: str) -> None:
@@ -107,18 +111,21 @@ class DeadLetters:
             self.fail_waiting(stream.stream_id)
 
     def fail_waiting(self, stream_id: str) -> None:
-        """Fail every open operation of a blocked run, with the reason."""
+        """Fail every open operation of a blocked run, with the reason; none of a run redriven meanwhile."""
         stream = self._streams.find(stream_id)
         if stream is None or stream.state is not StreamState.BLOCKED:
             return
         failure = Failure("run_blocked", stream.cause or "", "user")
+        blocked = Check(layout.stream_item(stream_id, "meta"), stream.version)
         first = 0
         while page := self._outcomes.operations(stream_id, first_seq=first, limit=_PAGE):
             for operation in page:
                 if not operation.state.final:
                     try:
-                        self._outcomes.fail(stream, operation, failure)
-                    except ConditionFailed:
+                        self._outcomes.fail(stream, operation, failure, [blocked])
+                    except ConditionFailed as error:
+                        if error.index > 0:
+                            return  # the run is not blocked any more
                         continue  # it was cancelled meanwhile
             first = page[-1].seq + 1
 
@@ -185,8 +192,10 @@ class DeadLetters:
             return
         if stream.kind is StreamKind.SAMPLER:
             operation = self._outcomes.peek(stream.stream_id, cast(int, message.body["seq"]))
-            if operation is not None and not operation.state.final:
-                self.bury(stream, operation, f"the sampler failed {MAX_RECEIVES} times on it")
+            if operation is None or operation.state.final or self._workers.running(operation):
+                return
+            if not self.bury_poison(stream, operation):
+                self._doorbell.ring(stream, operation.seq)  # its samplers died of something else
             return
         self.settle(stream)
 
@@ -200,10 +209,15 @@ class DeadLetters:
             self._doorbell.send_run(stream)
 
     def bury_poison(self, stream: StreamRecord, operation: Operation) -> bool:
-        """Bury the run's next operation if it, or restoring the run for it, failed every try.
+        """Bury the operation if it, or restoring its run for it, failed every try.
 
-        While somebody holds the run, the last try has not failed yet.
+        While somebody runs it, or holds its run, the last try has not failed yet.
         """
+        if stream.kind is StreamKind.SAMPLER:
+            if operation.tries < MAX_TRIES or self._workers.running(operation):
+                return False
+            self.bury(stream, operation, f"{operation.tries} tries of it failed: its sampler was killed")
+            return True
         claims = self._leases.claims(stream.stream_id)
         if max(claims, operation.tries) < MAX_TRIES or self._leases.held(stream.stream_id, margin_s=0):
             return False

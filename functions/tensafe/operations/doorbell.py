@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from tensafe.operations import layout
 from tensafe.operations.leases import Leases
 from tensafe.operations.records import StreamKind, StreamRecord
-from tensafe.operations.streams import now_ms
-from tensafe.storage.ports import Bell, JsonValue, Queues, QueueSpec
+from tensafe.storage.ports import Bell, Queues, QueueSpec
 
 _LEASE_MARGIN_S: Final = 5.0
 MAX_RECEIVES: Final = 3
@@ -44,13 +43,10 @@ def _slug(base_model: str) -> str:
 class Doorbell:
     """Sends queue messages and rings bells; the log stays the truth."""
 
-    def __init__(
-        self, queues: Queues, bell: Bell, leases: Leases, *, clock_ms: Callable[[], int] = now_ms
-    ) -> None:
+    def __init__(self, queues: Queues, bell: Bell, leases: Leases) -> None:
         self._queues = queues
         self._bell = bell
         self._leases = leases
-        self._clock_ms = clock_ms
 
     def ring(self, stream: StreamRecord, seq: int) -> None:
         """Tell a worker that the stream has an open operation.
@@ -72,17 +68,6 @@ class Doorbell:
         self._queues.send(
             train_queue(stream.base_model), {"stream": stream.stream_id}, group=stream.stream_id
         )
-
-    def remind(self, stream: StreamRecord, seq: int) -> None:
-        """Ring once a minute at most for an operation that has waited: its message may be lost."""
-        minute = self._clock_ms() // 60_000
-        if stream.kind is StreamKind.SAMPLER:
-            queue, group = sample_queue(stream.base_model), None
-        else:
-            queue, group = train_queue(stream.base_model), stream.stream_id
-        digest = hashlib.sha256(f"{stream.stream_id}/{seq}/{minute}".encode()).hexdigest()
-        body: dict[str, JsonValue] = {"stream": stream.stream_id, "seq": seq}
-        self._queues.send(queue, body, group=group, dedup_id=digest)
 
     def finished(self, stream_id: str) -> None:
         """Wake those who wait for a result of the stream."""

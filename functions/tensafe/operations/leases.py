@@ -116,13 +116,13 @@ class Leases:
         """Give the run up in good order. Raises LeaseLost."""
         self._free(lease, {"claims": 0})
 
-    def abandon(self, lease: Lease, reason: str) -> None:
+    def abandon(self, lease: Lease, reason: str, *, counted: bool = True) -> None:
         """Give the run up after a failure: free for the next claim, and the count of claims stands.
 
-        Raises LeaseLost.
+        `counted` is false if the failure was not the run's. Raises LeaseLost.
         """
-        claims = self._items.get(layout.stream_item(lease.stream_id, "claims"))
-        self._free(lease, {"claims": claims_of(claims), "reason": reason})
+        claims = claims_of(self._items.get(layout.stream_item(lease.stream_id, "claims")))
+        self._free(lease, {"claims": claims if counted else max(0, claims - 1), "reason": reason})
 
     def _free(self, lease: Lease, claims_body: dict[str, JsonValue]) -> None:
         lease_key, _, claims_key = _keys(lease.stream_id)
@@ -158,26 +158,30 @@ class Leases:
         item = self._items.get(key)
         return [] if item is None else [Put(key, {"claims": 0}, item.version)]
 
-    def break_all(self, owner: str) -> list[Item]:
+    def break_all(self, owner: str, *, counted: bool = True) -> list[Item]:
         """Free every lease of an owner that is known to be dead; its `worker/` items. Idempotent.
 
         Their sort key is the run; their body names the queue and the receipt that it had in hand.
+        `counted` is false if its death is no run's fault: then its claims are not counted either.
         """
         partition, first, freed = layout.worker_partition(owner), "", list[Item]()
         while page := self._items.query(partition, first=first, limit=_PAGE):
             for holding in page:
-                self._break(holding, owner)
+                self._break(holding, owner, counted=counted)
             freed += page
             first = layout.after(page[-1].key.sort)
         return freed
 
-    def _break(self, holding: Item, owner: str) -> None:
-        key = layout.stream_item(holding.key.sort, "lease")
+    def _break(self, holding: Item, owner: str, *, counted: bool) -> None:
+        lease_key, _, claims_key = _keys(holding.key.sort)
         while True:
-            item = self._items.get(key)
+            item, claims = self._items.get(lease_key), self._items.get(claims_key)
             writes: list[Write] = [Delete(holding.key, None)]
             if item is not None and item.body["owner"] == owner:
-                writes.append(Put(key, {"owner": "", "expires_ms": 0}, item.version))
+                writes.append(Put(lease_key, {"owner": "", "expires_ms": 0}, item.version))
+                if not counted and claims is not None:
+                    less = {**claims.body, "claims": max(0, claims_of(claims) - 1)}
+                    writes.append(Put(claims_key, less, claims.version))
             try:
                 self._items.write(writes)
                 return

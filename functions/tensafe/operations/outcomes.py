@@ -34,8 +34,8 @@ class Outcomes(LogReader):
         super().__init__(stores, clock_ms=clock_ms)
         self._doorbell = doorbell
 
-    def start(self, operation: Operation, conditions: Sequence[Write]) -> Operation:
-        """Mark as running and count the try; only the holder of the lease can.
+    def start(self, operation: Operation, conditions: Sequence[Write], *, owner: str = "") -> Operation:
+        """Mark as run by `owner` and count the try; of a run, only the holder of the lease can.
 
         Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
         """
@@ -44,12 +44,27 @@ class Outcomes(LogReader):
             state=OpState.RUNNING,
             version=operation.version + 1,
             tries=operation.tries + 1,
+            owner=owner,
         )
         key = layout.op_item(operation.stream_id, operation.seq)
         # Nothing is promised by it: if power fails before the outcome is durable, the operation is pending
         # again, and this try is not counted.
         self._items.write_relaxed([Put(key, running.to_body(), operation.version), *conditions])
         return running
+
+    def put_back(self, operation: Operation, *, counted: bool) -> bool:
+        """A running operation is pending again; `counted` says whether the try was the operation's fault.
+
+        False, and nothing happens, if it has ended or somebody else has begun it meanwhile.
+        """
+        tries = operation.tries if counted else max(0, operation.tries - 1)
+        pending = replace(operation, state=OpState.PENDING, tries=tries, owner=None)
+        key = layout.op_item(operation.stream_id, operation.seq)
+        try:
+            self._items.write([Put(key, pending.to_body(), operation.version)])
+        except ConditionFailed:
+            return False
+        return True
 
     def complete(
         self,

@@ -149,6 +149,8 @@ class Operation:
     result_size_bytes: int = 0
     tries: int = 0
     """Times that a worker began it; more than one means that a worker died or failed on it."""
+    owner: str | None = None
+    """The worker that runs it, or ran it last."""
 
     @classmethod
     def from_item(cls, stream_id: str, seq: int, item: Item) -> Operation:
@@ -168,6 +170,7 @@ class Operation:
             result_type=cast("str | None", body.get("result_type")),
             result_size_bytes=cast(int, body.get("result_size_bytes") or 0),
             tries=cast(int, body.get("tries") or 0),
+            owner=cast("str | None", body.get("owner")),
         )
 
     def to_body(self) -> dict[str, JsonValue]:
@@ -182,6 +185,7 @@ class Operation:
             "result_type": self.result_type,
             "result_size_bytes": self.result_size_bytes,
             "tries": self.tries,
+            "owner": self.owner,
         }
 
 

@@ -159,12 +159,13 @@ class Submissions(LogReader):
         return True
 
     def cancel(self, stream: StreamRecord, seq: int) -> Operation:
-        """Cancel a pending operation; what has started or ended stays as it is."""
+        """Cancel an operation that is pending, or a sample that runs; all else stays as it is."""
         for _ in range(_RETRIES):
             operation = self.get(stream, seq)
-            if operation.state is not OpState.PENDING:
+            begun = operation.state is OpState.RUNNING and stream.kind is StreamKind.RUN
+            if begun or operation.state.final:
                 return operation
-            failure = Failure("cancelled", "the operation was cancelled before it started", "user")
+            failure = Failure("cancelled", "the operation was cancelled", "user")
             done = replace(operation, state=OpState.CANCELLED, finished_ms=self._clock_ms(), failure=failure)
             try:
                 close_operation(self._items, stream, done, ())

@@ -2,68 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final, cast
 
+from tensafe.contracts.errors import TensafeError
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.leases import Leases
-from tensafe.operations.reader import LogReader
-from tensafe.operations.records import StreamKind, StreamState
+from tensafe.operations.outcomes import Outcomes
+from tensafe.operations.records import Operation, StreamKind, StreamRecord, StreamState
 from tensafe.operations.streams import Stores, Streams, now_ms
-from tensafe.storage.ports import Delete, Item
+from tensafe.operations.worker_status import WorkerStatus
+from tensafe.storage.ports import ConditionFailed, Delete, Item, Put
+
+log = logging.getLogger(__name__)
 
 _PAGE: Final = 200
+_LONGEST_WAIT_MS: Final = 600_000
 
 
 class Sweeper:
-    """One pass reads the markers that are older than the limit, and looks once at each run."""
+    """One pass reads the markers that are older than the limit, and looks once at each run.
+
+    A reminder is one more message, and a queue with a backlog has no room for many: what still waits is
+    reminded of when its age has doubled, and what a live worker runs is not reminded of.
+    """
 
     def __init__(
         self,
         stores: Stores,
         streams: Streams,
-        reader: LogReader,
+        outcomes: Outcomes,
         leases: Leases,
         doorbell: Doorbell,
+        workers: WorkerStatus,
         *,
         stale_s: float = 15.0,
         clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._items = stores.items
         self._streams = streams
-        self._reader = reader
+        self._outcomes = outcomes
         self._leases = leases
         self._doorbell = doorbell
+        self._workers = workers
         self._stale_ms = int(stale_s * 1000)
         self._clock_ms = clock_ms
+        self._failed = 0
 
     def sweep(self) -> int:
-        """Ring for every stream with an open operation older than the limit; how many rings."""
-        before = f"{self._clock_ms() - self._stale_ms:015d}"
+        """Ring for every stream with an open operation older than the limit; how many rings.
+
+        One that cannot be rung for, because its base model is not served now, say, is passed over.
+        """
         seen: set[str] = set()
-        rings = 0
-        for shard in layout.pending_shards():
-            first = ""
-            while page := self._items.query(shard, first=first, last=before, limit=_PAGE):
-                rings += sum(self._look_at(marker, seen) for marker in page)
-                first = layout.after(page[-1].key.sort)
+        rings = failed = 0
+        for marker in self._markers(self._clock_ms() - self._stale_ms):
+            try:
+                rings += self._look_at(marker, seen)
+            except TensafeError:
+                failed += 1
+        if failed != self._failed:
+            log.warning("open operations that could not be rung for", extra={"count": failed})
+        self._failed = failed
         return rings
+
+    def forgive(self, owner: str) -> int:
+        """Count no try against what a dead worker ran, since its death was nobody's fault; how many.
+
+        Idempotent. Looks at every open operation: for the rare moments when a supervisor begins or ends.
+        """
+        forgiven = 0
+        for marker in self._markers(self._clock_ms()):
+            stream_id, seq = _named(marker)
+            operation = self._outcomes.peek(stream_id, seq)
+            if operation is not None and operation.owner == owner and not operation.state.final:
+                forgiven += self._outcomes.put_back(operation, counted=False)
+        return forgiven
+
+    def _markers(self, until_ms: int) -> Iterator[Item]:
+        for shard in layout.pending_shards():
+            first, last = "", f"{until_ms:015d}~"
+            while page := self._items.query(shard, first=first, last=last, limit=_PAGE):
+                yield from page
+                first = layout.after(page[-1].key.sort)
 
     def _look_at(self, marker: Item, seen: set[str]) -> int:
         """Rings for one marker; `seen` are the runs that need no second look in this pass."""
-        stream_id, seq_text = marker.key.sort.split("/", 1)[1].rsplit("/", 1)
+        stream_id, seq = _named(marker)
         if stream_id in seen:
             return 0
         stream = self._streams.find(stream_id)
-        operation = self._reader.peek(stream_id, int(seq_text))
+        operation = self._outcomes.peek(stream_id, seq)
         ended = operation is None or operation.state.final
         if stream is None or operation is None or ended or stream.state is StreamState.ERASED:
             self._items.write([Delete(marker.key, None)])
             return 0
         if stream.kind is StreamKind.RUN:
             seen.add(stream_id)
-            if self._leases.held(stream_id, margin_s=0):
-                return 0
-        self._doorbell.remind(stream, operation.seq)
+        if not self._is_due(marker, operation) or self._is_held(stream, operation):
+            return 0
+        self._doorbell.ring(stream, operation.seq)
+        self._postpone(marker, operation)
         return 1
+
+    def _is_due(self, marker: Item, operation: Operation) -> bool:
+        return self._clock_ms() >= cast(int, marker.body.get("remind_ms") or operation.created_ms)
+
+    def _is_held(self, stream: StreamRecord, operation: Operation) -> bool:
+        if stream.kind is StreamKind.RUN:
+            return self._leases.held(stream.stream_id, margin_s=0)
+        return self._workers.running(operation)
+
+    def _postpone(self, marker: Item, operation: Operation) -> None:
+        now = self._clock_ms()
+        wait_ms = min(max(now - operation.created_ms, 60_000), _LONGEST_WAIT_MS)
+        try:
+            self._items.write([Put(marker.key, {"remind_ms": now + wait_ms}, marker.version)])
+        except ConditionFailed:
+            return  # it has ended
+
+
+def _named(marker: Item) -> tuple[str, int]:
+    stream_id, seq = marker.key.sort.split("/", 1)[1].rsplit("/", 1)
+    return stream_id, int(seq)

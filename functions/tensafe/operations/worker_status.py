@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
+from tensafe.operations.records import Operation, OpState
 from tensafe.storage.ports import ConditionFailed, Delete, Items, JsonValue, Key, Put
 
 Role = Literal["trainer", "sampler"]
@@ -53,6 +54,12 @@ class WorkerStatus:
     def withdraw(self, owner: str) -> None:
         """This worker is gone."""
         self._items.write([Delete(Key(_PARTITION, owner), None)])
+
+    def running(self, operation: Operation) -> bool:
+        """Whether a worker that is alive runs the operation."""
+        if operation.state is not OpState.RUNNING or not operation.owner:
+            return False
+        return self._items.get(Key(_PARTITION, operation.owner)) is not None
 
     def list(self) -> list[WorkerReport]:
         """Workers that are alive."""

@@ -39,7 +39,7 @@ async def serve(
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)
     try:
-        await SamplerWorker(services, info.name, engine).run(stop)
+        await SamplerWorker(services, info.name, engine, owner=owner).run(stop)
     finally:
         await engine.close()
 

@@ -1,8 +1,8 @@
 """The sampling loop: many requests of one base model's queue in flight in one vLLM engine.
 
-Sampling is stateless given the weights, so a request that dies with its process is simply taken again.
-One that was taken before runs alone, so that a request which kills the engine cannot take innocent ones
-into the dead letters with it.
+Sampling is stateless given the weights, so a request that dies with its engine is simply taken again. Its
+tries are counted in the log, when the engine is given it and not while it waits; at three it is set aside
+as poison. `Turns` keeps a suspect away from the innocent, who therefore never reach the third try.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from tensafe.contracts.errors import TensafeError, Unavailable
 from tensafe.contracts.payloads import JSON, PROTOBUF, SamplePayload
@@ -27,13 +27,14 @@ from tensafe.operations.streams import now_ms
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
 from tensafe.wire.results import encode_sample, keep_last_prompt_logprobs, sample_json
+from tensafe_gpu.sampler.adapters import Adapter
 from tensafe_gpu.sampler.engine import SamplingEngine
+from tensafe_gpu.sampler.in_flight import Held, InFlight
 from tensafe_gpu.sampler.turns import Turns
 from tensafe_gpu.sampler.weights import Weights, WeightsFailed, WeightsPending
 
 log = logging.getLogger(__name__)
 
-_RECEIVE_WAIT_S: Final = 5.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -44,108 +45,192 @@ class SamplerSettings:
 
     visibility_s: float = 12.0
     heartbeat_s: float = 3.0
+    receive_wait_s: float = 2.0
     max_in_flight: int = 128
+    pause_s: float = 1.0
+    """Before something is tried again that storage did not allow."""
+    stop_grace_s: float = 10.0
 
 
 class SamplerWorker:
-    """Serves one base model's sampling queue until stopped or until the engine dies."""
+    """Serves one base model's sampling queue until stopped or until the engine dies.
+
+    `owner` names this process incarnation, never reused.
+    """
 
     def __init__(
         self,
         services: Services,
         base_model: str,
         engine: SamplingEngine,
+        *,
+        owner: str,
         settings: SamplerSettings | None = None,
     ) -> None:
         self._services = services
         self._queue = sample_queue(base_model)
         self._engine = engine
+        self._owner = owner
         self._settings = settings or SamplerSettings()
         self._weights = Weights(services)
         self._turns = Turns()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="storage")
-        self._in_flight: dict[str, Message] = {}
-        self._lock = threading.Lock()
+        self._in_flight = InFlight(
+            services,
+            self._queue,
+            visibility_s=self._settings.visibility_s,
+            heartbeat_s=self._settings.heartbeat_s,
+        )
 
     async def run(self, stop: threading.Event) -> None:
         """Serve. Raises Unavailable when the engine has died: the process must be replaced."""
-        beats = threading.Thread(target=self._heartbeat, args=(stop,), name="heartbeat", daemon=True)
-        beats.start()
+        served = threading.Event()
+        self._in_flight.keep(served, asyncio.get_running_loop())
         tasks: set[asyncio.Task[None]] = set()
-        while not stop.is_set() and self._engine.healthy:
-            if len(self._in_flight) >= self._settings.max_in_flight:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                continue
-            for message in await self._in_thread(self._receive):
-                task = asyncio.create_task(self._serve(message))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        if tasks:
-            await asyncio.wait(tasks, timeout=10)
+        try:
+            while not stop.is_set() and self._engine.healthy:
+                if len(self._in_flight) >= self._settings.max_in_flight:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                for held in await self._received():
+                    held.task = asyncio.create_task(self._serve(held))
+                    tasks.add(held.task)
+                    held.task.add_done_callback(tasks.discard)
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._settings.stop_grace_s)
+        finally:
+            served.set()
         if not self._engine.healthy:
             raise Unavailable("the engine has died")
 
-    def _receive(self) -> list[Message]:
+    async def _received(self) -> list[Held]:
+        try:
+            return await self._in_thread(self._receive)
+        except TensafeError as error:
+            log.warning("nothing received: %s", error.code)
+            await asyncio.sleep(self._settings.pause_s)
+            return []
+
+    def _receive(self) -> list[Held]:
         room = self._settings.max_in_flight - len(self._in_flight)
         messages = self._services.ports.queues.receive(
             self._queue,
             visibility_s=self._settings.visibility_s,
             max_messages=max(1, min(10, room)),
-            wait_s=_RECEIVE_WAIT_S,
+            wait_s=self._settings.receive_wait_s,
         )
-        with self._lock:
-            self._in_flight.update((message.receipt, message) for message in messages)
-        return messages
+        taken: list[Held] = []
+        for message in messages:
+            held = self._in_flight.add(message)
+            if held is None:
+                self._services.ports.queues.delete(self._queue, message.receipt)
+            else:
+                taken.append(held)
+        return taken
 
-    async def _serve(self, message: Message) -> None:
-        """One message: its operation ends, or the message goes back and is counted."""
-        began = time.monotonic()
+    async def _serve(self, held: Held) -> None:
+        """One message: its operation ends, or the message goes back."""
+        done = False
         try:
-            async with self._turns.take(alone=message.receives > 1):
-                ended = await self._answer(message, began)
-            if ended:
-                await self._in_thread(self._services.ports.queues.delete, self._queue, message.receipt)
+            done = await self._answer(held.message)
+        except asyncio.CancelledError:
+            if not held.ended:
+                raise
+            done = True
         except Exception as error:
-            log.error("request handed back: %s", type(error).__name__, exc_info=error, extra=_ids(message))
-            await self._in_thread(self._hand_back, message)
+            log.error("request handed back: %s", type(error).__name__, exc_info=error, extra=_ids(held))
         finally:
-            with self._lock:
-                self._in_flight.pop(message.receipt, None)
+            # Before the message can be received again: a second one for what is in hand is dropped.
+            self._in_flight.remove(held)
+        if done:
+            await self._in_thread(self._drop, held.message)
+        elif self._engine.healthy:
+            await asyncio.sleep(self._settings.pause_s)
+            await self._in_thread(self._hand_back, held.message)
+        # Else nobody here could answer it: it comes back when this process is gone.
 
-    async def _answer(self, message: Message, began: float) -> bool:
+    async def _answer(self, message: Message) -> bool:
         """Sample and commit; True when nothing is left to do for this message."""
         found = await self._in_thread(self._open, message)
         if found is None:
             return True
-        stream, operation, payload = found
-        try:
-            adapter = await self._in_thread(self._weights.of, stream)
-            result = await self._engine.sample(payload.request, adapter, cache_scope=stream.tenant)
-        except WeightsPending:
-            return True
-        except WeightsFailed as error:
-            await self._in_thread(self._fail, stream, operation, error.failure)
-            return True
-        except TensafeError as error:
-            if isinstance(error, Unavailable):
+        stream, operation = found
+        async with self._turns.take(operation.tries):
+            if not self._engine.healthy:
+                return False
+            try:
+                adapter = await self._in_thread(self._weights.of, stream)
+                begun = await self._in_thread(self._begin, stream, operation)
+            except WeightsPending:
+                return True  # whoever ends the save rings again
+            except WeightsFailed as error:
+                await self._in_thread(self._fail, stream, operation, error.failure)
+            except Unavailable:
+                raise  # nobody's fault, so not counted
+            except TensafeError as error:
+                await self._in_thread(self._fail, stream, operation, Failure.of(error))
+            except Exception:
+                await self._in_thread(self._count, operation)
                 raise
+            else:
+                return begun is None or await self._sample(stream, *begun, adapter)
+        return True
+
+    async def _sample(
+        self, stream: StreamRecord, operation: Operation, payload: SamplePayload, adapter: Adapter | None
+    ) -> bool:
+        """Run an operation that has been marked as running; True when it has ended."""
+        began, counted = time.monotonic(), True
+        outcomes = self._services.outcomes
+        try:
+            result = await self._engine.sample(payload.request, adapter, cache_scope=stream.tenant)
+            counted = False  # whatever fails from here on is not the request's doing
+            await self._in_thread(self._complete, stream, operation, payload, result)
+        except Unavailable:
+            if self._engine.healthy:
+                await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
+            return False
+        except TensafeError as error:
             await self._in_thread(self._fail, stream, operation, Failure.of(error))
             self._log_done(operation, began, error.code)
             return True
-        await self._in_thread(self._complete, stream, operation, payload, result)
+        except Exception:
+            await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
+            raise
         self._log_done(operation, began, "completed")
         return True
 
-    def _open(self, message: Message) -> tuple[StreamRecord, Operation, SamplePayload] | None:
-        """The operation behind a message, or None if there is nothing to do any more."""
-        stream = self._services.streams.find(str(message.body["stream"]))
+    def _open(self, message: Message) -> tuple[StreamRecord, Operation] | None:
+        """The operation behind a message, or None if there is nothing to do here."""
+        services = self._services
+        stream = services.streams.find(str(message.body["stream"]))
         if stream is None or stream.state is not StreamState.ACTIVE:
             return None
-        operation = self._services.outcomes.peek(stream.stream_id, int(str(message.body["seq"])))
+        operation = services.outcomes.peek(stream.stream_id, int(str(message.body["seq"])))
         if operation is None or operation.state.final:
             return None
+        if operation.owner not in (None, self._owner) and services.workers.running(operation):
+            return None  # somebody else's, and the sweeper rings again should that one die
+        if services.dead_letters.bury_poison(stream, operation):
+            return None
+        return stream, operation
+
+    def _begin(self, stream: StreamRecord, operation: Operation) -> tuple[Operation, SamplePayload] | None:
+        """The operation, marked as run by us, and its payload; None if it was cancelled or taken."""
         raw = self._services.outcomes.payload(stream, operation.seq)
-        return stream, operation, SamplePayload.model_validate_json(raw)
+        payload = SamplePayload.model_validate_json(raw)
+        try:
+            return self._services.outcomes.start(operation, (), owner=self._owner), payload
+        except ConditionFailed:
+            return None
+
+    def _count(self, operation: Operation) -> None:
+        """A try that failed before the engine was given anything."""
+        try:
+            begun = self._services.outcomes.start(operation, (), owner=self._owner)
+        except ConditionFailed:
+            return
+        self._services.outcomes.put_back(begun, counted=True)
 
     def _complete(
         self, stream: StreamRecord, operation: Operation, payload: SamplePayload, result: SampleResult
@@ -168,21 +253,19 @@ class SamplerWorker:
         except ConditionFailed:
             return  # it was cancelled meanwhile
 
+    def _drop(self, message: Message) -> None:
+        try:
+            self._services.ports.queues.delete(self._queue, message.receipt)
+        except TensafeError:
+            log.warning("message not deleted: it comes back, and there is nothing left to do for it")
+
     def _hand_back(self, message: Message) -> None:
         try:
             self._services.ports.queues.extend(self._queue, message.receipt, 0)
         except StaleReceipt:
             return
-
-    def _heartbeat(self, stop: threading.Event) -> None:
-        while not stop.wait(self._settings.heartbeat_s):
-            with self._lock:
-                receipts = list(self._in_flight)
-            for receipt in receipts:
-                try:
-                    self._services.ports.queues.extend(self._queue, receipt, self._settings.visibility_s)
-                except TensafeError:
-                    continue  # it ended meanwhile, or storage is busy: the next beat tries again
+        except TensafeError:
+            log.warning("message not handed back: it comes back when its time is up")
 
     async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         call = partial(function, *args, **kwargs)
@@ -193,13 +276,16 @@ class SamplerWorker:
             "sample %s",
             outcome,
             extra={
-                "stream": operation.stream_id,
-                "seq": operation.seq,
+                **_ids_of(operation),
                 "duration_ms": round((time.monotonic() - began) * 1000, 1),
                 "queued_ms": now_ms() - operation.created_ms,
             },
         )
 
 
-def _ids(message: Message) -> dict[str, str]:
-    return {"stream": str(message.body.get("stream")), "seq": str(message.body.get("seq"))}
+def _ids(held: Held) -> dict[str, str | int]:
+    return {"stream": held.stream_id, "seq": held.seq}
+
+
+def _ids_of(operation: Operation) -> dict[str, str | int]:
+    return {"stream": operation.stream_id, "seq": operation.seq}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tensafe.contracts.errors import IntegrityError
 from tensafe.operations.leases import Lease
-from tensafe.operations.records import StreamRecord
+from tensafe.operations.records import Operation, StreamRecord
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import RunRef
 from tensafe.storage.ports import Message
@@ -41,6 +41,8 @@ class HotRun:
     last_worked_s: float = 0.0
     last_snapshot_s: float = 0.0
     lost: bool = False
+    begun: Operation | None = None
+    """The operation that was begun last, as it stood then."""
 
     @property
     def dirty(self) -> bool:

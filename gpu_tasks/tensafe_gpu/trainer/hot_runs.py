@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tensafe.contracts.errors import TensafeError
 from tensafe.operations.leases import LeaseLost
@@ -51,9 +53,15 @@ class HotRuns:
         with self._lock:
             self._runs[stream_id].message = message
 
-    def keep(self, stop: threading.Event) -> None:
-        """Extend everything that is held, from a thread of its own, until `stop`."""
-        threading.Thread(target=self._keep, args=(stop,), name="heartbeat", daemon=True).start()
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Extend everything that is held, from a thread of its own, while the block runs."""
+        ended = threading.Event()
+        threading.Thread(target=self._keep, args=(ended,), name="heartbeat", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def beat(self) -> None:
         """Extend every lease and message once; what cannot be extended is marked as lost."""
@@ -63,8 +71,8 @@ class HotRuns:
                 if self._runs.get(run.stream.stream_id) is run:
                     self._extend(run)
 
-    def _keep(self, stop: threading.Event) -> None:
-        while not stop.wait(self._heartbeat_s):
+    def _keep(self, ended: threading.Event) -> None:
+        while not ended.wait(self._heartbeat_s):
             self.beat()
 
     def _extend(self, run: HotRun) -> None:

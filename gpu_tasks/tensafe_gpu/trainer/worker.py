@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Final
 
-from tensafe.contracts.errors import InvalidRequest, TensafeError
+from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable
 from tensafe.operations import layout
 from tensafe.operations.doorbell import train_queue
 from tensafe.operations.leases import LeaseLost
@@ -59,6 +59,7 @@ class TrainerWorker:
         self._restorer = Restorer(services, executor, snapshots, private_steps)
         self._owner = owner
         self._settings = settings or WorkerSettings()
+        self._stop = threading.Event()
         self._hot = HotRuns(
             services,
             self._queue,
@@ -67,22 +68,26 @@ class TrainerWorker:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set, then snapshot and release everything."""
-        self._hot.keep(stop)
+        """Serve until `stop` is set, then snapshot and release everything.
+
+        The operation at hand is the last one that begins.
+        """
+        self._stop = stop
         bell = self._services.ports.bell
         topic = layout.submitted_topic(self._queue)
-        try:
-            while not stop.is_set():
-                seen = bell.count(topic)
-                try:
-                    worked = self.step()
-                except TensafeError:
-                    log.exception("storage failed; trying again")
-                    worked = stop.wait(_STORAGE_PAUSE_S)
-                if not worked:
-                    bell.wait(topic, since=seen, timeout_s=1.0)
-        finally:
-            self.release_all()
+        with self._hot.kept():
+            try:
+                while not stop.is_set():
+                    seen = bell.count(topic)
+                    try:
+                        worked = self.step()
+                    except TensafeError:
+                        log.exception("storage failed; trying again")
+                        worked = stop.wait(_STORAGE_PAUSE_S)
+                    if not worked:
+                        bell.wait(topic, since=seen, timeout_s=1.0)
+            finally:
+                self.release_all()
 
     def step(self) -> bool:
         """Take new runs, apply some operations of each, retire idle ones; whether any work was done."""
@@ -174,6 +179,8 @@ class TrainerWorker:
         page = self._services.outcomes.operations(run.stream.stream_id, first_seq=run.next_seq, limit=_PAGE)
         worked = False
         for operation in page:
+            if self._stop.is_set():
+                break
             if operation.seq > run.next_seq:
                 return self._missing(run, operation) or worked
             if not operation.state.final:
@@ -191,11 +198,12 @@ class TrainerWorker:
         """Run one operation and make its outcome durable; False if it was cancelled before it began."""
         outcomes, began = self._services.outcomes, time.monotonic()
         try:
-            operation = outcomes.start(operation, [run.lease.check])
+            operation = outcomes.start(operation, [run.lease.check], owner=self._owner)
         except ConditionFailed as error:
             if error.index == 0:
                 return False
             raise
+        run.begun = operation
         payload = outcomes.payload(run.stream, operation.seq)
         try:
             executed = self._executor.execute(run, operation, payload)
@@ -302,10 +310,33 @@ class TrainerWorker:
         self._hand_back(run.message, _BUSY_VISIBILITY_S)
 
     def _give_up(self, run: HotRun, error: Exception) -> None:
-        """An unexpected failure: the run is handed back, and the try of its operation stays counted."""
+        """An unexpected failure: the run is handed back, and the try of its operation stays counted.
+
+        Storage that does not answer is no operation's fault: then the try is not counted.
+        """
         log_failure("run handed back after %s", error, run.stream.stream_id)
+        if isinstance(error, Unavailable):
+            self._let_go_once_possible(run, error)
+            self._hand_back(run.message, self._settings.storage_retry_s)
+            return
         self._let_go(run, type(error).__name__)
         self._hand_back(run.message, self._settings.retry_s * run.message.receives)
+
+    def _let_go_once_possible(self, run: HotRun, error: Unavailable) -> None:
+        """Until storage answers again there is nothing else to do."""
+        self._hot.forget(run)
+        while True:
+            try:
+                if run.begun is not None:
+                    self._services.outcomes.put_back(run.begun, counted=False)
+                self._services.leases.abandon(run.lease, error.code, counted=False)
+                return
+            except LeaseLost:
+                return
+            except TensafeError:
+                log.warning("storage does not answer", extra={"stream": run.stream.stream_id})
+                if self._stop.wait(self._settings.storage_retry_s):
+                    return
 
     def _let_go(self, run: HotRun, reason: str) -> None:
         self._hot.forget(run)

@@ -20,3 +20,5 @@ class WorkerSettings:
     max_hot_runs: int = 64
     retry_s: float = 1.0
     """Pause before a run is tried again after an unexpected failure, times the tries so far."""
+    storage_retry_s: float = 2.0
+    """Pause before a run is tried again after storage did not answer."""

@@ -209,20 +209,67 @@ def test_a_dead_message_of_a_poisoned_run_buries(memory: World) -> None:
     assert [letter.seq for letter in memory.services.dead_letters.list()] == [1]
 
 
+def _give_up(world: World) -> None:
+    """Every message that can be received is received until the queue gives it up."""
+    for _ in range(3):
+        for message in world.queues.receive(SAMPLE, visibility_s=1, max_messages=10):
+            world.queues.extend(SAMPLE, message.receipt, 0)
+    world.queues.receive(SAMPLE, visibility_s=60, max_messages=10)
+    world.services.dead_letters.consume(world.queues, world.services.ports.queue_specs)
+
+
 def test_a_dead_sample_is_buried_alone(memory: World) -> None:
     sampler = memory.sampler()
-    for seq in (1, 2):
-        memory.submit(sampler, seq)
-    for _ in range(3):
-        for message in memory.queues.receive(SAMPLE, visibility_s=1, max_messages=1):
-            memory.queues.extend(SAMPLE, message.receipt, 0)
-    memory.queues.receive(SAMPLE, visibility_s=60, max_messages=10)
-    memory.services.dead_letters.consume(memory.queues, memory.services.ports.queue_specs)
-    assert memory.op(sampler, 1).state is OpState.FAILED
-    assert memory.op(sampler, 2).state is OpState.PENDING
+    poison, innocent = memory.submit(sampler, 1), memory.submit(sampler, 2)
+    for _ in range(MAX_TRIES):
+        poison = memory.services.outcomes.start(poison, [], owner="sampler-dead")
+    memory.services.outcomes.start(innocent, [], owner="sampler-dead")
+    _give_up(memory)
+    assert memory.op(sampler, 1).failure is not None
+    assert memory.op(sampler, 2).state is OpState.RUNNING
+    assert memory.drain(SAMPLE) == [{"stream": sampler.stream_id, "seq": 2}]
     assert memory.stream(sampler.stream_id).state is StreamState.ACTIVE
     found = completions.since(memory.items, sampler.stream_id, 0, 0)
     assert [one.seq for one in found] == [1]
+
+
+def test_a_message_given_up_says_nothing_about_its_sample(memory: World) -> None:
+    """Samplers may have died with it in hand and never have begun it."""
+    sampler = memory.sampler()
+    memory.submit(sampler, 1)
+    _give_up(memory)
+    assert memory.op(sampler, 1).state is OpState.PENDING
+    assert memory.drain(SAMPLE) == [{"stream": sampler.stream_id, "seq": 1}]
+
+
+def test_a_third_try_of_a_sample_that_goes_on_is_let_go_on(memory: World) -> None:
+    sampler = memory.sampler()
+    operation = memory.submit(sampler, 1)
+    for _ in range(MAX_TRIES):
+        operation = memory.services.outcomes.start(operation, [], owner="sampler-a")
+    memory.services.workers.announce("sampler", "acme/tiny", "sampler-a", 0)
+    assert not memory.services.dead_letters.bury_poison(sampler, operation)
+    memory.services.workers.withdraw("sampler-a")
+    assert memory.services.dead_letters.bury_poison(sampler, operation)
+
+
+def test_a_redrive_in_the_middle_of_a_burial_is_not_undone(memory: World) -> None:
+    run = memory.run()
+    operation = _poison(memory, run)
+    memory.submit(run, 2)
+    memory.services.dead_letters.bury(run, operation, "it died")
+    (letter,) = memory.services.dead_letters.list()
+    late = memory.open()
+    listed = late.outcomes.operations
+
+    def redriven_first(*args: object, **kwargs: object) -> list[Operation]:
+        if memory.services.dead_letters.list():
+            memory.services.dead_letters.redrive(letter.letter_id)
+        return listed(*args, **kwargs)
+
+    late.outcomes.operations = redriven_first  # type: ignore[method-assign]
+    late.dead_letters.fail_waiting(run.stream_id)
+    assert memory.op(run, 1).state is OpState.PENDING
 
 
 def test_a_burial_cut_short_is_finished_without_burying_the_next_operation(memory: World) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from tensafe.operations import layout
 from tensafe.operations.doorbell import queue_specs, sample_queue, train_queue
+from tensafe.operations.records import OpKind, OpState, StreamKind
+from tensafe.operations.submissions import Submission
 from tensafe.storage.ports import Put
 from tests.unit.operations.world import BASE, LEASE_S, SAMPLE, TRAIN, World
 
@@ -67,21 +69,69 @@ def test_a_lost_message_is_sent_again(either: World) -> None:
     assert either.services.sweeper.sweep() == 0  # they are young
     either.later(16)
     assert either.services.sweeper.sweep() == 2
-    assert either.drain(TRAIN) == [{"stream": run.stream_id, "seq": 1}]
+    assert either.drain(TRAIN) == [{"stream": run.stream_id}]
     assert either.drain(SAMPLE) == [{"stream": sampler.stream_id, "seq": 1}]
 
 
-def test_reminders_are_sent_once_a_minute(memory: World) -> None:
+def _messages_sent(world: World, queue: str, seconds: int) -> int:
+    """While the sweeper runs every five seconds and nobody takes anything."""
+    for _ in range(seconds // 5):
+        world.later(5)
+        world.services.sweeper.sweep()
+    return world.queues.depth(queue)
+
+
+def test_a_backlog_is_not_made_longer_by_reminders(either: World) -> None:
+    sampler = either.sampler()
+    for seq in range(1, 11):
+        either.submit(sampler, seq)
+    assert _messages_sent(either, SAMPLE, 300) <= 10 * (1 + 4)
+    assert either.services.sweeper.sweep() == 0
+
+
+def test_reminders_of_a_run_thin_out_too(memory: World) -> None:
     run = memory.run()
     memory.submit(run, 1)
     memory.drain(TRAIN)
+    assert 1 <= _messages_sent(memory, TRAIN, 60) <= 2
+    assert _messages_sent(memory, TRAIN, 540) <= 6
+
+
+def test_what_a_live_sampler_runs_needs_no_reminder(memory: World) -> None:
+    sampler = memory.sampler()
+    memory.services.outcomes.start(memory.submit(sampler, 1), [], owner="sampler-a")
+    memory.drain(SAMPLE)
+    memory.services.workers.announce("sampler", BASE, "sampler-a", 0)
     memory.later(16)
-    for _ in range(3):
-        memory.services.sweeper.sweep()
-    assert len(memory.drain(TRAIN)) == 1
-    memory.later(60)
-    memory.services.sweeper.sweep()
-    assert len(memory.drain(TRAIN)) == 1
+    assert memory.services.sweeper.sweep() == 0
+    memory.services.workers.withdraw("sampler-a")
+    assert memory.services.sweeper.sweep() == 1
+
+
+def test_a_model_that_is_not_served_holds_up_no_other_run(memory: World) -> None:
+    for number in range(40):
+        memory.submit(memory.run(f"s:train:{number}"), 1)
+    stranger, creation = memory.services.streams.creation("z:train:0", "acme", StreamKind.RUN, "gone/model")
+    memory.services.submissions.create(stranger, creation, Submission(0, OpKind.NOOP, b"{}", ring=False))
+    memory.drain(TRAIN)
+    memory.later(16)
+    assert memory.services.sweeper.sweep() == 40
+
+
+def test_a_death_that_was_nobodys_fault_is_not_counted(either: World) -> None:
+    run, sampler = either.run(), either.sampler()
+    lease = either.services.leases.claim(run.stream_id, "trainer-a")
+    assert lease is not None
+    either.services.outcomes.start(either.submit(run, 1), [lease.check], owner="trainer-a")
+    either.services.outcomes.start(either.submit(sampler, 1), [], owner="sampler-a")
+    either.services.outcomes.start(either.submit(sampler, 2), [], owner="sampler-b")
+    for owner in ("trainer-a", "sampler-a"):
+        assert either.services.sweeper.forgive(owner) == 1
+        assert either.services.sweeper.forgive(owner) == 0
+        either.services.leases.break_all(owner, counted=False)
+    assert [op.tries for op in (either.op(run, 1), either.op(sampler, 1), either.op(sampler, 2))] == [0, 0, 1]
+    assert either.op(run, 1).state is OpState.PENDING
+    assert either.services.leases.claims(run.stream_id) == 0
 
 
 def test_a_held_run_is_left_to_its_holder(memory: World) -> None:
@@ -102,7 +152,7 @@ def test_a_run_is_reminded_once_whatever_waits_in_it(memory: World) -> None:
     memory.drain(TRAIN)
     memory.later(16)
     assert memory.services.sweeper.sweep() == 1
-    assert memory.drain(TRAIN) == [{"stream": run.stream_id, "seq": 1}]
+    assert memory.drain(TRAIN) == [{"stream": run.stream_id}]
 
 
 def test_a_long_queue_hides_no_other_run_from_the_sweep(memory: World) -> None:

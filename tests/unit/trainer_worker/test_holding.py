@@ -35,7 +35,7 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> No
 
     def step(self: Engine, state: Any, params: Any, **given: Any) -> dict[str, float]:
         if params.learning_rate == 0.666:
-            raise error("the secret is 4711")
+            raise error("the secret is xyzzy")
         return original(self, state, params, **given)
 
     monkeypatch.setattr(Engine, "optim_step", step)
@@ -78,7 +78,7 @@ def test_an_unexpected_failure_is_tried_three_times_and_then_set_aside(
     assert behind.code == "run_blocked"
     with pytest.raises(RunBlocked):
         rig.submit(4, forward_backward())
-    assert "4711" not in caplog.text + repr([vars(record) for record in caplog.records])
+    assert "xyzzy" not in caplog.text + repr([vars(record) for record in caplog.records])
 
 
 def test_an_operation_that_kills_is_set_aside_after_three_deaths_and_nothing_else_is(
@@ -422,10 +422,10 @@ def test_a_cancel_that_wins_against_the_start_costs_the_run_nothing(
     rig.submit(2, optim_step())
     start = type(rig.services.outcomes).start
 
-    def late(self: Any, operation: Any, conditions: Any) -> Any:
+    def late(self: Any, operation: Any, conditions: Any, **more: Any) -> Any:
         if operation.seq == 1:
             rig.world.services.submissions.cancel(rig.world.stream(RUN), 1)
-        return start(self, operation, conditions)
+        return start(self, operation, conditions, **more)
 
     monkeypatch.setattr(type(rig.services.outcomes), "start", late)
     rig.drain()
@@ -483,6 +483,92 @@ def test_the_loop_survives_a_store_that_fails_for_a_while(rig: Rig, monkeypatch:
     assert not thread.is_alive()
     assert rig.op(0).state is OpState.COMPLETED
     assert not rig.services.leases.held(RUN, margin_s=0)
+
+
+def test_nothing_begins_after_the_signal_to_stop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the logs of however many runs are; what waits is there for the next process."""
+    runs = (RUN, OTHER, "s-1:train:2")
+    for run_id in runs:
+        rig.begin(run_id)
+    rig.drain()
+    for run_id in runs:
+        for seq in range(1, 21):
+            rig.submit(seq, optim_step(), run_id)
+    stop, began = threading.Event(), list[int]()
+    original = Engine.optim_step
+
+    def step(self: Engine, state: Any, params: Any, **given: Any) -> dict[str, float]:
+        began.append(1)
+        if len(began) == 5:
+            stop.set()
+        return original(self, state, params, **given)
+
+    monkeypatch.setattr(Engine, "optim_step", step)
+    rig.worker.run(stop)
+    assert len(began) == 5
+    assert not any(rig.services.leases.held(run_id, margin_s=0) for run_id in runs)
+    rig.restart()
+    rig.drain()
+    assert {state for run_id in runs for state in rig.states(run_id)} == {OpState.COMPLETED}
+
+
+def test_leases_are_kept_until_the_last_run_is_released(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.begin()
+    rig.drain()
+    monkeypatch.setattr(rig.worker._hot, "_heartbeat_s", 0.01)
+    stop, beats = threading.Event(), threading.Event()
+    saving = Snapshots.save
+
+    def slow(self: Snapshots, run: Any) -> None:
+        monkeypatch.setattr(HotRuns, "_extend", lambda *_: beats.set())
+        assert beats.wait(5)
+        saving(self, run)
+
+    monkeypatch.setattr(Snapshots, "save", slow)
+    stop.set()
+    rig.worker.run(stop)
+    assert beats.is_set()
+
+
+@pytest.mark.parametrize("failing", ["put", "get"])
+def test_a_blob_store_that_is_away_is_no_operations_fault(
+    new_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    rig = new_rig(storage_retry_s=0.0)
+    rig.begin()
+    rig.do(1, forward_backward())
+    rig.do(2, save("kept"))
+    rig.submit(3, save("new"))
+    rig.restart()
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise Unavailable("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.world.blobs, failing, away)
+        for _ in range(12):
+            rig.drain()
+            rig.ring_again()
+    rig.drain()
+    assert rig.op(3).state is OpState.COMPLETED
+    assert rig.services.dead_letters.list() == []
+
+
+def test_deaths_with_the_supervisor_are_not_counted(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole service is killed again and again while one operation runs."""
+    with monkeypatch.context() as patch:
+        _poisoned(patch, Killed)
+        rig.begin()
+        rig.submit(1, optim_step(0.666))
+        for _ in range(5):
+            owner = rig.worker._owner
+            with pytest.raises(Killed):
+                rig.drain()
+            assert rig.services.sweeper.forgive(owner) == 1
+            rig.services.leases.break_all(owner, counted=False)
+            rig.restart()
+    rig.drain()
+    assert rig.op(1).state is OpState.COMPLETED
 
 
 def test_lease_lost_is_what_a_dropped_run_raises(rig: Rig) -> None:

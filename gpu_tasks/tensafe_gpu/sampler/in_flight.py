@@ -1,0 +1,96 @@
+"""The messages that a sampler has in hand, and the thread that keeps them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from dataclasses import dataclass
+
+from tensafe.contracts.errors import TensafeError
+from tensafe.services import Services
+from tensafe.storage.ports import Message, StaleReceipt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A message in hand, and the task that answers it."""
+
+    message: Message
+    task: asyncio.Task[None] | None = None
+    ended: bool = False
+    """The operation has ended without us, so the task was cancelled."""
+
+    @property
+    def stream_id(self) -> str:
+        return str(self.message.body["stream"])
+
+    @property
+    def seq(self) -> int:
+        return int(str(self.message.body["seq"]))
+
+
+class InFlight:
+    """Changed by the serving loop and its threads, read by the thread that extends. Times in seconds.
+
+    An operation is in hand once: a second message for it is a reminder that was sent too early.
+    """
+
+    def __init__(self, services: Services, queue: str, *, visibility_s: float, heartbeat_s: float) -> None:
+        self._services = services
+        self._queue = queue
+        self._visibility_s = visibility_s
+        self._heartbeat_s = heartbeat_s
+        self._held: dict[tuple[str, int], Held] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, message: Message) -> Held | None:
+        """Keep the message from now on; None if its operation is in hand already."""
+        held = Held(message)
+        with self._lock:
+            known = self._held.setdefault((held.stream_id, held.seq), held)
+        return held if known is held else None
+
+    def remove(self, held: Held) -> None:
+        """Once this returns, the message is not extended any more."""
+        with self._lock:
+            del self._held[held.stream_id, held.seq]
+
+    def keep(self, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+        """Extend everything in hand, and end what was cancelled, from a thread of its own until `stop`."""
+        threading.Thread(target=self._keep, args=(stop, loop), name="heartbeat", daemon=True).start()
+
+    def beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Extend every message once; the task of an operation that has ended meanwhile is cancelled."""
+        with self._lock:
+            everything = list(self._held.values())
+        for held in everything:
+            try:
+                self._services.ports.queues.extend(self._queue, held.message.receipt, self._visibility_s)
+            except StaleReceipt:
+                pass  # handed out again: it will be seen that the operation is in hand
+            except TensafeError:
+                log.warning("message not extended; trying again", extra={"stream": held.stream_id})
+                continue
+            if held.task is not None and self._has_ended(held):
+                held.ended = True
+                loop.call_soon_threadsafe(held.task.cancel)
+
+    def _has_ended(self, held: Held) -> bool:
+        try:
+            operation = self._services.outcomes.peek(held.stream_id, held.seq)
+        except TensafeError:
+            return False
+        return operation is None or operation.state.final
+
+    def _keep(self, stop: threading.Event, loop: asyncio.AbstractEventLoop) -> None:
+        while not stop.wait(self._heartbeat_s):
+            try:
+                self.beat(loop)
+            except RuntimeError:
+                return  # the loop is closed
