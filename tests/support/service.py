@@ -58,6 +58,14 @@ class Service:
 
     def start(self) -> None:
         """Start and wait for the `ready` line."""
+        self.launch()
+        assert self.process is not None
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line == f"ready {self.url}", (line, (self.folder / "up.err").read_text()[-2000:])
+
+    def launch(self) -> None:
+        """Start and wait for nothing."""
         command = [
             *(sys.executable, "-c", "from tensafe.cli import main; main()"),
             *("up", "--data-dir", str(self.data_dir), "--port", str(self.port)),
@@ -68,9 +76,6 @@ class Service:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
         )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line == f"ready {self.url}", (line, (self.folder / "up.err").read_text()[-2000:])
 
     def stop(self) -> None:
         """Ctrl-C; everything must be gone afterwards."""
