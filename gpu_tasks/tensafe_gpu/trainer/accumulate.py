@@ -16,6 +16,7 @@ from tensafe_gpu.trainer.layout import Layout, Pair
 from tensafe_gpu.trainer.lora import Factors, Segment
 
 ROUNDING_MARGIN = 2.0**-10
+_NORM_BLOCK = 4096
 
 
 class SumSink:
@@ -106,8 +107,7 @@ class ClippedSum:
 
         Edge cases: norm 0 or below the bound gives 1; a norm that overflows fp32 counts as non-finite.
         """
-        squares = [torch.linalg.vector_norm(g.flatten(1), dim=1).double().square_() for g in grads]
-        norms = torch.stack(squares).sum(0).sqrt_()
+        norms = torch.stack([_squared_norms(grad.flatten(1)) for grad in grads]).sum(0).sqrt_()
         finite = norms.isfinite()
         if not bool(finite.all()):
             self.nonfinite += int((~finite).sum())
@@ -117,6 +117,19 @@ class ClippedSum:
         self.units += norms.shape[0]
         self.clipped += int((norms > self._bound).sum())
         return (self._bound / norms).clamp_(max=1.0).float()
+
+
+def _squared_norms(rows: torch.Tensor) -> torch.Tensor:
+    """Squared L2 norms of float32 [U, n], float64 [U]: fp32 within blocks, float64 across them.
+
+    One fp32 accumulation over millions of entries comes out low, by 0.84 % for 9.7 M equal ones, and a
+    unit whose norm is underestimated would pass its bound. In blocks the error is below 3e-6.
+    """
+    whole = rows.shape[1] - rows.shape[1] % _NORM_BLOCK
+    blocks = rows[:, :whole].view(rows.shape[0], -1, _NORM_BLOCK)
+    parts = (torch.linalg.vector_norm(blocks, dim=2), torch.linalg.vector_norm(rows[:, whole:], dim=1))
+    inside, rest = (part.double().square_() for part in parts)
+    return torch.add(inside.sum(1), rest)
 
 
 def _sum_by_unit(grad: torch.Tensor, unit_of: Sequence[int], units: int) -> torch.Tensor:

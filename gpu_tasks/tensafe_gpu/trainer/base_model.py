@@ -19,6 +19,8 @@ from tensafe_gpu.trainer.state import RunState
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Values of `model_type` in config.json whose layers have the seven projections under the same names."""
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Others scale positions by the padded length of the batch: an example would depend on those beside it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -131,6 +133,12 @@ def _check_config(config: Any, path: str) -> None:  # noqa: ANN401 - a class for
     if config.model_type not in FAMILIES:
         raise Unsupported(
             f"{path!r} is a {config.model_type!r} model; supported families: {', '.join(FAMILIES)}",
+            field="base_model",
+        )
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        raise Unsupported(
+            f"{path!r} has rotary embeddings of type {rope!r}; supported: {', '.join(ROPE_TYPES)}",
             field="base_model",
         )
     if getattr(config, "quantization_config", None) is not None:

@@ -171,9 +171,16 @@ class Engine:
         return _Pass(batch, HeadOutput(output.logprobs, output.losses, None))
 
     def _budget(self, layout: Layout | None) -> Budget:
-        """Bounds of a microbatch; with a layout, per-example gradients of it have to fit too."""
+        """Bounds of a microbatch; with a layout, per-example gradients of it have to fit too.
+
+        Matrix products in bfloat16 depend in their third digit on the shape of the batch, so that a unit
+        would move the gradients of those beside it, which nothing bounds: there each example of a private
+        run is computed by itself.
+        """
         examples = self._microbatch_tokens
-        if layout is not None:
+        if layout is not None and self.base.dtype != torch.float32:
+            examples = 1
+        elif layout is not None:
             examples = max(1, EXAMPLE_GRADIENT_BYTES // (4 * layout.numel))
         return Budget(self._microbatch_tokens, examples)
 

@@ -116,3 +116,13 @@ def test_missing_weights_are_refused_and_not_made_up(model_path, tmp_path):
 def test_a_folder_without_model_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="configuration"):
         BaseModel.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_padding_are_refused(model_path, tmp_path, rope_type):
+    """One long example in a batch moved the loss of the others."""
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+    with pytest.raises(Unsupported, match=rope_type):
+        BaseModel.load(copy_of(model_path("llama"), tmp_path, rope_parameters=rope))
