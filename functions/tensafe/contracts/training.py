@@ -59,16 +59,18 @@ class DpAdamWConfig(Strict):
     """
 
     type: Literal["tensafe_dp_adamw"]
-    clip_norm: float = Field(gt=0, le=1e6)
-    noise_multiplier: float | None = Field(default=None, gt=0, le=1e6)
+    clip_norm: float = Field(ge=1e-12, le=1e6)
+    noise_multiplier: float | None = Field(default=None, ge=1e-3, le=1e6)
     target_epsilon: float | None = Field(default=None, gt=0, le=1e4)
     max_steps: int | None = Field(default=None, ge=1, le=10_000_000)
-    delta: float = Field(gt=0, lt=0.5)
+    delta: float = Field(gt=0, le=1e-2)
     batch_size: int = Field(ge=1, le=10_000_000)
     max_participations: int = Field(default=1, ge=1, le=1_000_000)
     max_epsilon: float | None = Field(default=None, gt=0, le=1e6)
     domain: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     allow_weak_privacy: bool = False
+    allow_nonprivate_weights: bool = False
+    """The owner declares that weights loaded from a run without privacy hold nothing of the domain's data."""
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> DpAdamWConfig:
@@ -88,7 +90,7 @@ class AdamParams(Strict):
     learning_rate: float = Field(default=1e-4, ge=0, le=1e3)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-12, gt=0, le=1)
+    eps: float = Field(default=1e-12, ge=1e-30, le=1)
     weight_decay: float = Field(default=0.0, ge=0, le=1e3)
     grad_clip_norm: float = Field(default=0.0, ge=0)
     """Global norm to which the gradient of the step is clipped; 0 means no clipping."""

@@ -23,6 +23,7 @@ from tensafe.contracts.errors import (
     Unavailable,
 )
 from tensafe.privacy import rules, units
+from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.counting import RunCounts
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
@@ -105,6 +106,12 @@ class Ledger:
         """
         ids = units.checked_ids(unit_ids)
         present = set(accumulated)
+        if len(present | set(ids)) > units.MAX_UNITS_PER_STEP:
+            raise InvalidRequest(
+                f"one step has at most {units.MAX_UNITS_PER_STEP} units; this call would bring it to "
+                f"{len(present | set(ids))}",
+                field="data",
+            )
         for position, unit_id in enumerate(ids):
             if unit_id in present:
                 raise InvalidRequest(
@@ -187,6 +194,13 @@ class Ledger:
         if item.body["state"] == "applied":
             return []
         return [Put(item.key, {**item.body, "state": "applied"}, item.version, sealed=item.sealed)]
+
+    def spent(self, ref: RunRef) -> float:
+        """Epsilon of the run's whole domain so far. Raises NotFound."""
+        head = self._head(ref.scope)
+        if head is None:
+            raise NotFound(f"there is no privacy domain {ref.domain!r}")
+        return epsilon(head.runs, head.delta)
 
     def show(self, tenant: str, domain: str) -> DomainStatement:
         """What the domain has spent, and each run's part. Raises NotFound."""

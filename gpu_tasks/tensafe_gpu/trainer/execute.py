@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from tensafe.contracts.errors import IntegrityError, InvalidRequest
+from tensafe.contracts.errors import IntegrityError, InvalidRequest, TensafeError
 from tensafe.contracts.payloads import JSON, PROTOBUF, CreatePayload, LoadPayload, SavePayload
 from tensafe.contracts.training import AdamParams, DpAdamWConfig, ForwardBackward, OptimizerConfig, Strict
 from tensafe.operations.records import Operation, OpKind, Result
@@ -124,12 +124,14 @@ class Executor:
 
     def _forward_backward(self, run: HotRun, operation: Operation, payload: bytes) -> Executed:
         request = decode(operation, payload)
-        logprobs, metrics = self._compute(run, request)
+        spent = {}
         if run.private is not None and not request.forward_only:
-            metrics = {**metrics, **self._private.metrics(run)}
-        if operation.content_type == PROTOBUF:
-            return Executed(Result(PROTOBUF, encode_forward_backward(logprobs, metrics)))
-        return Executed(_json(forward_backward_json(logprobs, metrics)))
+            spent = self._private.metrics(run)
+        logprobs, metrics = self._compute(run, request)
+        try:
+            return Executed(_forward_backward_result(operation, logprobs, {**metrics, **spent}))
+        except TensafeError as error:  # the sum has grown: never a failure that the run survives
+            raise IntegrityError("the result of a computed operation cannot be encoded") from error
 
     def _compute(
         self, run: HotRun, request: ForwardBackward, *, admitted: bool = False
@@ -167,6 +169,12 @@ def decode(operation: Operation, payload: bytes) -> ForwardBackward:
     if operation.content_type == PROTOBUF:
         return decode_request(payload).request
     return request_json_to_forward_backward(payload)
+
+
+def _forward_backward_result(operation: Operation, logprobs: Logprobs, metrics: dict[str, float]) -> Result:
+    if operation.content_type == PROTOBUF:
+        return Result(PROTOBUF, encode_forward_backward(logprobs, metrics))
+    return _json(forward_backward_json(logprobs, metrics))
 
 
 def _state(run: HotRun) -> RunState:

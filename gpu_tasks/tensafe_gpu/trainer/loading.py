@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.contracts.payloads import LoadPayload
-from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.contracts.training import DpAdamWConfig
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import StreamRecord
 from tensafe.packages.bundle import unpack_files
 from tensafe.services import Services
@@ -18,8 +19,10 @@ def load_checkpoint(
 ) -> RunState:
     """The checkpoint's state, or its weights with a fresh optimizer.
 
-    Raises NotFound (also for another tenant's), Gone, InvalidRequest for a kind without weights or a
-    base model of another shape.
+    A private run begins from what differential privacy protects already, or from weights that its owner
+    declares to hold nothing of the data. Raises NotFound (also for another tenant's), Gone, InvalidRequest
+    for a kind without weights, a base model of another shape, another optimizer's state, or weights that
+    would void the run's privacy.
     """
     kind = CheckpointKind(request.source.kind)
     if kind is CheckpointKind.EXTERNAL or (kind is CheckpointKind.SAMPLER and request.with_optimizer):
@@ -28,9 +31,32 @@ def load_checkpoint(
     source = services.streams.find(checkpoint.run_id)
     if source is None:
         raise NotFound("no such checkpoint", field="path")
+    _check_optimizer(checkpoint, request)
     data = services.checkpoints.read(source, checkpoint)
     if kind is CheckpointKind.SAMPLER:
         return import_peft(unpack_files(data), engine.base, seed=request.lora.seed)
-    if request.with_optimizer:
-        return RunState.load(data, engine.base)
-    return RunState.load_weights(data, engine.base)
+    if not request.with_optimizer:
+        return RunState.load_weights(data, engine.base)
+    state = RunState.load(data, engine.base)
+    if state.pending_data and isinstance(request.optimizer, DpAdamWConfig):
+        raise InvalidRequest("the checkpoint holds a gradient that was never clipped", field="path")
+    return state
+
+
+def _check_optimizer(checkpoint: Checkpoint, request: LoadPayload) -> None:
+    optimizer = checkpoint.details.get("optimizer")
+    saved = optimizer.get("type") if isinstance(optimizer, dict) else "adamw"
+    if request.with_optimizer and saved != request.optimizer.type:
+        raise InvalidRequest(
+            f"this is the state of the optimizer {saved}, and the run's is {request.optimizer.type}; load "
+            "the weights alone",
+            field="path",
+        )
+    declared = not isinstance(request.optimizer, DpAdamWConfig) or request.optimizer.allow_nonprivate_weights
+    if saved != "tensafe_dp_adamw" and not declared:
+        raise InvalidRequest(
+            "these weights were trained without differential privacy, and the run's epsilon would not cover "
+            "what they hold; if none of it is data of the domain, say so with allow_nonprivate_weights=true "
+            "in the run's optimizer",
+            field="path",
+        )

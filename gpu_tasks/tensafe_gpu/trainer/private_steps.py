@@ -71,6 +71,8 @@ class PrivateSteps:
         private, state = _private(run), run.state
         if state is None:
             raise IntegrityError("the run has no state")
+        if bool(state.pending_data) != bool(private.units):
+            raise IntegrityError("the accumulated sum and its units do not belong together")
         mechanism = private.mechanism
         charge = self._ledger.reserve(private.ref, seq, private.units, extra_writes=[run.lease.check])
         release = partial(noisy_mean, charge, private.noise_secret)
@@ -82,8 +84,7 @@ class PrivateSteps:
     def metrics(self, run: HotRun) -> dict[str, float]:
         """Epsilon spent so far, under names that the SDK's chunk merging accepts."""
         private = _private(run)
-        spent = self._ledger.show(private.ref.tenant, private.ref.domain).epsilon
-        return {"dp_epsilon:max": spent, "dp_delta:max": private.mechanism.delta}
+        return {"dp_epsilon:max": self._ledger.spent(private.ref), "dp_delta:max": private.mechanism.delta}
 
     def _noise_secret(self, stream: StreamRecord) -> bytes:
         """The run's secret from which all its noise is regenerated: 32 bytes, made once, sealed."""

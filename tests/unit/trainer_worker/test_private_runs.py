@@ -1,0 +1,137 @@
+"""What a private run may begin from, hold and release."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tensafe.contracts.errors import NotFound
+from tensafe.operations.records import OpKind, OpState
+from tensafe.privacy import units
+from tensafe_gpu.trainer import execute
+from tests.support.training_log import forward_backward, load, optim_step, private, save
+from tests.unit.trainer_worker.rig import RUN, Rig
+
+PLAIN = "s-1:train:5"
+
+
+def failure_of(rig: Rig, seq: int, run_id: str = RUN) -> str:
+    failure = rig.op(seq, run_id).failure
+    assert failure is not None
+    assert failure.category == "user"
+    return failure.message
+
+
+def plain_checkpoints(rig: Rig) -> None:
+    """Of a run without privacy: `half` holds a gradient that was never clipped, `whole` a finished step."""
+    rig.begin(PLAIN)
+    rig.do(1, forward_backward(), PLAIN)
+    rig.do(2, save("half"), PLAIN)
+    rig.do(3, optim_step(), PLAIN)
+    rig.do(4, save("whole"), PLAIN)
+    rig.do(5, save("sampled", OpKind.SAVE_SAMPLER), PLAIN)
+
+
+@pytest.mark.parametrize("name", ["half", "whole"])
+def test_the_optimizer_state_of_a_run_without_privacy_is_refused(rig: Rig, name: str) -> None:
+    """An unclipped gradient would have been released at epsilon 0."""
+    plain_checkpoints(rig)
+    optimizer = private(allow_nonprivate_weights=True)
+    rig.begin(optimizer=optimizer)
+    rig.do(1, load(PLAIN, name, optimizer=optimizer))
+    assert "optimizer adamw" in failure_of(rig, 1)
+    rig.do(2, forward_backward(units=(1, 2, 3)))
+    done = rig.do(3, optim_step())
+    assert done.state is OpState.COMPLETED
+    assert rig.result(3)["metrics"]["dp/participations"] == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("whole", "weights"), ("sampled", "sampler_weights")])
+def test_weights_without_privacy_are_refused_unless_declared_harmless(
+    new_rig: Callable[..., Rig], name: str, kind: str
+) -> None:
+    rig = new_rig()
+    plain_checkpoints(rig)
+    rig.begin(step=load(PLAIN, name, kind=kind, with_optimizer=False, optimizer=private()))
+    rig.drain()
+    assert "allow_nonprivate_weights=true" in failure_of(rig, 0)
+    declared = private(allow_nonprivate_weights=True)
+    other = "s-1:train:9"
+    rig.begin(
+        other, load(PLAIN, name, kind=kind, with_optimizer=False, optimizer=declared), optimizer=declared
+    )
+    rig.drain()
+    assert rig.op(0, other).state is OpState.COMPLETED
+
+
+def test_a_private_checkpoint_is_loaded_with_its_optimizer(rig: Rig) -> None:
+    rig.begin(optimizer=private())
+    rig.do(1, forward_backward(units=(1, 2)))
+    rig.do(2, optim_step())
+    rig.do(3, save("kept"))
+    assert rig.do(4, load(RUN, "kept", optimizer=private())).state is OpState.COMPLETED
+    assert rig.do(5, optim_step()).state is OpState.COMPLETED
+
+
+def test_a_sum_without_units_is_never_released(rig: Rig) -> None:
+    """However it came about: the step fails for good and nothing is charged or applied."""
+    rig.begin(optimizer=private())
+    rig.do(1, forward_backward(units=(1, 2)))
+    (run,) = rig.worker._hot.all()
+    assert run.private is not None
+    assert run.state is not None
+    before = run.state.params.clone()
+    run.private.units.clear()
+    rig.submit(2, optim_step())
+    rig.worker.step()
+    assert rig.op(2).state is OpState.RUNNING
+    assert np.array_equal(before.numpy(), run.state.params.numpy())
+
+
+def test_more_units_than_a_step_can_charge_are_refused_at_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "MAX_UNITS_PER_STEP", 3)
+    rig.begin(optimizer=private())
+    rig.do(1, forward_backward(units=(1, 2)))
+    rig.do(2, forward_backward(units=(3, 4)))
+    assert "at most 3 units" in failure_of(rig, 2)
+    rig.do(3, forward_backward(units=(5,)))
+    assert rig.do(4, optim_step()).state is OpState.COMPLETED
+
+
+def test_a_result_that_cannot_be_written_is_no_failure_with_a_grown_sum(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is dropped and restored: its state agrees with what a replay of the log gives."""
+    rig.begin(optimizer=private())
+    rig.submit(1, forward_backward(units=(1, 2)))
+
+    def refused(*_: Any) -> Any:
+        raise NotFound("nothing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "forward_backward_json", refused)
+        rig.worker.step()
+    assert rig.op(1).state is OpState.RUNNING
+    rig.drain()
+    assert rig.op(1).state is OpState.COMPLETED
+    assert rig.do(2, optim_step()).state is OpState.COMPLETED
+    assert rig.result(2)["metrics"]["dp/participations"] == 1
+
+
+def test_loading_drops_a_sum_that_no_budget_can_pay(rig: Rig) -> None:
+    optimizer = private(max_epsilon=5.0, max_participations=4)
+    rig.begin(optimizer=optimizer)
+    rig.do(1, save("start"))
+    rig.do(2, forward_backward(units=(1, 2)))
+    rig.do(3, optim_step())
+    rig.do(4, forward_backward(units=(1, 2)))
+    rig.do(5, optim_step())
+    assert "max_epsilon" in failure_of(rig, 5)
+    assert rig.do(6, save("never")).state is OpState.FAILED
+    rig.do(7, load(RUN, "start", optimizer=optimizer))
+    assert rig.do(8, save("again")).state is OpState.COMPLETED
