@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 
+import psutil
 import torch
 
 from tensafe.local.composition import open_services
@@ -51,11 +52,20 @@ def main() -> None:
     began = time.monotonic()
     base = BaseModel.load(info.path, name=info.name, device=settings.device, dtype=settings.dtype)
     owner = owner_name("trainer")
-    worker = build_worker(services, info.name, base, owner)
+    # Half of what the model has left: the other half is for activations and per-example gradients.
+    worker_settings = WorkerSettings(max_hot_bytes=_free_bytes(base) // 2)
+    worker = build_worker(services, info.name, base, owner, worker_settings)
     announce_forever(services, "trainer", info.name, owner, stop)
     log.info("trainer ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     worker.run(stop)
     services.workers.withdraw(owner)
+
+
+def _free_bytes(base: BaseModel) -> int:
+    """Free memory of the device that holds the model."""
+    if base.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(base.device)[0])
+    return psutil.virtual_memory().available
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class HotRun:
     """The operation that was begun last, as it stood then."""
 
     @property
+    def size_bytes(self) -> int:
+        """Memory that holding the run takes."""
+        return self.state.size_bytes if self.state is not None else 0
+
+    @property
     def dirty(self) -> bool:
         """Whether operations have been applied since the last snapshot."""
         return self.next_seq - 1 > self.snapshot_seq

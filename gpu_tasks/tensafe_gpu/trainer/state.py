@@ -66,6 +66,13 @@ class RunState:
         ]
         """A and B of each site in the base model's dtype, as the forward pass reads them."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of all vectors."""
+        vectors = (self.params, self.exp_avg, self.exp_avg_sq, self.grad_sum)
+        copy = 0 if self._compute is self.params else self._compute.nbytes
+        return copy + sum(vector.nbytes for vector in vectors)
+
     def refresh(self) -> None:
         """Bring `pairs` up to date after `params` changed."""
         if self._compute is not self.params:

@@ -100,18 +100,18 @@ class TrainerWorker:
     def release_all(self) -> None:
         """Snapshot and release every run; their messages go back for whoever comes next."""
         for run in self._hot.all():
-            try:
-                self._retire(run)
-            except Exception as error:  # noqa: BLE001 - the others are released all the same
-                self._give_up(run, error)
+            self._guarded_retire(run)
 
     # Taking runs
 
     def _receive(self) -> None:
+        held_bytes = sum(run.size_bytes for run in self._hot.all())
         room = self._settings.max_hot_runs - len(self._hot)
-        if room <= 0:
+        if room <= 0 or held_bytes >= self._settings.max_hot_bytes:
             self._make_room()
             return
+        if held_bytes > self._settings.max_hot_bytes // 2:
+            room = 1  # how large a run is shows when it has been restored
         messages = self._services.ports.queues.receive(
             self._queue, visibility_s=self._settings.visibility_s, max_messages=min(10, room)
         )
@@ -129,6 +129,12 @@ class TrainerWorker:
         waiting = self._services.ports.queues.depth(self._queue) > len(self._hot)
         if waiting and idle_s >= self._settings.idle_snapshot_s:
             self._retire(idlest)
+
+    def _guarded_retire(self, run: HotRun) -> None:
+        try:
+            self._retire(run)
+        except Exception as error:  # noqa: BLE001 - the others are retired all the same
+            self._give_up(run, error)
 
     def _adopt(self, message: Message) -> None:
         """Take the run that the message rings for, unless there is nothing to do, or nothing to be done."""
@@ -298,9 +304,9 @@ class TrainerWorker:
             self._drop(run, error)
             return
         if self._services.outcomes.first_open(run.stream.stream_id) is not None:
-            self._hand_back(run.message, 0)
-        else:
-            self._services.ports.queues.delete(self._queue, run.message.receipt)
+            # A new one: handing this one back would count as a receive, and three end in the dead queue.
+            self._services.doorbell.send_run(run.stream)
+        self._services.ports.queues.delete(self._queue, run.message.receipt)
 
     def _drop(self, run: HotRun, error: TensafeError) -> None:
         """The run is not ours any more, or may not be: forget it, and let it go if it still is."""

@@ -18,6 +18,8 @@ class WorkerSettings:
     missing_seq_s: float = 300.0
     """How long an operation waits for a lower seq that never arrived; the SDK retries for 300 s."""
     max_hot_runs: int = 64
+    max_hot_bytes: int = 4 << 30
+    """Memory for the adapters and optimizer states of all held runs; one run is held whatever its size."""
     retry_s: float = 1.0
     """Pause before a run is tried again after an unexpected failure, times the tries so far."""
     storage_retry_s: float = 2.0

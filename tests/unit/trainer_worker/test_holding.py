@@ -372,6 +372,21 @@ def test_a_full_house_makes_room_for_who_waits(new_rig: Callable[..., Rig]) -> N
     assert len(rig.worker._hot) <= 2
 
 
+def test_memory_that_is_full_is_a_full_house(new_rig: Callable[..., Rig]) -> None:
+    rig = new_rig(max_hot_bytes=1, idle_snapshot_s=0.0)
+    rig.begin()
+    rig.drain()
+    for number in range(1, 5):
+        rig.begin(f"s-1:train:{number}")
+        rig.submit(1, forward_backward(), f"s-1:train:{number}")
+    held = 0
+    for _ in range(40):
+        rig.worker.step()
+        held = max(held, len(rig.worker._hot))
+    assert all(set(rig.states(f"s-1:train:{number}")) == {OpState.COMPLETED} for number in range(5))
+    assert held < 5
+
+
 def test_stopping_releases_every_run_even_if_one_cannot_be_saved(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
