@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tensafe.wire import tinker_v0_38_pb2 as pb
-from tests.support.native import TOKENS, Native
+from tests.support.native import TOKENS, Native, problem
 from tests.support.service import MODEL_NAME
 from tests.unit.wire.messages import dense, text
 
@@ -65,6 +65,14 @@ class TinkerHttp(Native):
         message = training_message(run, seq)
         change(message)
         return self.data(message)
+
+    def refusal(self, answer: httpx.Response, run: str, seq: int) -> tuple[int, str, str | None]:
+        """`problem` of training data that were refused: the answer is their future, which has failed."""
+        assert (answer.status_code, answer.json()["request_id"]) == (200, f"{run}:{seq}"), answer.text
+        told = self.future(f"{run}:{seq}").json()
+        status, code, field = problem(self.wait(f"{run}:{seq}"))
+        assert (told["category"], f"[{code}]" in told["error"]) == ("user", True), told
+        return status, code, field
 
     def step(self, run: str, seq: int, **params: float) -> httpx.Response:
         return self.post("/api/v1/optim_step", {"model_id": run, "seq_id": seq, "adam_params": params})

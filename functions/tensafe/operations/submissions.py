@@ -31,7 +31,7 @@ from tensafe.operations.records import (
     stored_to_body,
 )
 from tensafe.operations.streams import Stores, now_ms
-from tensafe.operations.tombstones import tombstone
+from tensafe.operations.tombstones import is_tombstone, tombstone
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Put, Write
 from tensafe.vault.vault import Stored
 
@@ -114,19 +114,21 @@ class Submissions(LogReader):
             stream = self._present(stream)
         raise Unavailable("the run is changing too fast; try again")
 
-    def reject(self, stream: StreamRecord, seq: int, kind: OpKind, error: TensafeError) -> None:
+    def reject(self, stream: StreamRecord, seq: int, kind: OpKind, error: TensafeError) -> Operation | None:
         """Leave a tombstone for a refused submission, so that nothing waits for its seq for ever.
 
-        A stream that is erased, or a seq that is taken or out of range, needs none.
+        Returns the tombstone, also one that stood there before. None for a stream that is erased and for
+        a seq that is out of range or taken by an operation that was accepted: these need none.
         """
         for _ in range(_RETRIES):
             try:
                 stream = self._present(stream)
                 self._admit_seq(stream, seq)
             except (NotFound, InvalidRequest):
-                return
-            if stream.state is StreamState.ERASED or self.peek(stream.stream_id, seq) is not None:
-                return
+                return None
+            present = self.peek(stream.stream_id, seq)
+            if stream.state is StreamState.ERASED or present is not None:
+                return present if present is not None and is_tombstone(present) else None
             try:
                 tomb = tombstone(stream.stream_id, seq, kind, error, self._clock_ms())
                 self._items.write([tomb, _unchanged(stream)])
@@ -134,7 +136,8 @@ class Submissions(LogReader):
                 continue
             if stream.kind is StreamKind.RUN:
                 self._doorbell.ring(stream, seq)
-            return
+            return self.get(stream, seq)
+        return None
 
     def close_gap(
         self,

@@ -15,3 +15,8 @@ def tombstone(stream_id: str, seq: int, kind: OpKind, error: TensafeError, now_m
         stream_id, seq, kind, OpState.FAILED, now_ms, "", 1, finished_ms=now_ms, failure=failure
     )
     return Put(layout.op_item(stream_id, seq), operation.to_body(), 0)
+
+
+def is_tombstone(operation: Operation) -> bool:
+    """Whether it never was an operation: what was accepted has the fingerprint of its payload."""
+    return operation.state is OpState.FAILED and not operation.fingerprint

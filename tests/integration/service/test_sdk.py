@@ -159,6 +159,21 @@ def test_many_chunks_keep_their_order(training_client: tinker.TrainingClient) ->
     assert len(result.loss_fn_outputs) == 1500
 
 
+@pytest.mark.parametrize("bad", [3, 1030])
+def test_a_bad_example_in_any_chunk_fails_its_batch_and_training_goes_on(
+    training_client: tinker.TrainingClient, bad: int
+) -> None:
+    data = [supervised(TOKENS)] * 1040  # two chunks: 1024 and the rest
+    data[bad] = supervised([5, 10**6, 9])
+    failed = training_client.forward_backward(data, "cross_entropy")
+    with pytest.raises(tinker.RequestFailedError, match=rf"data\[{bad % 1024}\]\.model_input.*vocabulary"):
+        failed.result(timeout=120)
+    again = training_client.forward_backward([supervised(TOKENS)], "cross_entropy")
+    step = training_client.optim_step(types.AdamParams(learning_rate=1e-3))
+    assert len(again.result(timeout=60).loss_fn_outputs) == 1
+    step.result(timeout=60)
+
+
 def test_a_private_run_reports_epsilon_and_stops_at_its_budget(
     client: tinker.ServiceClient, tenant: str
 ) -> None:

@@ -13,7 +13,7 @@ from tensafe.api.context import BodyTooLarge
 from tensafe.api.tinker import refusals
 from tensafe.api.tinker.refusals import json_address, protobuf_address
 from tensafe.contracts.errors import InvalidRequest
-from tensafe.operations.records import OpState
+from tensafe.operations.records import OpKind, OpState
 from tests.unit.operations.world import World
 from tests.unit.wire.messages import request
 
@@ -91,13 +91,46 @@ def test_the_seq_of_what_was_refused_is_filled(
     world: World, http: TestClient, raw: bytes, headers: dict[str, str]
 ) -> None:
     run = world.run()
-    answer = http.post("/api/v1/forward_backward", content=raw, headers={**PROTOBUF, **headers})
-    assert answer.status_code in (413, 422)
+    answers = [
+        http.post("/api/v1/forward_backward", content=raw, headers={**PROTOBUF, **headers}) for _ in range(2)
+    ]
+    for answer in answers:  # the second is the SDK's retry of a lost answer
+        assert (answer.status_code, answer.json()) == (200, {"request_id": f"{RUN}:1", "model_id": RUN})
     operation = world.op(run, 1)
-    assert (operation.state, operation.failure and operation.failure.message) == (
-        OpState.FAILED,
-        answer.json()["detail"],
-    )
+    assert (operation.state, operation.failure and operation.failure.category) == (OpState.FAILED, "user")
+    told = http.post("/api/v1/retrieve_future", json={"request_id": f"{RUN}:1"}).json()
+    assert operation.failure is not None
+    assert operation.failure.message in told["error"]
+
+
+def test_data_for_a_seq_that_was_given_up_fail_as_it_did(world: World, http: TestClient) -> None:
+    """It came after the gap was closed: a 4xx would stop the client for good."""
+    run = world.run()
+    world.services.submissions.reject(run, 1, OpKind.NOOP, InvalidRequest("seq_id 1 never arrived"))
+    answer = http.post("/api/v1/forward_backward", content=body(1), headers=PROTOBUF)
+    assert answer.json()["request_id"] == f"{RUN}:1"
+    told = http.post("/api/v1/retrieve_future", json={"request_id": f"{RUN}:1"}).json()
+    assert told == {"error": "[invalid_request] seq_id 1 never arrived", "category": "user"}
+
+
+@pytest.mark.parametrize("seq", [1, 100_000])
+def test_data_without_a_place_of_their_own_are_refused(world: World, http: TestClient, seq: int) -> None:
+    """Taken by another operation, or out of range: there is no future to answer with."""
+    run = world.run()
+    world.submit(run, 1)
+    answer = http.post("/api/v1/forward_backward", content=body(seq), headers=PROTOBUF)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "seq_id")
+    assert world.op(run, 1).state is OpState.PENDING
+
+
+def test_data_for_a_run_that_is_not_the_callers_or_is_erased_are_refused(
+    world: World, http: TestClient
+) -> None:
+    world.run(RUN, tenant="globex")
+    assert http.post("/api/v1/forward_backward", content=body(1), headers=PROTOBUF).status_code == 404
+    assert http.post("/api/v1/forward_backward", content=body(1)[:90], headers=PROTOBUF).status_code == 422
+    world.services.streams.erase(RUN, "globex")
+    assert http.post("/api/v1/forward_backward", content=body(1), headers=PROTOBUF).status_code == 404
 
 
 def test_what_was_refused_for_its_seq_or_belongs_to_somebody_else_leaves_nothing(

@@ -6,6 +6,7 @@ SDK, which asks again at once, never spins.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from tensafe.api.tinker.bodies import answer
 from tensafe.contracts.payloads import PROTOBUF
 from tensafe.operations import completions
 from tensafe.operations.completions import Completion
-from tensafe.operations.records import Failure, OpState, StreamRecord
+from tensafe.operations.records import Failure, Operation, OpKind, OpState, StreamRecord
 from tensafe.services import Services
 from tensafe.wire.tinker_requests import futures as bodies
 from tensafe.wire.tinker_responses import futures as responses
@@ -46,7 +47,7 @@ async def retrieve_future(request: Request, principal: WorkCaller, context: Edge
         return answer(responses.TryAgainResponse(request_id=body.request_id), 408)
     operation = ended.operation
     if operation.failure is not None:
-        return _failed(operation.failure)
+        return _failed(_located(operation, operation.failure))
     if body.allow_metadata_only and operation.result_size_bytes > METADATA_FIRST_BYTES:
         return answer(responses.CompleteMetadataResponse(response_payload_size=operation.result_size_bytes))
     result = await futures.result(context, ended)
@@ -89,6 +90,20 @@ def _failed(failure: Failure) -> Response:
             error=f"[{failure.code}] {failure.message}", category=failure.category
         )
     )
+
+
+def _located(operation: Operation, failure: Failure) -> Failure:
+    """With the field in the message, since the SDK shows nothing else.
+
+    The SDK cuts a batch into chunks, and an example counts within its own.
+    """
+    field = failure.field
+    if field is None:
+        return failure
+    message = failure.message if field in failure.message else f"{field}: {failure.message}"
+    if operation.kind is OpKind.FORWARD_BACKWARD and field.startswith("data["):
+        message += f" (counted within the chunk that has seq_id {operation.seq})"
+    return replace(failure, message=message)
 
 
 def _listed(

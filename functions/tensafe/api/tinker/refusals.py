@@ -4,6 +4,11 @@ The SDK counts its seq_id whatever the answer was, and a run's operations wait f
 theirs. So whatever can be read of a refused body is read for its address, and a tombstone goes there. A
 body that does not say its address leaves a gap: the trainer fails the operations behind it, naming the
 missing seq_id, once the SDK's retries must be over.
+
+A refused chunk of training data is answered with its future, which has failed, and not with a 4xx. The SDK
+sends a batch's first chunk last, and not at all once another one is refused; its client then waits for
+that chunk's turn for ever and sends nothing more (`TrainingClient._take_turn`, SDK 0.38). All else that it
+sends for a run is one request with one turn, which passes whatever the answer is.
 """
 
 from __future__ import annotations
@@ -17,10 +22,13 @@ from starlette.responses import Response
 
 from tensafe.api.bodies import JSON_MAX_BYTES
 from tensafe.api.context import BodyTooLarge, Context
+from tensafe.api.tinker.bodies import answer
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import TensafeError
-from tensafe.operations.records import OpKind, StreamKind
+from tensafe.operations.records import Operation, OpKind, StreamKind
 from tensafe.wire.forward_backward import address_of
+from tensafe.wire.ids import RequestId, RunId
+from tensafe.wire.tinker_responses.futures import FutureResponse
 
 _HEAD_BYTES: Final = 512
 """Of a decompressed body; its first two fields, the address, take less than 300."""
@@ -39,20 +47,42 @@ async def or_tombstone(
     try:
         return await submit()
     except TensafeError as error:
-        found = address(error) if error.category == "user" else None
-        if found is not None:
-            await _leave(context, principal, found, kind, error)
+        await _leave(context, principal, kind, error, address)
         raise
 
 
-async def _leave(
-    context: Context, principal: Principal, address: Address, kind: OpKind, error: TensafeError
-) -> None:
+async def or_failed_future(
+    context: Context,
+    principal: Principal,
+    kind: OpKind,
+    submit: Callable[[], Awaitable[Response]],
+    address: Callable[[TensafeError], Address | None],
+) -> Response:
+    """Submit; if that is refused, the future of the tombstone. An error where there can be none."""
     try:
-        stream = context.services.streams.get(address[0], principal.tenant, StreamKind.RUN)
+        return await submit()
+    except TensafeError as error:
+        left = await _leave(context, principal, kind, error, address)
+        if left is None:
+            raise
+        return answer(FutureResponse.of(RequestId(RunId.parse(left.stream_id), left.seq)))
+
+
+async def _leave(
+    context: Context,
+    principal: Principal,
+    kind: OpKind,
+    error: TensafeError,
+    address: Callable[[TensafeError], Address | None],
+) -> Operation | None:
+    found = address(error) if error.category == "user" else None
+    if found is None:
+        return None
+    try:
+        stream = context.services.streams.get(found[0], principal.tenant, StreamKind.RUN)
     except TensafeError:
-        return  # not a run of this tenant, or erased: nothing waits
-    await context.call(context.services.submissions.reject, stream, address[1], kind, error)
+        return None  # not a run of this tenant, or erased: nothing waits
+    return await context.call(context.services.submissions.reject, stream, found[1], kind, error)
 
 
 def json_address(raw: bytes) -> Address | None:

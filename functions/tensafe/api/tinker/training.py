@@ -11,7 +11,7 @@ from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
-from tensafe.api.tinker.refusals import json_address, or_tombstone, protobuf_address
+from tensafe.api.tinker.refusals import json_address, or_failed_future, or_tombstone, protobuf_address
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.keys import Principal
 from tensafe.contracts.data_checks import check_request
@@ -87,7 +87,7 @@ async def get_info(request: Request, principal: TrainCaller, context: Edge) -> R
     },
 )
 async def forward_backward(request: Request, principal: TrainCaller, context: Edge) -> Response:
-    """Forward, or forward and backward, over a chunk of data."""
+    """Forward, or forward and backward, over a chunk of data. A refused chunk's future has failed."""
     encoding = request.headers.get("content-encoding")
     raw = b""
 
@@ -100,7 +100,7 @@ async def forward_backward(request: Request, principal: TrainCaller, context: Ed
         await context.call(context.services.submissions.submit, stream, submission)
         return answer(FutureResponse.of(RequestId(decoded.run, decoded.seq_id)))
 
-    return await or_tombstone(
+    return await or_failed_future(
         context,
         principal,
         OpKind.FORWARD_BACKWARD,

@@ -1,0 +1,142 @@
+"""The official SDK, unmodified, against the application over stores in memory; no socket is opened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tinker
+from fastapi import FastAPI
+from tinker import types
+from tinker.lib import internal_client_holder
+
+from tensafe.api.app import create_app
+from tensafe.api.context import EdgeLimits
+from tensafe.contracts.payloads import JSON, PROTOBUF
+from tensafe.operations.records import Operation, OpKind, OpState, Result
+from tensafe.wire.forward_backward import decode_request
+from tensafe.wire.results import encode_forward_backward
+from tests.unit.operations.world import BASE, TENANT, World
+
+CHUNK = 1024
+
+
+class Trainer(threading.Thread):
+    """Ends every operation of every run of the tenant in its turn, and computes nothing."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(daemon=True)
+        self.world = world
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.01):
+            for record in self.world.services.streams.list_runs(TENANT):
+                for expected, operation in enumerate(self.world.log(record)):
+                    if operation.seq != expected:
+                        break
+                    if operation.state is OpState.PENDING:
+                        self.end(record.stream_id, operation)
+
+    def end(self, run_id: str, operation: Operation) -> None:
+        outcomes, stream = self.world.services.outcomes, self.world.stream(run_id)
+        running = outcomes.start(operation, ())
+        result = Result(JSON, b'{"metrics":{"steps":1}}')
+        if operation.kind is OpKind.CREATE:
+            result = Result(JSON, b'{"model_id":"%s"}' % run_id.encode())
+        elif operation.kind is OpKind.FORWARD_BACKWARD:
+            data = decode_request(outcomes.payload(stream, operation.seq)).request.data
+            logprobs = [np.zeros(datum.tokens.shape, np.float32) for datum in data]
+            result = Result(PROTOBUF, encode_forward_backward(logprobs, {"loss:sum": 0.0}))
+        outcomes.complete(stream, running, result)
+
+
+class Edge:
+    """The application as the SDK's transport; `asked` has the path of every request."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.asked: list[str] = []
+        self._app = httpx.ASGITransport(app, raise_app_exceptions=False)
+
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request.url.path.removeprefix("/api/v1/"))
+        await request.aread()
+        answer = await self._app.handle_async_request(request)
+        content = await answer.aread()
+        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
+
+
+@pytest.fixture
+def edge(world: World) -> Edge:
+    return Edge(create_app(world.services, EdgeLimits(long_poll_s=0.2)))
+
+
+@pytest.fixture
+def service(world: World, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Iterator[tinker.ServiceClient]:
+    real = internal_client_holder.AsyncTinker
+
+    def in_memory(**kwargs: Any) -> Any:
+        client = httpx.AsyncClient(transport=httpx.MockTransport(edge.handle), base_url=kwargs["base_url"])
+        return real(http_client=client, **kwargs)
+
+    monkeypatch.setattr(internal_client_holder, "AsyncTinker", in_memory)
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    key, _ = world.services.api_keys.create(TENANT, ["train", "sample"])
+    client = tinker.ServiceClient(base_url="http://edge", api_key=key)
+    yield client
+    client.close("success").result(timeout=20)
+
+
+@pytest.fixture
+def trainer(world: World) -> Iterator[Trainer]:
+    started = Trainer(world)
+    started.start()
+    yield started
+    started.done.set()
+    started.join()
+
+
+@pytest.fixture
+def training(trainer: Trainer, service: tinker.ServiceClient) -> tinker.TrainingClient:
+    return service.create_lora_training_client(BASE, rank=4, seed=1).result(timeout=20)
+
+
+def datum(token: int = 2) -> types.Datum:
+    return types.Datum(
+        model_input=types.ModelInput.from_ints([1, token]),
+        loss_fn_inputs={"target_tokens": np.array([2, 3]), "weights": np.ones(2, np.float32)},
+    )
+
+
+@pytest.mark.parametrize("bad", [0, CHUNK - 1, CHUNK, 2 * CHUNK + 5])
+def test_a_refused_chunk_fails_its_batch_and_the_client_goes_on(
+    training: tinker.TrainingClient, bad: int
+) -> None:
+    """The SDK sends the first chunk last, and never once another was answered with a 4xx."""
+    data = [datum()] * (2 * CHUNK + 10)
+    data[bad] = datum(10**6)
+    failed = training.forward_backward(data, "cross_entropy")
+    with pytest.raises(tinker.RequestFailedError) as caught:
+        failed.result(timeout=20)
+    chunk, place = divmod(bad, CHUNK)
+    assert f"data[{place}].model_input" in str(caught.value)
+    assert f"seq_id {chunk + 1}" in str(caught.value)
+    assert caught.value.category is types.RequestErrorCategory.User
+    again = training.forward_backward([datum()] * (CHUNK + 1), "cross_entropy")
+    step = training.optim_step(types.AdamParams())
+    assert len(again.result(timeout=20).loss_fn_outputs) == CHUNK + 1
+    assert step.result(timeout=20).metrics == {"steps": 1}
+
+
+def test_a_refusal_of_one_request_with_one_turn_is_told_at_once_and_the_client_goes_on(
+    training: tinker.TrainingClient,
+) -> None:
+    with pytest.raises(tinker.UnprocessableEntityError):
+        training.optim_step(types.AdamParams(beta1=1.0)).result(timeout=20)
+    with pytest.raises(tinker.UnprocessableEntityError):
+        training.save_state("a/b").result(timeout=20)
+    assert training.optim_step(types.AdamParams()).result(timeout=20).metrics == {"steps": 1}
