@@ -53,6 +53,8 @@ class Submission:
     idempotency_key: str | None = None
     ring: bool = True
     """False if somebody else will ring once the operation can run."""
+    identity: bytes | None = None
+    """What makes a retry the same request, where a client draws part of the payload anew for each try."""
 
 
 class Submissions(LogReader):
@@ -218,7 +220,8 @@ class Submissions(LogReader):
         return StreamRecord.from_item(stream.stream_id, item)
 
     def _fingerprint(self, stream: StreamRecord, submission: Submission) -> str:
-        return self._vault.fingerprint(stream.scope, submission.kind.value, submission.payload)
+        same = submission.payload if submission.identity is None else submission.identity
+        return self._vault.fingerprint(stream.scope, submission.kind.value, same)
 
     def _known_key(self, stream: StreamRecord, submission: Submission, print_: str) -> Operation | None:
         if submission.idempotency_key is None:

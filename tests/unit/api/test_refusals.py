@@ -145,3 +145,16 @@ def test_what_was_refused_for_its_seq_or_belongs_to_somebody_else_leaves_nothing
     step = {"model_id": theirs.stream_id, "seq_id": 1, "adam_params": {"nothing": 1}}
     assert http.post("/api/v1/optim_step", json=step).status_code == 422
     assert [operation.seq for operation in world.log(theirs)] == [0]
+
+
+def test_a_save_for_another_session_is_the_same_and_one_with_another_ttl_is_not(
+    world: World, http: TestClient
+) -> None:
+    world.run()
+    save = {"model_id": RUN, "seq_id": 1, "sampling_session_seq_id": 0, "kind": "snapshot"}
+    first = http.post("/api/v1/save_weights_for_sampler", json=save)
+    again = http.post("/api/v1/save_weights_for_sampler", json={**save, "sampling_session_seq_id": 1})
+    assert (again.status_code, again.json()) == (200, first.json())
+    for other in ({**save, "ttl_seconds": 7200}, {"model_id": RUN, "seq_id": 1, "path": "named"}):
+        refused = http.post("/api/v1/save_weights_for_sampler", json=other)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "seq_id")

@@ -16,7 +16,7 @@ from tinker.lib import internal_client_holder
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
-from tensafe.contracts.payloads import JSON, PROTOBUF
+from tensafe.contracts.payloads import JSON, PROTOBUF, SavePayload
 from tensafe.operations.records import Operation, OpKind, OpState, Result
 from tensafe.wire.forward_backward import decode_request
 from tensafe.wire.results import encode_forward_backward
@@ -52,21 +52,34 @@ class Trainer(threading.Thread):
             data = decode_request(outcomes.payload(stream, operation.seq)).request.data
             logprobs = [np.zeros(datum.tokens.shape, np.float32) for datum in data]
             result = Result(PROTOBUF, encode_forward_backward(logprobs, {"loss:sum": 0.0}))
+        elif operation.kind is OpKind.SAVE_SAMPLER:
+            save = SavePayload.model_validate_json(outcomes.payload(stream, operation.seq))
+            assert save.sampling_session_id is not None
+            self.world.sampler(save.sampling_session_id)
+            result = Result(JSON, b'{"sampling_session_id":"%s"}' % save.sampling_session_id.encode())
         outcomes.complete(stream, running, result)
 
 
 class Edge:
-    """The application as the SDK's transport; `asked` has the path of every request."""
+    """The application as the SDK's transport. `asked` has the path of every request.
+
+    The next answer of each path in `lost` never arrives.
+    """
 
     def __init__(self, app: FastAPI) -> None:
         self.asked: list[str] = []
+        self.lost: list[str] = []
         self._app = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request.url.path.removeprefix("/api/v1/"))
+        path = request.url.path.removeprefix("/api/v1/")
+        self.asked.append(path)
         await request.aread()
         answer = await self._app.handle_async_request(request)
         content = await answer.aread()
+        if path in self.lost:
+            self.lost.remove(path)
+            raise httpx.ReadError("the connection was reset", request=request)
         return httpx.Response(answer.status_code, headers=answer.headers, content=content)
 
 
@@ -140,3 +153,15 @@ def test_a_refusal_of_one_request_with_one_turn_is_told_at_once_and_the_client_g
     with pytest.raises(tinker.UnprocessableEntityError):
         training.save_state("a/b").result(timeout=20)
     assert training.optim_step(types.AdamParams()).result(timeout=20).metrics == {"steps": 1}
+
+
+def test_a_save_for_sampling_whose_answer_was_lost_is_found_again(
+    world: World, edge: Edge, training: tinker.TrainingClient
+) -> None:
+    """The SDK gives each try a sampling session of its own."""
+    edge.lost.append("save_weights_for_sampler")
+    sampler = training.save_weights_and_get_sampling_client().result(timeout=20)
+    assert edge.asked.count("save_weights_for_sampler") == 2
+    assert str(sampler.get_base_model()) == BASE
+    (run,) = world.services.streams.list_runs(TENANT)
+    assert [operation.kind for operation in world.log(run)] == [OpKind.CREATE, OpKind.SAVE_SAMPLER]

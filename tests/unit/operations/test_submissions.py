@@ -362,3 +362,17 @@ def test_racing_creations_make_one_run(either: World) -> None:
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(create, range(6)))) == 1
     assert len(either.services.streams.list_runs("acme")) == 1
+
+
+def test_what_a_client_draws_anew_for_each_try_is_no_other_request(memory: World) -> None:
+    run = memory.run()
+
+    def submit(payload: bytes, identity: bytes) -> bytes:
+        submission = Submission(1, OpKind.SAVE_SAMPLER, payload, identity=identity)
+        memory.services.submissions.submit(run, submission)
+        return memory.services.outcomes.payload(run, 1)
+
+    assert submit(b"session 0, kept a day", b"kept a day") == b"session 0, kept a day"
+    assert submit(b"session 1, kept a day", b"kept a day") == b"session 0, kept a day"
+    with pytest.raises(Conflict):
+        submit(b"session 2, kept an hour", b"kept an hour")

@@ -14,9 +14,16 @@ from tensafe.wire.tinker_responses.futures import FutureResponse
 
 
 async def submit(
-    context: Context, stream: StreamRecord, address: RequestId, kind: OpKind, payload: Strict
+    context: Context,
+    stream: StreamRecord,
+    address: RequestId,
+    kind: OpKind,
+    payload: Strict,
+    *,
+    identity: Strict | None = None,
 ) -> Response:
-    """Write an operation with a JSON payload durably; its future."""
-    submission = Submission(address.seq, kind, payload.model_dump_json().encode())
+    """Write an operation with a JSON payload durably; its future. `identity`: what a retry repeats of it."""
+    same = None if identity is None else identity.model_dump_json().encode()
+    submission = Submission(address.seq, kind, payload.model_dump_json().encode(), identity=same)
     await context.call(context.services.submissions.submit, stream, submission)
     return answer(FutureResponse.of(address))

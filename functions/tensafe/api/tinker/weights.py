@@ -15,7 +15,7 @@ from tensafe.api.tinker.refusals import json_address, or_tombstone
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import InvalidRequest
-from tensafe.contracts.payloads import LoadPayload
+from tensafe.contracts.payloads import LoadPayload, SavePayload
 from tensafe.contracts.training import LoraSpec
 from tensafe.operations.checkpoints import Checkpoint
 from tensafe.operations.records import OpKind, StreamRecord
@@ -99,9 +99,20 @@ async def _save(
         payload = body.to_payload()
         runs.check_metadata(dict(payload.user_metadata))
         address = body.to_request_id()
-        return await submit(context, context.run(principal, str(address.owner)), address, kind, payload)
+        stream = context.run(principal, str(address.owner))
+        return await submit(context, stream, address, kind, payload, identity=_repeated(payload))
 
     return await or_tombstone(context, principal, kind, submit_save, lambda _: json_address(raw))
+
+
+def _repeated(payload: SavePayload) -> SavePayload:
+    """What a retry repeats: the SDK numbers the sampling session anew each time that it sends the save.
+
+    The session of the try that came first is the answer, and its number is in the weights' name.
+    """
+    if payload.sampling_session_id is None:
+        return payload
+    return payload.model_copy(update={"name": "", "sampling_session_id": ""})
 
 
 def _into(stream: StreamRecord, payload: LoadPayload) -> LoadPayload:
