@@ -3,7 +3,8 @@
     {"error": {"code": "...", "message": "...", "field": "..." | null, "request_id": "..."}}
 
 The Tinker SDK retries 408, 409, 429 and 5xx for minutes, so on that face what is final is 422: Conflict
-and RunBlocked too.
+and RunBlocked too. A future it asks for again at once after a 5xx, for ever: there, what may pass is 429,
+after which it pauses for 1 to 30 s, and what will not is a future that has failed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from tensafe.api.request_id import request_id_of
 from tensafe.contracts import errors
 from tensafe.storage import ports
+from tensafe.wire.tinker_responses.futures import RequestFailedResponse
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +39,11 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.IntegrityError: 500,
     errors.ConfigurationError: 500,
     ports.StorageError: 503,
+    ports.UnwrapFailed: 500,
     errors.TensafeError: 500,
 }
 TINKER_PREFIX: Final = "/api/v1"
+POLLED_PATH: Final = f"{TINKER_PREFIX}/retrieve_future"
 _FINAL_ON_TINKER: Final = {409: 422, 410: 404}
 
 
@@ -53,9 +57,9 @@ def error_response(request: Request, error: errors.TensafeError) -> Response:
     """The documented shape; the message of a server's fault stays in the log."""
     status = status_of(error, tinker=request.url.path.startswith(TINKER_PREFIX))
     message = error.message if status < 500 or isinstance(error, errors.Unavailable) else _SERVER_FAULT
-    headers = {"WWW-Authenticate": 'Bearer realm="tensafe"'} if status == 401 else {}
-    if status == 503:
-        headers["Retry-After"] = "1"
+    if status >= 500:
+        return _fault(request, status, error.code, message, error.field)
+    headers = {"WWW-Authenticate": 'Bearer realm="tensafe"'} if status == 401 else None
     return shaped(request, status, error.code, message, error.field, headers)
 
 
@@ -73,6 +77,17 @@ def shaped(
     return JSONResponse({"error": body, "detail": message}, status, headers)
 
 
+def _fault(request: Request, status: int, code: str, message: str, field: str | None = None) -> Response:
+    """What is not the caller's doing: the status, but for one who would ask again without a pause."""
+    polled = request.url.path == POLLED_PATH
+    if status == 503:
+        return shaped(request, 429 if polled else 503, code, message, field, {"Retry-After": "1"})
+    if polled:
+        told = f"[{code}] {message} (request id {request_id_of(request.scope)})"
+        return JSONResponse(RequestFailedResponse(error=told, category="server").model_dump())
+    return shaped(request, status, code, message, field)
+
+
 _SERVER_FAULT: Final = "the service failed; the request id leads to the cause in its log"
 _HTTP_CODES: Final = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
@@ -87,10 +102,9 @@ def install(app: FastAPI) -> None:
 
 
 async def _deliberate(request: Request, error: errors.TensafeError) -> Response:
-    response = error_response(request, error)
-    if response.status_code >= 500:
+    if status_of(error, tinker=False) >= 500:
         log.error("request failed: %s", error.code, exc_info=error, extra=_ids(request))
-    return response
+    return error_response(request, error)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
@@ -116,7 +130,7 @@ async def _disconnected(request: Request, _: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request failed unexpectedly", exc_info=error, extra=_ids(request))
-    return shaped(request, 500, "internal_error", _SERVER_FAULT)
+    return _fault(request, 500, "internal_error", _SERVER_FAULT)
 
 
 def _ids(request: Request) -> dict[str, str]:

@@ -12,7 +12,7 @@ PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/version", "/api/v1/hea
 """What answers without a credential."""
 SIGNED_PATHS: Final = frozenset({"/api/v1/external_files/{artifact_id}/{file}"})
 """Where the credential is the signature in the URL."""
-_STATUSES: Final = (401, 403, 404, 405, 408, 409, 410, 413, 422, 503)
+_STATUSES: Final = (401, 403, 404, 405, 408, 409, 410, 413, 422, 429, 503)
 
 
 class ErrorBody(BaseModel):

@@ -31,6 +31,7 @@ EXPECTED = {
     errors.ConfigurationError: (500, 500),
     errors.TensafeError: (500, 500),
     ports.StorageError: (503, 503),
+    ports.UnwrapFailed: (500, 500),
 }
 RETRIED_BY_THE_SDK = {408, 409, 429}
 
@@ -38,7 +39,7 @@ RETRIED_BY_THE_SDK = {408, 409, 429}
 def test_no_error_of_the_contracts_is_forgotten() -> None:
     kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
     deliberate = {kind for kind in kinds if issubclass(kind, errors.TensafeError)}
-    assert deliberate == set(EXPECTED) - {ports.StorageError}
+    assert deliberate == set(EXPECTED) - {ports.StorageError, ports.UnwrapFailed}
     assert set(STATUS) <= set(EXPECTED)
 
 
@@ -115,3 +116,45 @@ def test_401_says_how_to_authenticate(http: TestClient, services: Services) -> N
     answer = http.get("/v1/training_clients", headers={"X-API-Key": "tml-no"})
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="tensafe"')
     assert "tensafe keys create" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (errors.Unavailable("the store is busy"), 429, "the store is busy"),
+        (ports.StorageError(SECRET), 429, "the service failed"),
+        (errors.IntegrityError(SECRET), 200, "[integrity_error] the service failed"),
+        (ports.UnwrapFailed(SECRET), 200, "[unwrap_failed] the service failed"),
+        (RuntimeError(SECRET), 200, "[internal_error] the service failed"),
+        (errors.Gone("erased"), 404, "erased"),
+    ],
+)
+@pytest.mark.parametrize("place", ["api_keys", "outcomes"])
+def test_a_future_is_never_answered_with_a_5xx(
+    http: TestClient,
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    status: int,
+    told: str,
+    place: str,
+) -> None:
+    """The SDK would ask again at once, for ever; also if the caller could not be told."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    name = "authenticate" if place == "api_keys" else "get"
+    monkeypatch.setattr(getattr(services, place), name, fail)
+    monkeypatch.setattr(services.streams, "get", lambda *_: None)
+    answer = http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"})
+    body = answer.json()
+    assert (answer.status_code, answer.headers.get("retry-after")) == (status, "1" if status == 429 else None)
+    assert SECRET not in answer.text
+    if status == 200:
+        assert (body["category"], body["error"].startswith(told)) == ("server", True)
+        assert answer.headers.get("x-request-id", "req-") in body["error"]
+    else:
+        assert body["error"]["message"].startswith(told)
+    assert (status == 404) != any(record.levelno == logging.ERROR for record in caplog.records)

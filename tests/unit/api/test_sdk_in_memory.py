@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ from tinker.lib import internal_client_holder
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
+from tensafe.contracts.errors import IntegrityError, Unavailable
 from tensafe.contracts.payloads import JSON, PROTOBUF, SavePayload
-from tensafe.operations.records import Operation, OpKind, OpState, Result
+from tensafe.operations.records import Operation, OpKind, OpState, Result, StreamRecord
 from tensafe.wire.forward_backward import decode_request
 from tensafe.wire.results import encode_forward_backward
 from tests.unit.operations.world import BASE, TENANT, World
@@ -165,3 +167,38 @@ def test_a_save_for_sampling_whose_answer_was_lost_is_found_again(
     assert str(sampler.get_base_model()) == BASE
     (run,) = world.services.streams.list_runs(TENANT)
     assert [operation.kind for operation in world.log(run)] == [OpKind.CREATE, OpKind.SAVE_SAMPLER]
+
+
+def test_a_store_that_is_busy_is_asked_again_with_pauses(
+    world: World, edge: Edge, training: tinker.TrainingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, busy_until = world.services.outcomes.result, time.monotonic() + 2
+
+    def result(stream: StreamRecord, operation: Operation) -> Result:
+        if time.monotonic() < busy_until:
+            raise Unavailable("the store is busy")
+        return read(stream, operation)
+
+    monkeypatch.setattr(world.services.outcomes, "result", result)
+    edge.asked.clear()
+    assert training.optim_step(types.AdamParams()).result(timeout=20).metrics == {"steps": 1}
+    assert edge.asked.count("retrieve_future") <= 4  # pauses of 1, 2 and 4 s
+
+
+@pytest.mark.parametrize("error", [IntegrityError("altered"), RuntimeError("a mistake of ours")])
+def test_a_result_that_cannot_be_read_fails_once(
+    world: World,
+    edge: Edge,
+    training: tinker.TrainingClient,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def result(*_: object) -> Result:
+        raise error
+
+    monkeypatch.setattr(world.services.outcomes, "result", result)
+    edge.asked.clear()
+    with pytest.raises(tinker.RequestFailedError, match="the request id leads to the cause") as caught:
+        training.optim_step(types.AdamParams()).result(timeout=20)
+    assert caught.value.category is types.RequestErrorCategory.Server
+    assert edge.asked.count("retrieve_future") <= 2  # one of them may have waited for the trainer

@@ -1,7 +1,7 @@
 """Waiting for results: one at a time, or all of a sampling session by cursor.
 
 Nothing is answered early: an unfinished future is held for the whole long poll and then 408, so that the
-SDK, which asks again at once, never spins.
+SDK, which asks again at once, never spins. What fails in here is no 5xx either (`api/errors.py`).
 """
 
 from __future__ import annotations
