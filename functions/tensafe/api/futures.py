@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensafe.api.context import Context
+from fastapi import Request
+
+from tensafe.api.context import Context, principal_of
 from tensafe.auth.keys import AccessScope, Principal
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.records import Operation, OpState, Result, StreamKind, StreamRecord
@@ -43,13 +45,17 @@ def find(context: Context, principal: Principal, future_id: str) -> Future:
     return Future(stream, operation)
 
 
-async def ended(context: Context, future: Future, timeout_s: float) -> Future | None:
-    """The future once its operation has ended, or None after `timeout_s`."""
+async def ended(context: Context, request: Request, future: Future, timeout_s: float) -> Future | None:
+    """The future once its operation has ended, or None after `timeout_s`.
+
+    Raises Unauthenticated if the caller's key is revoked or expires meanwhile.
+    """
     if future.operation.state.final:
         return future
     outcomes = context.services.outcomes
 
     def look() -> Future | None:
+        principal_of(request)
         operation = outcomes.peek(future.stream.stream_id, future.operation.seq)
         if operation is None:
             raise Gone("this run has been erased")

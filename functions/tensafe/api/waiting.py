@@ -11,7 +11,9 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 from tensafe.operations import layout
 from tensafe.services import Services
 
-_SECOND_LOOK_S: Final = 1.0
+_SECOND_LOOK_S: Final = 0.5
+"""A look also authenticates the caller again, and a key is remembered for half a second: a revocation ends
+every wait within a second."""
 _POLL_S: Final = 0.05
 _T = TypeVar("_T")
 

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -172,6 +173,28 @@ def test_a_revoked_key_is_refused_within_a_second(service: Service) -> None:
     while client.get("/v1/training_clients").status_code == 200:
         assert time.monotonic() < revoked_at + 1.0
     assert problem(client.get("/v1/training_clients"))[0] == 401
+
+
+def test_a_wait_ends_within_a_second_of_revocation(service: Service) -> None:
+    """In the middle of a long poll, and while other requests keep the key in the API's memory."""
+    key = make_key(service, "leaver")
+    client = Native(service, key)
+    run = client.create()
+    body = {"model_id": run, "seq_id": 2, "adam_params": {}}  # seq 1 never comes: it waits
+    future = client.post("/api/v1/optim_step", body).json()["request_id"]
+    asks = [lambda: client.get(f"/v1/futures/{future}/result")]
+    asks.append(lambda: client.post("/api/v1/retrieve_future", {"request_id": future}))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask) for ask in asks]
+        busy_until = time.monotonic() + 0.7
+        while time.monotonic() < busy_until:
+            client.get("/v1/training_clients")
+        with api_keys(service) as keys:
+            keys.revoke(key.split("-")[1])
+        revoked_at = time.monotonic()
+        for answer in waiting:
+            assert problem(answer.result())[:2] == (401, "unauthenticated")
+        assert time.monotonic() - revoked_at < 1.2  # and a little for the machine
 
 
 def test_the_command_line_revokes(service: Service) -> None:

@@ -91,7 +91,7 @@ def test_nothing_is_answered_early_and_nobody_spins(
         time.sleep(1.0)
         used = api.cpu_times()
     assert timeouts(service, log_size) <= 2  # ours and at most one of the SDK's
-    assert used.user + used.system - spent.user - spent.system < 1.5  # four waiters, a look a second each
+    assert used.user + used.system - spent.user - spent.system < 1.5  # four waiters, two looks a second each
     assert pending.result(timeout=60).metrics["loss:sum"] > 0
     assert "metrics" in native.future(f"{run}:2").json()
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from httpx import Response
 from starlette.testclient import TestClient
 
+from tensafe.api.app import create_app
+from tensafe.api.context import EdgeLimits
 from tensafe.api.tinker.futures import METADATA_FIRST_BYTES
-from tests.unit.operations.world import World
+from tests.unit.operations.world import TENANT, World
 
 LARGE = b'{"x":"' + b"a" * (METADATA_FIRST_BYTES + 1) + b'"}'
 
@@ -44,6 +50,35 @@ def test_what_has_not_ended_is_held_for_the_whole_poll(world: World, http: TestC
         answer = call()
         assert time.monotonic() - began >= 0.2
         assert answer.status_code in (408, 202)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda http: http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"}),
+        lambda http: http.post(
+            "/api/v1/retrieve_futures", json={"target": {"sampling_session_id": "s-1:sample:0"}}
+        ),
+        lambda http: http.get("/v1/futures/s-1:train:0:1/result"),
+    ],
+)
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_key_that_is_revoked_while_it_waits_is_told_nothing_more(
+    world: World, ask: Callable[[TestClient], Response], ends: bool
+) -> None:
+    run, sampler = world.run(), world.sampler()
+    waited = [(run, world.submit(run, 1)), (sampler, world.submit(sampler, 1))]
+    key, record = world.services.api_keys.create(TENANT, ["train", "sample"])
+    app = create_app(world.services, EdgeLimits(long_poll_s=20))
+    with TestClient(app, headers={"X-API-Key": key}) as http, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, http)
+        time.sleep(0.3)
+        world.services.api_keys.revoke(record.key_id)
+        revoked_at = time.monotonic()
+        for stream, operation in waited if ends else ():
+            world.complete(stream, operation)
+        assert answer.result().status_code == 401
+        assert time.monotonic() - revoked_at < 1
 
 
 def test_an_answer_of_408_says_how_it_stands(world: World, http: TestClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from tensafe.api import futures
@@ -37,13 +37,14 @@ async def show(future_id: str, principal: Caller, context: Edge) -> FutureState:
 )
 async def result(
     future_id: str,
+    request: Request,
     principal: Caller,
     context: Edge,
     timeout_s: Annotated[float, Query(ge=0, le=20, allow_inf_nan=False)] = 20.0,
 ) -> Response:
     """The result once there is one (waits up to `timeout_s`), 202 while there is none, 422 if it failed."""
     future = futures.find(context, principal, future_id)
-    ended = await futures.ended(context, future, timeout_s)
+    ended = await futures.ended(context, request, future, timeout_s)
     if ended is None:
         return JSONResponse(FutureState.of(future).model_dump(), 202)
     if ended.operation.failure is not None:

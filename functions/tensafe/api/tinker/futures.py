@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from tensafe.api import futures
 from tensafe.api.bodies import read
-from tensafe.api.context import Edge, SampleCaller, WorkCaller
+from tensafe.api.context import Edge, SampleCaller, WorkCaller, principal_of
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
@@ -42,7 +42,7 @@ async def retrieve_future(request: Request, principal: WorkCaller, context: Edge
     """The result of one operation, its failure, or 408 after a long poll."""
     body = await read(bodies.RetrieveFutureBody, request, context)
     future = futures.find(context, principal, body.request_id)
-    ended = await futures.ended(context, future, context.limits.long_poll_s)
+    ended = await futures.ended(context, request, future, context.limits.long_poll_s)
     if ended is None:
         return answer(responses.TryAgainResponse(request_id=body.request_id), 408)
     operation = ended.operation
@@ -64,6 +64,7 @@ async def retrieve_futures(request: Request, principal: SampleCaller, context: E
     items, clone = context.services.ports.items, body.target.cloned_sampler_id
 
     def look() -> list[Completion] | None:
+        principal_of(request)  # the key may be revoked meanwhile
         return completions.since(items, stream.stream_id, clone, body.prev_cursor) or None
 
     limit_s = context.limits.long_poll_s
