@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -19,9 +19,14 @@ from tensafe.storage.ports import JsonValue, Write
 METADATA_MAX_BYTES: Final = 32 * 1024
 
 
-def random_seed() -> int:
-    """A seed for a run that names none; recorded, so that the run can be repeated."""
-    return secrets.randbits(63)
+def seed_of(run_id: str) -> int:
+    """The seed of a run that names none; recorded, so that the run can be repeated.
+
+    A function of the id, so that two requests that create one run at once mean the same run. It is no
+    secret: privacy noise comes from elsewhere.
+    """
+    digest = hashlib.sha256(f"lora-seed/{run_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def create_run(

@@ -49,14 +49,11 @@ async def create(
     body = await read(models.CreateTrainingClient, request, context)
     services = context.services
     runs.check_rank(services, body.base_model, body.lora.rank, field="lora.rank")
+    run_id = f"{_session_of(principal, key)}:train:0"
     lora = body.lora.model_dump()
     if lora["seed"] is None:
-        lora["seed"] = runs.random_seed()
+        lora["seed"] = runs.seed_of(run_id)
     payload = CreatePayload(lora=LoraSpec(**lora), optimizer=body.optimizer)
-    run_id = f"{_session_of(principal, key)}:train:0"
-    existing = services.streams.find(run_id) if key else None
-    if existing is not None:
-        payload = payload.model_copy(update={"lora": _same_seed(existing, payload.lora, body.lora.seed)})
     operation = await context.call(
         runs.create_run,
         services,
@@ -238,11 +235,3 @@ def _session_of(principal: Principal, key: str | None) -> str:
 
 def _digest(tenant: str, key: str) -> str:
     return hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()[:32]
-
-
-def _same_seed(existing: StreamRecord, lora: LoraSpec, asked: int | None) -> LoraSpec:
-    """A retry without a seed means the one that was drawn the first time."""
-    drawn = existing.spec.get("lora")
-    if asked is None and isinstance(drawn, dict):
-        return lora.model_copy(update={"seed": drawn["seed"]})
-    return lora

@@ -38,8 +38,7 @@ async def create_model(request: Request, principal: TrainCaller, context: Edge) 
     services = context.services
     context.session(principal, body.session_id)
     address = body.to_request_id()
-    present = services.streams.find(str(address.owner))
-    payload = body.to_payload(seed_if_absent=_seed(present))
+    payload = body.to_payload(seed_if_absent=runs.seed_of(str(address.owner)))
     runs.check_rank(services, body.base_model, payload.lora.rank, field="lora_config.rank")
     await context.call(
         runs.create_run,
@@ -148,10 +147,3 @@ def _check_content_type(request: Request) -> None:
             "/v1/training_clients/{id}/forward_backward",
             field="Content-Type",
         )
-
-
-def _seed(present: StreamRecord | None) -> int:
-    """The seed that a first submission drew, if this is a retry; else a new one."""
-    lora = present.spec.get("lora") if present else None
-    seed = lora.get("seed") if isinstance(lora, dict) else None
-    return seed if isinstance(seed, int) else runs.random_seed()
