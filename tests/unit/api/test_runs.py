@@ -53,3 +53,13 @@ def test_runs_without_a_seed_have_seeds_of_their_own(http: TestClient) -> None:
     seeds = {client["lora"]["seed"] for client in made}
     assert len(seeds) == 3
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_an_adapter_with_nothing_to_train_is_refused_by_name(http: TestClient, session: str) -> None:
+    nothing = {"train_attn": False, "train_mlp": False, "train_unembed": False}
+    native = http.post("/v1/training_clients", json={**NATIVE, "lora": nothing})
+    config = {"rank": 4, **nothing}
+    tinker = http.post("/api/v1/create_model", json={**TINKER, "session_id": session, "lora_config": config})
+    for answer, field in ((native, "lora"), (tinker, "lora_config")):
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+        assert "train_unembed" in answer.json()["detail"]

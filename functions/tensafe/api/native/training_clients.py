@@ -26,6 +26,7 @@ from tensafe.contracts.training import AdamParams, LoraSpec
 from tensafe.operations.records import OpKind, StreamRecord
 from tensafe.operations.submissions import Submission
 from tensafe.wire.forward_backward_json import ForwardBackwardJson
+from tensafe.wire.json_body import build
 from tensafe.wire.paths import check_checkpoint_name, check_new_name
 
 router = APIRouter(prefix="/v1/training_clients", tags=["training"], responses=ERRORS)
@@ -53,7 +54,7 @@ async def create(
     lora = body.lora.model_dump()
     if lora["seed"] is None:
         lora["seed"] = runs.seed_of(run_id)
-    payload = CreatePayload(lora=LoraSpec(**lora), optimizer=body.optimizer)
+    payload = CreatePayload(lora=build(LoraSpec, lora, field="lora"), optimizer=body.optimizer)
     operation = await context.call(
         runs.create_run,
         services,
