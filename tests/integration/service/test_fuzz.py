@@ -99,21 +99,21 @@ def test_every_route_with_whatever_the_document_allows(operations: list[Any], cl
 
 def test_every_route_with_the_ids_of_a_real_run(operations: list[Any], client: TinkerHttp) -> None:
     session = client.session()
-    run = client.new_run(session)
+    run, own = client.new_run(session), client.create()
     body = {"session_id": session, "sampling_session_seq_id": 0, "base_model": MODEL_NAME}
     client.ok("create_sampling_session", body)
     known = {
-        "client_id": run,
-        "run_id": run,
+        "client_id": own,
+        "run_id": own,
         "model_id": run,
         "session_id": session,
         "future_id": f"{run}:0",
         "request_id": f"{run}:0",
-        "artifact_id": client.save(run, "saved")["id"],
+        "artifact_id": client.save(own, "saved")["id"],
         "base_model": MODEL_NAME,
         "sampler_id": f"{session}:sample:0",
         "sampling_session_id": f"{session}:sample:0",
-        "tinker_path": f"tinker://{run}/weights/saved",
+        "tinker_path": f"tinker://{own}/weights/saved",
         "kind": "weights",
         "name": "saved",
     }

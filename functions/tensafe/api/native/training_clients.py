@@ -17,9 +17,9 @@ from tensafe.api.futures import Future
 from tensafe.api.native import models
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.sampling import sample_present_weights
-from tensafe.auth.keys import Principal
+from tensafe.auth.keys import AccessScope, Principal
 from tensafe.contracts.data_checks import check_request
-from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.errors import Conflict, Forbidden, InvalidRequest
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, SavePayload
 from tensafe.contracts.sampling import SampleRequest
 from tensafe.contracts.training import AdamParams, LoraSpec
@@ -114,7 +114,7 @@ async def forward_backward(
     key: IdempotencyKey = None,
 ) -> models.FutureState:
     """Loss, logprobs and (unless `forward_only`) gradients, added to the run's accumulator."""
-    stream = context.run(principal, client_id)
+    stream = _numbered_here(context, principal, client_id)
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
     info = context.services.model(stream.base_model)
 
@@ -132,7 +132,7 @@ async def optim_step(
     client_id: str, request: Request, principal: TrainCaller, context: Edge, key: IdempotencyKey = None
 ) -> models.FutureState:
     """One optimizer step on what has accumulated."""
-    stream = context.run(principal, client_id)
+    stream = _numbered_here(context, principal, client_id)
     body = await read(AdamParams, request, context)
     return await _append(context, stream, OpKind.OPTIM_STEP, body.model_dump_json().encode(), key)
 
@@ -146,7 +146,7 @@ async def save_state(
     key: IdempotencyKey = None,
 ) -> models.FutureState:
     """Save weights and optimizer state as a sealed artifact."""
-    stream = context.run(principal, client_id)
+    stream = _numbered_here(context, principal, client_id)
     body = await read(models.SaveState, request, context)
     check_new_name(body.name, field="name")
     runs.check_metadata(dict(body.user_metadata))
@@ -195,8 +195,16 @@ async def sample(
     context: Edge,
     key: IdempotencyKey = None,
 ) -> models.FutureState:
-    """Sample from the run's weights as they are after every operation submitted so far."""
-    stream = context.run(principal, client_id)
+    """Sample from the run's weights as they are after every operation submitted so far.
+
+    They are saved for it, so the key needs the scope `train` as well as `sample`.
+    """
+    if not principal.scopes & {AccessScope.TRAIN, AccessScope.ADMIN}:
+        raise Forbidden(
+            "this saves the run's weights first, which needs the scope 'train' too; with 'sample' alone, "
+            "open a sampling session on saved weights (/api/v1/create_sampling_session)"
+        )
+    stream = _numbered_here(context, principal, client_id)
     body = await read(models.Sample, request, context, max_bytes=DATA_MAX_BYTES)
     wanted = SampleRequest(
         prompt=tuple(body.prompt),
@@ -207,6 +215,21 @@ async def sample(
     )
     future = await context.call(sample_present_weights, context.services, stream, wanted, key)
     return models.FutureState.of(future)
+
+
+def _numbered_here(context: Context, principal: Principal, client_id: str) -> StreamRecord:
+    """The run, if its operations take the numbers that this face gives them.
+
+    The SDK counts those of its runs itself: one that it does not know of would take its next one's place.
+    """
+    stream = context.run(principal, client_id)
+    if stream.session_id is not None:
+        raise Conflict(
+            "this run belongs to a session of the SDK, which numbers its operations; go on with it there, or "
+            "load a checkpoint of it (load_state) into a run of this face",
+            code="sdk_session_run",
+        )
+    return stream
 
 
 async def _append(
