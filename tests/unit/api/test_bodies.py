@@ -20,9 +20,9 @@ class Anything(BaseModel):
 
 
 def test_more_names_than_any_request_has() -> None:
-    assert parse(Anything, b'{"text":"' + b":" * 49_000 + b'"}').text
+    assert parse(Anything, b'{"text":"' + b":" * 60_000 + b'"}').text
     with pytest.raises(PayloadTooLarge, match="50000 names"):
-        parse(Anything, b"{" + b",".join(b'"%d":1' % i for i in range(50_001)) + b"}")
+        parse(Anything, b"{" + b",".join(b'"%d" \n:1' % i for i in range(50_001)) + b"}")
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,19 @@ def test_without_a_key_nothing_is_read(http: TestClient, path: str) -> None:
 
     assert asyncio.run(go()) == 401
     assert read == []
+
+
+def test_every_result_that_a_client_has_may_be_acknowledged_at_once(world: World, http: TestClient) -> None:
+    """The SDK sends all ids since its last poll that succeeded; the colons in them name nothing."""
+    sampler = world.sampler(f"s-{'0' * 32}:sample:0")
+    ids = [f"{sampler.stream_id}:{10**9 + i}" for i in range(100_001)]
+    body = {"target": {"sampling_session_id": sampler.stream_id}, "timeout": 0}
+
+    def ask(known: list[str]) -> httpx.Response:
+        return http.post("/api/v1/retrieve_futures", json={**body, "retrieved_request_ids": known})
+
+    assert ask(ids[:-1]).status_code == 200
+    one_more = ask(ids)
+    assert (one_more.status_code, one_more.json()["error"]["field"]) == (422, "retrieved_request_ids")
+    assert ask(["x" * 257]).status_code == 422
+    assert ask(["x" * 256] * 40_000).status_code == 413

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from tensafe.api import futures
-from tensafe.api.bodies import read
+from tensafe.api.bodies import DATA_MAX_BYTES, read
 from tensafe.api.context import Edge, SampleCaller, WorkCaller, principal_of
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
@@ -59,7 +59,7 @@ async def retrieve_future(request: Request, principal: WorkCaller, context: Edge
 @router.post("/retrieve_futures", openapi_extra=documented(bodies.RetrieveFuturesBody))
 async def retrieve_futures(request: Request, principal: SampleCaller, context: Edge) -> Response:
     """What has ended in a sampling session since the cursor; waits if nothing has."""
-    body = await read(bodies.RetrieveFuturesBody, request, context)
+    body = await read(bodies.RetrieveFuturesBody, request, context, max_bytes=DATA_MAX_BYTES)
     stream = context.sampler(principal, str(body.to_sampler_id()))
     items, clone = context.services.ports.items, body.target.cloned_sampler_id
 
