@@ -205,16 +205,20 @@ async def sample(
             "open a sampling session on saved weights (/api/v1/create_sampling_session)"
         )
     stream = _numbered_here(context, principal, client_id)
-    body = await read(models.Sample, request, context, max_bytes=DATA_MAX_BYTES)
-    wanted = SampleRequest(
-        prompt=tuple(body.prompt),
-        num_samples=body.num_samples,
-        params=body.sampling_params,
-        prompt_logprobs=body.prompt_logprobs,
-        topk_prompt_logprobs=body.topk_prompt_logprobs,
-    )
-    future = await context.call(sample_present_weights, context.services, stream, wanted, key)
-    return models.FutureState.of(future)
+    raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
+
+    def submit() -> Future:
+        body = parse(models.Sample, raw, max_bytes=DATA_MAX_BYTES)
+        wanted = SampleRequest(
+            prompt=tuple(body.prompt),
+            num_samples=body.num_samples,
+            params=body.sampling_params,
+            prompt_logprobs=body.prompt_logprobs,
+            topk_prompt_logprobs=body.topk_prompt_logprobs,
+        )
+        return sample_present_weights(context.services, stream, wanted, key)
+
+    return models.FutureState.of(await context.call(submit))
 
 
 def _numbered_here(context: Context, principal: Principal, client_id: str) -> StreamRecord:

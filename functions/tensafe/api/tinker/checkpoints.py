@@ -34,11 +34,7 @@ Offset = Annotated[int, Query(ge=0, le=100_000)]
 @router.get("/training_runs")
 async def list_runs(principal: TrainCaller, context: Edge, limit: Limit = 20, offset: Offset = 0) -> Response:
     """The tenant's runs, newest first."""
-    services = context.services
-    found = await context.call(services.streams.list_runs, principal.tenant, limit=10_000)
-    page = [_run(services, record) for record in found[offset : offset + limit]]
-    cursor = responses.Cursor(offset=offset, limit=limit, total_count=len(found))
-    return answer(responses.TrainingRunsResponse(training_runs=page, cursor=cursor))
+    return answer(await context.call(_page, context.services, principal, limit, offset))
 
 
 @router.get("/training_runs/{run_id}")
@@ -168,6 +164,15 @@ def _find(context: Context, principal: Principal, run_id: str, checkpoint_id: st
     return context.services.checkpoints.find(
         str(path.run), CheckpointKind(path.kind), path.name, principal.tenant
     )
+
+
+def _page(
+    services: Services, principal: Principal, limit: int, offset: int
+) -> responses.TrainingRunsResponse:
+    found = services.streams.list_runs(principal.tenant, limit=10_000)
+    page = [_run(services, record) for record in found[offset : offset + limit]]
+    cursor = responses.Cursor(offset=offset, limit=limit, total_count=len(found))
+    return responses.TrainingRunsResponse(training_runs=page, cursor=cursor)
 
 
 def _run(services: Services, stream: StreamRecord) -> responses.TrainingRun:

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tensafe.api import sampling
-from tensafe.api.bodies import DATA_MAX_BYTES, read
-from tensafe.api.context import Edge, SampleCaller
+from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
+from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
+from tensafe.auth.keys import Principal
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.operations.records import OpKind
 from tensafe.operations.submissions import Submission
@@ -67,8 +68,13 @@ async def get_sampler(sampler_id: str, principal: SampleCaller, context: Edge) -
 @router.post("/asample", openapi_extra=documented(bodies.SampleBody))
 async def asample(request: Request, principal: SampleCaller, context: Edge) -> Response:
     """Draw tokens. Repeating (sampling_session_id, seq_id) is the same request."""
-    body = await read(bodies.SampleBody, request, context, max_bytes=DATA_MAX_BYTES)
-    sample = body.to_sample()
+    raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
+    return answer(await context.call(_submit, context, principal, raw))
+
+
+def _submit(context: Context, principal: Principal, raw: bytes) -> FutureResponse:
+    """For a thread: a prompt may have a million tokens."""
+    sample = parse(bodies.SampleBody, raw, max_bytes=DATA_MAX_BYTES).to_sample()
     services = context.services
     stream = context.sampler(principal, str(sample.request_id.owner))
     sampling.check_sample(sample.request, services.model(stream.base_model))
@@ -76,5 +82,5 @@ async def asample(request: Request, principal: SampleCaller, context: Edge) -> R
         request=sample.request, prompt_logprobs_last_n=sample.prompt_logprobs_last_n, answer="protobuf"
     )
     submission = Submission(sample.request_id.seq, OpKind.SAMPLE, payload.model_dump_json().encode())
-    await context.call(services.submissions.submit, stream, submission)
-    return answer(FutureResponse.of(sample.request_id, num_samples=sample.request.num_samples))
+    services.submissions.submit(stream, submission)
+    return FutureResponse.of(sample.request_id, num_samples=sample.request.num_samples)
