@@ -63,3 +63,9 @@ def test_an_adapter_with_nothing_to_train_is_refused_by_name(http: TestClient, s
     for answer, field in ((native, "lora"), (tinker, "lora_config")):
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
         assert "train_unembed" in answer.json()["detail"]
+
+
+def test_an_access_scope_that_nobody_has_is_refused(http: TestClient) -> None:
+    for path in ("training_runs", "training_runs/s-1:train:0", "sessions", "sessions/s-1"):
+        answer = http.get(f"/api/v1/{path}?access_scope=everybody")
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "access_scope")

@@ -91,7 +91,12 @@ def edge(world: World) -> Edge:
 
 
 @pytest.fixture
-def service(world: World, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Iterator[tinker.ServiceClient]:
+def key(world: World) -> str:
+    return world.services.api_keys.create(TENANT, ["train", "sample"])[0]
+
+
+@pytest.fixture
+def service(edge: Edge, key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tinker.ServiceClient]:
     real = internal_client_holder.AsyncTinker
 
     def in_memory(**kwargs: Any) -> Any:
@@ -100,7 +105,6 @@ def service(world: World, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
     monkeypatch.setattr(internal_client_holder, "AsyncTinker", in_memory)
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    key, _ = world.services.api_keys.create(TENANT, ["train", "sample"])
     client = tinker.ServiceClient(base_url="http://edge", api_key=key)
     yield client
     client.close("success").result(timeout=20)
@@ -202,3 +206,28 @@ def test_a_result_that_cannot_be_read_fails_once(
         training.optim_step(types.AdamParams()).result(timeout=20)
     assert caught.value.category is types.RequestErrorCategory.Server
     assert edge.asked.count("retrieve_future") <= 2  # one of them may have waited for the trainer
+
+
+def test_a_project_is_what_its_runs_are_listed_by(
+    training: tinker.TrainingClient,
+    service: tinker.ServiceClient,
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TINKER_PROJECT_ID", "project-b")
+    other = tinker.ServiceClient(base_url="http://edge", api_key=key)
+    inside = other.create_lora_training_client(BASE, rank=4).result(timeout=20)
+    rest = tinker.RestClient(base_url="http://edge", api_key=key)
+
+    def listed(**wanted: Any) -> set[str]:
+        answer = rest.list_training_runs(**wanted).result(timeout=20)
+        assert answer.cursor.total_count == len(answer.training_runs)
+        return {run.training_run_id for run in answer.training_runs}
+
+    both = {training.model_id, inside.model_id}
+    assert listed() == both
+    assert listed(project_id="project-b") == {inside.model_id}
+    assert listed(project_id="project-c") == set()
+    assert listed(access_scope="accessible") == both  # tenants share nothing
+    assert rest.get_training_run(inside.model_id, access_scope="accessible").result(timeout=20)
+    other.close("success").result(timeout=20)

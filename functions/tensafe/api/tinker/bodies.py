@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+from fastapi import Query
 from starlette.responses import Response
 
 from tensafe.wire.tinker_responses.base import ResponseModel, to_json
@@ -15,6 +16,8 @@ class JsonAnswer(Response):
     media_type = "application/json"
 
 
+Access = Annotated[Literal["owned", "accessible"], Query()]
+"""The query parameter `access_scope`. Tenants share nothing here, so what is accessible is what is owned."""
 NO_CONTENT: Final[dict[int | str, dict[str, Any]]] = {204: {"description": "Done"}}
 
 

@@ -13,7 +13,7 @@ from tensafe.api import signed_urls
 from tensafe.api.bodies import read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.openapi import documented
-from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.bodies import Access, answer
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import NotFound, Unsupported
 from tensafe.contracts.training import LoraSpec
@@ -32,13 +32,22 @@ Offset = Annotated[int, Query(ge=0, le=100_000)]
 
 
 @router.get("/training_runs")
-async def list_runs(principal: TrainCaller, context: Edge, limit: Limit = 20, offset: Offset = 0) -> Response:
-    """The tenant's runs, newest first."""
-    return answer(await context.call(_page, context.services, principal, limit, offset))
+async def list_runs(
+    principal: TrainCaller,
+    context: Edge,
+    limit: Limit = 20,
+    offset: Offset = 0,
+    project_id: Annotated[str | None, Query(max_length=256)] = None,
+    access_scope: Access = "owned",
+) -> Response:
+    """The tenant's runs, newest first; those of one project, if it is named."""
+    return answer(await context.call(_page, context.services, principal, limit, offset, project_id))
 
 
 @router.get("/training_runs/{run_id}")
-async def get_run(run_id: str, principal: TrainCaller, context: Edge) -> Response:
+async def get_run(
+    run_id: str, principal: TrainCaller, context: Edge, access_scope: Access = "owned"
+) -> Response:
     """One run."""
     stream = context.run(principal, run_id)
     return answer(await context.call(_run, context.services, stream))
@@ -167,9 +176,17 @@ def _find(context: Context, principal: Principal, run_id: str, checkpoint_id: st
 
 
 def _page(
-    services: Services, principal: Principal, limit: int, offset: int
+    services: Services, principal: Principal, limit: int, offset: int, project_id: str | None
 ) -> responses.TrainingRunsResponse:
     found = services.streams.list_runs(principal.tenant, limit=10_000)
+    if project_id is not None:
+        sessions = {run.session_id for run in found if run.session_id is not None}
+        inside = {
+            session_id
+            for session_id in sessions
+            if services.sessions.get(session_id, principal.tenant).body.get("project_id") == project_id
+        }
+        found = [run for run in found if run.session_id in inside]
     page = [_run(services, record) for record in found[offset : offset + limit]]
     cursor = responses.Cursor(offset=offset, limit=limit, total_count=len(found))
     return responses.TrainingRunsResponse(training_runs=page, cursor=cursor)

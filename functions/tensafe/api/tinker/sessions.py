@@ -13,7 +13,7 @@ from tensafe.api.bodies import read
 from tensafe.api.context import Caller, Edge, WorkCaller
 from tensafe.api.errors import shaped
 from tensafe.api.openapi import documented
-from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.bodies import Access, answer
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unsupported
 from tensafe.wire.tinker_requests import models, sessions
 from tensafe.wire.tinker_responses import sessions as responses
@@ -97,6 +97,7 @@ async def list_sessions(
     context: Edge,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     offset: Annotated[int, Query(ge=0, le=100_000)] = 0,
+    access_scope: Access = "owned",
 ) -> Response:
     """The tenant's sessions, newest first."""
     found = await context.call(context.services.sessions.list, principal.tenant, limit=limit + offset)
@@ -105,7 +106,9 @@ async def list_sessions(
 
 
 @router.get("/sessions/{session_id}")
-async def get_session(session_id: str, principal: Caller, context: Edge) -> Response:
+async def get_session(
+    session_id: str, principal: Caller, context: Edge, access_scope: Access = "owned"
+) -> Response:
     """What the session created."""
     session = context.session(principal, session_id)
     members = await context.call(context.services.streams.of_session, session_id)
