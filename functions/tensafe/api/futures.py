@@ -11,6 +11,7 @@ from tensafe.auth.keys import AccessScope, Principal
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.records import Operation, OpState, Result, StreamKind, StreamRecord
 from tensafe.wire.ids import RequestId
+from tensafe.wire.paths import CheckpointPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,14 @@ class Future:
     @property
     def future_id(self) -> str:
         return f"{self.operation.stream_id}:{self.operation.seq}"
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that it is an operation of, or whose weights it samples from; None for a base model's."""
+        if self.stream.kind is StreamKind.RUN:
+            return self.stream.stream_id
+        path = self.stream.spec.get("model_path")
+        return str(CheckpointPath.parse(path).run) if isinstance(path, str) else None
 
 
 def find(context: Context, principal: Principal, future_id: str) -> Future:

@@ -57,3 +57,14 @@ def test_a_key_that_may_only_sample_leaves_the_log_of_a_run_alone(world: World, 
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert "create_sampling_session" in refused.json()["detail"]
     assert [op.seq for op in world.log(world.stream(run))] == [0]
+
+
+def test_a_samples_future_names_the_run_whose_weights_it_samples_from(world: World, http: TestClient) -> None:
+    run = native_run(http)
+    future = http.post(f"/v1/training_clients/{run}/sample", json=APPENDING["sample"]).json()
+    assert future["training_client_id"] == run
+    assert http.get(f"/v1/futures/{future['id']}").json() == future
+    assert http.get(f"/v1/futures/{run}:0").json()["training_client_id"] == run
+    base = world.sampler()
+    world.submit(base, 1)
+    assert http.get(f"/v1/futures/{base.stream_id}:1").json()["training_client_id"] is None

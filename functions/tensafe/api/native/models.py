@@ -99,7 +99,8 @@ class FutureState(Strict):
     """Where an operation stands."""
 
     id: str
-    training_client_id: str
+    training_client_id: str | None
+    """None for a sample from a base model."""
     seq: int
     kind: str
     state: Literal["pending", "running", "completed", "failed", "cancelled"]
@@ -113,7 +114,7 @@ class FutureState(Strict):
         return cls.model_validate(
             {
                 "id": future.future_id,
-                "training_client_id": operation.stream_id,
+                "training_client_id": future.run_id,
                 "seq": operation.seq,
                 "kind": operation.kind.value,
                 "state": operation.state.value,
