@@ -10,7 +10,6 @@ from starlette.testclient import TestClient
 
 from tensafe.api.bodies import JSON_MAX_BYTES
 from tensafe.api.context import BodyTooLarge
-from tensafe.api.tinker import refusals
 from tensafe.api.tinker.refusals import json_address, protobuf_address
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.operations.records import OpKind, OpState
@@ -29,7 +28,15 @@ def body(seq: int = 1, examples: int = 3) -> bytes:
 
 
 def test_json_says_its_address() -> None:
-    assert json_address(json.dumps({"model_id": RUN, "seq_id": 4, "x": [1]}).encode()) == (RUN, 4)
+    whole = json.dumps({"model_id": RUN, "seq_id": 4, "x": ["\u00e9" * 50]}, ensure_ascii=False).encode()
+    for raw, error in (
+        (whole, REFUSED),
+        (whole[:-30], REFUSED),
+        (whole[:-31], REFUSED),
+        (b"", BodyTooLarge(1, whole)),
+        (b"", BodyTooLarge(1, whole[:-31])),
+    ):
+        assert json_address(raw, error) == (RUN, 4)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +52,30 @@ def test_json_says_its_address() -> None:
     ],
 )
 def test_json_that_does_not_say_it(raw: bytes) -> None:
-    assert json_address(raw) is None
+    assert json_address(raw, REFUSED) is None
 
 
-def test_json_over_the_cap_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals.json, "loads", lambda _: pytest.fail("it was parsed"))
-    assert json_address(b" " * (JSON_MAX_BYTES + 1)) is None
+def test_a_number_at_the_cut_is_none() -> None:
+    cut = json.dumps({"model_id": RUN, "seq_id": 1234}).encode()[:-3]
+    assert cut.endswith(b"12")
+    assert json_address(b"", BodyTooLarge(1, cut)) is None
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["optim_step", "save_weights", "load_weights"])
+def test_the_seq_of_json_over_the_cap_is_filled(
+    world: World, http: TestClient, path: str, chunked: bool
+) -> None:
+    run = world.run()
+    raw = json.dumps({"model_id": RUN, "seq_id": 1, "user_metadata": {"k": "v" * JSON_MAX_BYTES}}).encode()
+    content = iter([raw[:70_000], raw[70_000:]]) if chunked else raw
+    answer = http.post(f"/api/v1/{path}", content=content)
+    assert answer.status_code == 413
+    operation = world.op(run, 1)
+    assert (operation.state, operation.failure and operation.failure.code) == (
+        OpState.FAILED,
+        "payload_too_large",
+    )
 
 
 def test_protobuf_says_it_damaged_compressed_or_cut_short() -> None:

@@ -13,11 +13,12 @@ sends for a run is one request with one turn, which passes whatever the answer i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import zstandard
+from fastapi import Request
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
 from tensafe.api.bodies import JSON_MAX_BYTES
@@ -33,6 +34,7 @@ from tensafe.wire.tinker_responses.futures import FutureResponse
 _HEAD_BYTES: Final = 512
 """Of a decompressed body; its first two fields, the address, take less than 300."""
 _WINDOW_MAX_BYTES: Final = 8 * 1024 * 1024
+_OBJECT: Final = TypeAdapter(dict[str, Any])
 Address = tuple[str, int]
 
 
@@ -40,14 +42,16 @@ async def or_tombstone(
     context: Context,
     principal: Principal,
     kind: OpKind,
-    submit: Callable[[], Awaitable[Response]],
-    address: Callable[[TensafeError], Address | None],
+    request: Request,
+    submit: Callable[[bytes], Awaitable[Response]],
 ) -> Response:
-    """Submit; if that is refused, fill the seq before saying so."""
+    """Submit a JSON body; if that is refused, fill the seq before saying so."""
+    raw = b""
     try:
-        return await submit()
+        raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
+        return await submit(raw)
     except TensafeError as error:
-        await _leave(context, principal, kind, error, address)
+        await _leave(context, principal, kind, error, lambda error: json_address(raw, error))
         raise
 
 
@@ -85,14 +89,14 @@ async def _leave(
     return await context.call(context.services.submissions.reject, stream, found[1], kind, error)
 
 
-def json_address(raw: bytes) -> Address | None:
-    """`model_id` and `seq_id` of a refused JSON body, if it says them."""
-    if len(raw) > JSON_MAX_BYTES:
-        return None
+def json_address(raw: bytes, error: TensafeError) -> Address | None:
+    """`model_id` and `seq_id` of a refused JSON body, damaged or cut short as it may be."""
+    if isinstance(error, BodyTooLarge):
+        raw = error.head.rstrip(b"0123456789")  # a number at the cut may be the beginning of another one
     try:
-        body = json.loads(raw)
+        body = _OBJECT.validate_json(raw.decode(errors="ignore"), experimental_allow_partial=True)
         run, seq = body["model_id"], body["seq_id"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError):
         return None
     return (run, seq) if isinstance(run, str) and type(seq) is int else None
 

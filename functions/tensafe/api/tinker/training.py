@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tensafe.api import runs
-from tensafe.api.bodies import JSON_MAX_BYTES, parse, read
+from tensafe.api.bodies import parse, read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
-from tensafe.api.tinker.refusals import json_address, or_failed_future, or_tombstone, protobuf_address
+from tensafe.api.tinker.refusals import or_failed_future, or_tombstone, protobuf_address
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.keys import Principal
 from tensafe.contracts.data_checks import check_request
@@ -111,9 +111,8 @@ async def forward_backward(request: Request, principal: TrainCaller, context: Ed
 @router.post("/optim_step", openapi_extra=documented(models.OptimStepBody))
 async def optim_step(request: Request, principal: TrainCaller, context: Edge) -> Response:
     """One optimizer step."""
-    raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
 
-    async def submit_step() -> Response:
+    async def submit_step(raw: bytes) -> Response:
         step = parse(models.OptimStepBody, raw).to_optim_step()
         stream = context.run(principal, str(step.request_id.owner))
         chosen = stream.spec.get("optimizer")
@@ -124,7 +123,7 @@ async def optim_step(request: Request, principal: TrainCaller, context: Edge) ->
             )
         return await submit(context, stream, step.request_id, OpKind.OPTIM_STEP, step.params)
 
-    return await or_tombstone(context, principal, OpKind.OPTIM_STEP, submit_step, lambda _: json_address(raw))
+    return await or_tombstone(context, principal, OpKind.OPTIM_STEP, request, submit_step)
 
 
 def _decode(

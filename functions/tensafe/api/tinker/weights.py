@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tensafe.api import runs
-from tensafe.api.bodies import JSON_MAX_BYTES, parse
+from tensafe.api.bodies import parse
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
-from tensafe.api.tinker.refusals import json_address, or_tombstone
+from tensafe.api.tinker.refusals import or_tombstone
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import InvalidRequest
@@ -47,9 +47,8 @@ async def save_weights_external(request: Request, principal: TrainCaller, contex
 @router.post("/load_weights", openapi_extra=documented(bodies.LoadWeightsBody))
 async def load_weights(request: Request, principal: TrainCaller, context: Edge) -> Response:
     """A run from a checkpoint, new (by session and model_seq_id) or existing (by model_id and seq_id)."""
-    raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
 
-    async def submit_load() -> Response:
+    async def submit_load(raw: bytes) -> Response:
         load = parse(bodies.LoadWeightsBody, raw).to_load_weights()
         ref = load.path.to_ref()
         checkpoint = runs.loadable_checkpoint(context.services, principal.tenant, ref)
@@ -65,7 +64,7 @@ async def load_weights(request: Request, principal: TrainCaller, context: Edge) 
         stream = context.run(principal, str(load.request_id.owner))
         return await submit(context, stream, load.request_id, OpKind.LOAD, _into(stream, payload))
 
-    return await or_tombstone(context, principal, OpKind.LOAD, submit_load, lambda _: json_address(raw))
+    return await or_tombstone(context, principal, OpKind.LOAD, request, submit_load)
 
 
 async def _create(
@@ -92,9 +91,7 @@ async def _create(
 async def _save(
     request: Request, principal: Principal, context: Context, model: type[SaveBody], kind: OpKind
 ) -> Response:
-    raw = await context.body(request, max_bytes=JSON_MAX_BYTES)
-
-    async def submit_save() -> Response:
+    async def submit_save(raw: bytes) -> Response:
         body = parse(model, raw)
         payload = body.to_payload()
         runs.check_metadata(dict(payload.user_metadata))
@@ -102,7 +99,7 @@ async def _save(
         stream = context.run(principal, str(address.owner))
         return await submit(context, stream, address, kind, payload, identity=_repeated(payload))
 
-    return await or_tombstone(context, principal, kind, submit_save, lambda _: json_address(raw))
+    return await or_tombstone(context, principal, kind, request, submit_save)
 
 
 def _repeated(payload: SavePayload) -> SavePayload:
