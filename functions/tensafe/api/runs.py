@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe.contracts.errors import InvalidRequest, Unavailable, Unsupported
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, LoadPayload
-from tensafe.contracts.training import LoraSpec, OptimizerConfig, Strict
+from tensafe.contracts.training import LoraSpec, ModelInfo, OptimizerConfig, Strict
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import Operation, OpKind, StreamKind, StreamRecord
 from tensafe.operations.submissions import Submission
@@ -47,6 +47,22 @@ def create_run(
         run_id, tenant, StreamKind.RUN, base_model, spec=spec, session_id=session_id
     )
     return _submit(services, record, writes, OpKind.CREATE, payload, idempotency_key)
+
+
+def served(services: Services, stream: StreamRecord) -> ModelInfo:
+    """The stream's base model; for whoever submits an operation of a stream that exists.
+
+    Raises Unavailable if this deployment does not serve it now: nobody would take the operation, and no
+    queue would take the message about it.
+    """
+    info = services.models.get(stream.base_model)
+    if info is None:
+        raise Unavailable(
+            f"base model {stream.base_model} is not served now, so nothing was submitted; the operator can "
+            "start it again (`tensafe up --model`)",
+            field="base_model",
+        )
+    return info
 
 
 def check_rank(services: Services, base_model: str, rank: int, *, field: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
+from tensafe.api import runs
 from tensafe.api.futures import Future
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unavailable
 from tensafe.contracts.payloads import CheckpointRef, SamplePayload, SavePayload
@@ -96,7 +97,7 @@ def sample_present_weights(
 
     The save is the run's next operation, so it sees every operation before it; the sample waits for it.
     """
-    check_sample(request, services.model(stream.base_model))
+    check_sample(request, runs.served(services, stream))
     token = (
         hashlib.sha256(f"{stream.stream_id}\0{idempotency_key}".encode()).hexdigest()[:32]
         if idempotency_key

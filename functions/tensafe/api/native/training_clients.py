@@ -116,7 +116,7 @@ async def forward_backward(
     """Loss, logprobs and (unless `forward_only`) gradients, added to the run's accumulator."""
     stream = _numbered_here(context, principal, client_id)
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
-    info = context.services.model(stream.base_model)
+    info = runs.served(context.services, stream)
 
     def checked() -> bytes:
         body = parse(ForwardBackwardJson, raw, max_bytes=DATA_MAX_BYTES)
@@ -239,6 +239,7 @@ def _numbered_here(context: Context, principal: Principal, client_id: str) -> St
 async def _append(
     context: Context, stream: StreamRecord, kind: OpKind, payload: bytes, key: str | None
 ) -> models.FutureState:
+    runs.served(context.services, stream)
     submission = Submission(0, kind, payload, idempotency_key=key)
     operation = await context.call(context.services.submissions.append, stream, submission)
     return models.FutureState.of(Future(stream, operation))

@@ -21,6 +21,7 @@ from fastapi import Request
 from pydantic import TypeAdapter
 from starlette.responses import Response
 
+from tensafe.api import runs
 from tensafe.api.bodies import JSON_MAX_BYTES
 from tensafe.api.context import BodyTooLarge, Context
 from tensafe.api.tinker.bodies import answer
@@ -86,6 +87,7 @@ async def _leave(
         stream = context.services.streams.get(found[0], principal.tenant, StreamKind.RUN)
     except TensafeError:
         return None  # not a run of this tenant, or erased: nothing waits
+    runs.served(context.services, stream)
     return await context.call(context.services.submissions.reject, stream, found[1], kind, error)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tensafe.api import sampling
+from tensafe.api import runs, sampling
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
@@ -77,7 +77,7 @@ def _submit(context: Context, principal: Principal, raw: bytes) -> FutureRespons
     sample = parse(bodies.SampleBody, raw, max_bytes=DATA_MAX_BYTES).to_sample()
     services = context.services
     stream = context.sampler(principal, str(sample.request_id.owner))
-    sampling.check_sample(sample.request, services.model(stream.base_model))
+    sampling.check_sample(sample.request, runs.served(services, stream))
     payload = SamplePayload(
         request=sample.request, prompt_logprobs_last_n=sample.prompt_logprobs_last_n, answer="protobuf"
     )

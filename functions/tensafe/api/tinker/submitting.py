@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
+from tensafe.api import runs
 from tensafe.api.context import Context
 from tensafe.api.tinker.bodies import answer
 from tensafe.contracts.training import Strict
@@ -23,6 +24,7 @@ async def submit(
     identity: Strict | None = None,
 ) -> Response:
     """Write an operation with a JSON payload durably; its future. `identity`: what a retry repeats of it."""
+    runs.served(context.services, stream)
     same = None if identity is None else identity.model_dump_json().encode()
     submission = Submission(address.seq, kind, payload.model_dump_json().encode(), identity=same)
     await context.call(context.services.submissions.submit, stream, submission)

@@ -134,7 +134,7 @@ def _decode(
     body = decode_body(raw, encoding, max_bytes=limits.body_bytes)
     decoded = decode_request(body, limits)
     stream = context.run(principal, str(decoded.run))
-    check_request(decoded.request, context.services.model(stream.base_model))
+    check_request(decoded.request, runs.served(context.services, stream))
     return body, decoded, stream
 
 
