@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from fastapi import Depends, Request
 
 from tensafe.api.waiting import ResultWaiter
 from tensafe.auth.keys import AccessScope, Principal
-from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge
+from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.operations.sessions import Session
 from tensafe.services import Services
@@ -31,6 +32,8 @@ class EdgeLimits:
     body_bytes: int = 16 * 1024 * 1024
     long_poll_s: float = 20.0
     """As long as a Lambda behind API Gateway can hold a poll (29 s) with room to spare."""
+    waits_per_key: int = 1000
+    """Each costs two looks at the store a second."""
     wire: WireLimits = field(default_factory=WireLimits)
 
 
@@ -49,6 +52,7 @@ class Context:
         self.services = services
         self.limits = limits
         self.waiter = ResultWaiter(services)
+        self._waiting: Counter[str] = Counter()
         # Writes end in fsync: they leave the loop to these threads.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="edge")
 
@@ -77,6 +81,32 @@ class Context:
             return self.services.streams.get(stream_id, principal.tenant, kind)
         except InvalidRequest:  # no text that could be an id
             raise NotFound(absent) from None
+
+    async def wait(
+        self, request: Request, stream_id: str, look: Callable[[], _T | None], timeout_s: float
+    ) -> _T | None:
+        """What `look` returns once something of the stream has ended, or None after `timeout_s`.
+
+        Raises Unauthenticated if the caller's key is revoked or expires meanwhile, TooManyRequests if the
+        key waits for too much already.
+        """
+        key_id = principal_of(request).key_id
+
+        def look_for_the_caller() -> _T | None:
+            principal_of(request)
+            return look()
+
+        if self._waiting[key_id] >= self.limits.waits_per_key:
+            raise TooManyRequests(
+                f"this API key waits for {self.limits.waits_per_key} results at once; ask for fewer at a time"
+            )
+        self._waiting[key_id] += 1
+        try:
+            return await self.waiter.until(stream_id, look_for_the_caller, timeout_s)
+        finally:
+            self._waiting[key_id] -= 1
+            if not self._waiting[key_id]:
+                del self._waiting[key_id]
 
     async def body(self, request: Request, *, max_bytes: int | None = None) -> bytes:
         """The raw body. Raises BodyTooLarge once it is clear that it passes the cap."""

@@ -36,6 +36,7 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.RunBlocked: 409,
     errors.BudgetExceeded: 422,
     errors.Unavailable: 503,
+    errors.TooManyRequests: 429,
     errors.IntegrityError: 500,
     errors.ConfigurationError: 500,
     ports.StorageError: 503,
@@ -43,6 +44,7 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.TensafeError: 500,
 }
 TINKER_PREFIX: Final = "/api/v1"
+_HEADERS: Final = {401: {"WWW-Authenticate": 'Bearer realm="tensafe"'}, 429: {"Retry-After": "1"}}
 POLLED_PATH: Final = f"{TINKER_PREFIX}/retrieve_future"
 _FINAL_ON_TINKER: Final = {409: 422, 410: 404}
 
@@ -59,8 +61,7 @@ def error_response(request: Request, error: errors.TensafeError) -> Response:
     message = error.message if status < 500 or isinstance(error, errors.Unavailable) else _SERVER_FAULT
     if status >= 500:
         return _fault(request, status, error.code, message, error.field)
-    headers = {"WWW-Authenticate": 'Bearer realm="tensafe"'} if status == 401 else None
-    return shaped(request, status, error.code, message, error.field, headers)
+    return shaped(request, status, error.code, message, error.field, _HEADERS.get(status))
 
 
 def shaped(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from tensafe.api.context import Context, principal_of
+from tensafe.api.context import Context
 from tensafe.auth.keys import AccessScope, Principal
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.records import Operation, OpState, Result, StreamKind, StreamRecord
@@ -55,22 +55,18 @@ def find(context: Context, principal: Principal, future_id: str) -> Future:
 
 
 async def ended(context: Context, request: Request, future: Future, timeout_s: float) -> Future | None:
-    """The future once its operation has ended, or None after `timeout_s`.
-
-    Raises Unauthenticated if the caller's key is revoked or expires meanwhile.
-    """
+    """The future once its operation has ended, or None after `timeout_s`."""
     if future.operation.state.final:
         return future
     outcomes = context.services.outcomes
 
     def look() -> Future | None:
-        principal_of(request)
         operation = outcomes.peek(future.stream.stream_id, future.operation.seq)
         if operation is None:
             raise Gone("this run has been erased")
         return Future(future.stream, operation) if operation.state.final else None
 
-    return await context.waiter.until(future.stream.stream_id, look, timeout_s)
+    return await context.wait(request, future.stream.stream_id, look, timeout_s)
 
 
 async def result(context: Context, future: Future) -> Result | None:

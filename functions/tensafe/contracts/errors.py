@@ -12,6 +12,7 @@
     ├── RunBlocked            an earlier operation of the run died; nothing more runs on it
     ├── BudgetExceeded        a privacy budget would be overspent; nothing was drawn
     ├── Unavailable           a dependency is down or busy; trying again may help
+    │   └── TooManyRequests   one key has too much in hand at once
     ├── IntegrityError        sealed data did not authenticate, or a checksum differs
     └── ConfigurationError    the operator has to change something before anything starts
 
@@ -114,6 +115,12 @@ class Unavailable(TensafeError):
     """A dependency is down or busy."""
 
     code = "unavailable"
+
+
+class TooManyRequests(Unavailable):
+    """The key has as many requests in hand as it may; nothing was done for this one."""
+
+    code = "too_many_requests"
 
 
 class IntegrityError(TensafeError):

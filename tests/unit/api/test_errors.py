@@ -27,6 +27,7 @@ EXPECTED = {
     errors.RunBlocked: (409, 422),
     errors.BudgetExceeded: (422, 422),
     errors.Unavailable: (503, 503),
+    errors.TooManyRequests: (429, 429),
     errors.IntegrityError: (500, 500),
     errors.ConfigurationError: (500, 500),
     errors.TensafeError: (500, 500),

@@ -81,6 +81,29 @@ def test_a_key_that_is_revoked_while_it_waits_is_told_nothing_more(
         assert time.monotonic() - revoked_at < 1
 
 
+def test_one_key_waits_for_so_much_at_once_and_no_more(world: World) -> None:
+    run = world.run()
+    operations = [world.submit(run, seq) for seq in (1, 2, 3)]
+    world.complete(run, operations[0])
+    one, other = (world.services.api_keys.create(TENANT, ["train", "sample"])[0] for _ in range(2))
+    app = create_app(world.services, EdgeLimits(long_poll_s=0.6, waits_per_key=2))
+
+    def ask(http: TestClient, seq: int, key: str = one) -> Response:
+        body = {"request_id": f"s-1:train:0:{seq}"}
+        return http.post("/api/v1/retrieve_future", json=body, headers={"X-API-Key": key})
+
+    with TestClient(app) as http, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, http, seq) for seq in (2, 3)]
+        time.sleep(0.3)
+        refused = ask(http, 2)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.json()["error"]["code"] == "too_many_requests"
+        assert ask(http, 1).status_code == 200  # there is nothing to wait for
+        assert ask(http, 2, other).status_code == 408
+        assert {answer.result().status_code for answer in waiting} == {408}
+        assert ask(http, 2).status_code == 408
+
+
 def test_an_answer_of_408_says_how_it_stands(world: World, http: TestClient) -> None:
     world.submit(world.run(), 1)
     answer = http.post("/api/v1/retrieve_future", json={"request_id": "s-1:train:0:1"})

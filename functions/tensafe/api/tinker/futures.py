@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from tensafe.api import futures
 from tensafe.api.bodies import DATA_MAX_BYTES, read
-from tensafe.api.context import Edge, SampleCaller, WorkCaller, principal_of
+from tensafe.api.context import Edge, SampleCaller, WorkCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
@@ -64,12 +64,11 @@ async def retrieve_futures(request: Request, principal: SampleCaller, context: E
     items, clone = context.services.ports.items, body.target.cloned_sampler_id
 
     def look() -> list[Completion] | None:
-        principal_of(request)  # the key may be revoked meanwhile
         return completions.since(items, stream.stream_id, clone, body.prev_cursor) or None
 
     limit_s = context.limits.long_poll_s
     timeout_s = limit_s if body.timeout is None else min(body.timeout, limit_s)
-    found = await context.waiter.until(stream.stream_id, look, timeout_s) or []
+    found = await context.wait(request, stream.stream_id, look, timeout_s) or []
     listed = [_listed(context.services, stream, completion) for completion in found]
     cursor = found[-1].cursor if found else body.prev_cursor
     return answer(responses.RetrieveFuturesResponse(completions=listed, cursor=cursor))
