@@ -17,7 +17,7 @@ from tests.support.tiny_models import tiny_model
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 with a tokenizer; head size 32, the smallest that vLLM's CPU attention has."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    return Path(tiny_model(folder, "qwen3", hidden=128, heads=4, max_context=512))
+    return Path(tiny_model(folder, "qwen3", hidden=128, heads=4, max_context=2048))
 
 
 @pytest.fixture(scope="session")

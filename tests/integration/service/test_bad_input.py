@@ -20,7 +20,7 @@ from tests.support.service import MODEL_NAME, Service
 from tests.support.tinker_http import TinkerHttp, training_message
 from tests.unit.wire.messages import dense, text
 
-CONTEXT = 512
+CONTEXT = 2048
 RSS_GROWTH_MAX_BYTES = 64 * 1024 * 1024
 
 
