@@ -6,6 +6,8 @@ same transaction that closes the operation: a reader that has seen cursor n can 
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
@@ -18,6 +20,8 @@ from tensafe.storage.ports import ConditionFailed, Items, Key, Put, Write
 CLONE_STRIDE: Final = 1_000_000_000
 """A cloned SamplingClient numbers its requests from clone x 10^9 (SDK 0.38, sampling sessions)."""
 _RETRIES: Final = 50
+_FIRST_WAIT_S: Final = 0.001
+_LONGEST_WAIT_S: Final = 0.25
 
 
 class Crowded(Unavailable):
@@ -39,7 +43,7 @@ def close(items: Items, done: Operation, writes: Sequence[Write]) -> None:
     """
     clone = done.seq // CLONE_STRIDE
     counter = Key(layout.stream_partition(done.stream_id), f"completions/{clone:010d}")
-    for _ in range(_RETRIES):
+    for attempt in range(_RETRIES):
         item = items.get(counter)
         count = cast(int, item.body["count"]) + 1 if item else 1
         entry = Key(layout.stream_partition(done.stream_id), layout.done_sort(clone, count))
@@ -55,7 +59,14 @@ def close(items: Items, done: Operation, writes: Sequence[Write]) -> None:
         except ConditionFailed as error:
             if error.index > 1:
                 raise ConditionFailed(error.message, index=error.index - 2) from error
+        time.sleep(_wait_s(attempt))
     raise Crowded("too many operations of this session end at once; try again")
+
+
+def _wait_s(attempt: int) -> float:
+    """At random up to a bound that doubles: those who lost together do not come back together."""
+    longest = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt)
+    return random.uniform(0, longest)  # noqa: S311 - spreads load, keeps no secret
 
 
 def since(items: Items, stream_id: str, clone: int, cursor: int, *, limit: int = 1000) -> list[Completion]:

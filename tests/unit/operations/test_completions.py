@@ -13,6 +13,7 @@ from tensafe.operations import completions
 from tensafe.operations.completions import CLONE_STRIDE
 from tensafe.operations.records import OpState, Result
 from tensafe.storage.ports import ConditionFailed
+from tests.fakes import MemoryItems
 from tests.unit.operations.world import World
 
 COUNT = 40
@@ -86,7 +87,43 @@ def test_an_operation_that_ended_meanwhile_adds_no_completion(memory: World) -> 
     assert len(completions.since(memory.items, sampler.stream_id, 0, 0)) == 1
 
 
-def test_never_being_next_is_not_mistaken_for_an_end(memory: World) -> None:
+class _Busy:
+    """Somebody else's completion comes first until `busy_s` have been waited."""
+
+    def __init__(self, inner: MemoryItems, busy_s: float) -> None:
+        self.inner = inner
+        self.busy_s = busy_s
+        self.waits: list[float] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def write(self, writes) -> None:
+        if len(writes) > 1 and sum(self.waits) < self.busy_s:
+            raise ConditionFailed("the counter moved", index=0)
+        self.inner.write(writes)
+
+
+def test_a_busy_moment_is_waited_out_with_pauses_that_grow_and_differ(
+    memory: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampler = memory.sampler()
+    operations = [memory.submit(sampler, seq) for seq in (1, 2)]
+    waits = []
+    for operation in operations:
+        running = memory.services.outcomes.start(operation, [])
+        busy = _Busy(memory.items, busy_s=1.0)
+        monkeypatch.setattr(completions.time, "sleep", busy.waits.append)
+        memory.open(items=busy).outcomes.complete(sampler, running, Result("text/plain", b""))
+        waits.append(busy.waits)
+    assert [memory.op(sampler, seq).state for seq in (1, 2)] == [OpState.COMPLETED] * 2
+    assert waits[0] != waits[1]
+    for one in waits:
+        assert max(one[:3]) < 0.01
+        assert max(one) <= 0.25
+
+
+def test_never_being_next_is_not_mistaken_for_an_end(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that finds no place in the order is given back, and its operation stays open."""
     sampler = memory.sampler()
     running = memory.services.outcomes.start(memory.submit(sampler, 1), [])
@@ -102,6 +139,7 @@ def test_never_being_next_is_not_mistaken_for_an_end(memory: World) -> None:
                 raise ConditionFailed("the counter moved", index=0)
             memory.items.write(writes)
 
+    monkeypatch.setattr(completions.time, "sleep", lambda _: None)
     with pytest.raises(Unavailable):
         memory.open(items=AlwaysLate()).outcomes.complete(
             sampler, running, Result("text/plain", b"x" * 100_000)
