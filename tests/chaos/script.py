@@ -165,7 +165,7 @@ def _without_ids(result: dict[str, Any]) -> dict[str, Any]:
 
 def unnamed_blobs(services: Services, folder: Path) -> int:
     """Blobs that no record names and no note would find, and that would so stay for ever."""
-    partitions = [*(layout.stream_partition(run_id) for run_id in LOGS), layout.DUE]
+    partitions = [*(layout.stream_partition(run_id) for run_id in LOGS), *layout.due_shards()]
     named = {
         str(item.body["blob"])
         for partition in partitions

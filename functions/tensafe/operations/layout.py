@@ -15,10 +15,11 @@
     worker/<owner>              the runs that one trainer process holds
     idem/<tenant>               idempotency keys
     dead                        dead letters, oldest first
-    due                         what is to be deleted and when, soonest first
+    due/<shard>                 what is to be deleted and when, soonest first
     artifact/<id>               where a saved artifact is registered
 
-No partition is written by every request (pending is sharded by stream), and none is ever scanned.
+No partition is written by every request (pending is sharded by stream, due by what goes), and none is
+ever scanned.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Final
 from tensafe.storage.ports import Key
 
 PENDING_SHARDS: Final = 16
-DUE: Final = "due"
+DUE_SHARDS: Final = 16
 DEAD: Final = "dead"
 SEQ_MAX: Final = 9 * 10**18 - 1
 """Below 2**63; a clone of a sampling client numbers its requests from a multiple of 10**9."""
@@ -82,8 +83,12 @@ def pending_shards() -> list[str]:
 
 def pending_item(stream_id: str, seq: int, created_ms: int) -> Key:
     """Marker of an unfinished operation."""
-    shard = hashlib.sha256(stream_id.encode()).digest()[0] % PENDING_SHARDS
+    shard = _shard(stream_id, PENDING_SHARDS)
     return Key(f"pending/{shard:02d}", f"{created_ms:015d}/{stream_id}/{seq}")
+
+
+def _shard(name: str, shards: int) -> int:
+    return hashlib.sha256(name.encode()).digest()[0] % shards
 
 
 def sampler_of_run(run_id: str, sampler_id: str) -> Key:
@@ -116,24 +121,33 @@ def dead_item(dead_ms: int, stream_id: str, seq: int) -> Key:
     return Key(DEAD, f"{dead_ms:015d}/{stream_id}/{seq}")
 
 
+def due_shards() -> list[str]:
+    """Every partition that retention reads."""
+    return [f"due/{shard:02d}" for shard in range(DUE_SHARDS)]
+
+
+def _due(due_ms: int, what: str, name: str) -> Key:
+    return Key(f"due/{_shard(name, DUE_SHARDS):02d}", f"{due_ms:015d}/{what}/{name}")
+
+
 def due_blob(due_ms: int, blob_key: str) -> Key:
     """Note that nothing refers to the blob from `due_ms` on."""
-    return Key(DUE, f"{due_ms:015d}/blob/{blob_key}")
+    return _due(due_ms, "blob", blob_key)
 
 
 def due_artifact(due_ms: int, artifact_id: str) -> Key:
     """Note that a saved artifact expires at `due_ms`."""
-    return Key(DUE, f"{due_ms:015d}/artifact/{artifact_id}")
+    return _due(due_ms, "artifact", artifact_id)
 
 
 def due_unclaimed(due_ms: int, blob_key: str) -> Key:
     """Note that the blob is to be deleted unless the item that was to name it does."""
-    return Key(DUE, f"{due_ms:015d}/unclaimed/{blob_key}")
+    return _due(due_ms, "unclaimed", blob_key)
 
 
 def due_erasure(due_ms: int, stream_id: str) -> Key:
     """Note that what an erased stream has left is to be deleted."""
-    return Key(DUE, f"{due_ms:015d}/erase/{stream_id}")
+    return _due(due_ms, "erase", stream_id)
 
 
 def artifact_item(artifact_id: str) -> Key:

@@ -78,9 +78,8 @@ class Outcomes(LogReader):
         Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
         """
         key = layout.result_item(stream.stream_id, operation.seq)
-        stored = self._vault.store(
-            stream.scope, result_part(operation.seq), result.data, announce=self._announcing(key)
-        )
+        announce = self._announcing(key)
+        stored = self._vault.store(stream.scope, result_part(operation.seq), result.data, announce=announce)
         done = replace(
             operation,
             state=OpState.COMPLETED,
@@ -96,7 +95,7 @@ class Outcomes(LogReader):
             # The item expires by itself, its blob does not.
             kept.append(Put(layout.due_blob(expires_s * 1000, stored.blob_key), {"blob": stored.blob_key}, 0))
         try:
-            self._close(stream, done, [*kept, *conditions])
+            self._close(stream, done, [*kept, *announce.claiming, *conditions])
         except (ConditionFailed, completions.Crowded):
             self._vault.discard(stored)
             raise

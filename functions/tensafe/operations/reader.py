@@ -9,7 +9,7 @@ from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations import layout
 from tensafe.operations.records import Operation, Result, StreamRecord, seq_of, stored_from_item
 from tensafe.operations.streams import Stores, now_ms
-from tensafe.operations.unclaimed import announcing
+from tensafe.operations.unclaimed import Announcement
 from tensafe.storage.ports import Item, Key
 
 _PAGE: Final = 100
@@ -23,9 +23,9 @@ class LogReader:
         self._vault = stores.vault
         self._clock_ms = clock_ms
 
-    def _announcing(self, holder: Key) -> Callable[[str], None]:
+    def _announcing(self, holder: Key) -> Announcement:
         """For a blob that `holder` is to name."""
-        return announcing(self._items, holder, self._clock_ms)
+        return Announcement(self._items, holder, self._clock_ms)
 
     def get(self, stream: StreamRecord, seq: int) -> Operation:
         """The operation. Raises NotFound."""

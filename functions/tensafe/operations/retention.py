@@ -19,7 +19,7 @@ _PAGE: Final = 100
 
 
 class Retention:
-    """Reads the `due` partition from its oldest entry to the present; nothing is scanned."""
+    """Reads each shard of `due` from its oldest entry to the present; nothing is scanned."""
 
     def __init__(
         self, stores: Stores, checkpoints: Checkpoints, *, clock_ms: Callable[[], int] = now_ms
@@ -32,15 +32,19 @@ class Retention:
 
     def purge(self) -> int:
         """Delete what is due; how many entries were settled. Idempotent, safe to kill."""
+        settled = sum(self._purge(shard) for shard in layout.due_shards())
+        if settled:
+            log.info("expired things deleted", extra={"count": settled})
+        return settled
+
+    def _purge(self, shard: str) -> int:
         until, settled, first = layout.due_until(self._clock_ms()), 0, ""
-        while page := self._items.query(layout.DUE, first=first, last=until, limit=_PAGE):
+        while page := self._items.query(shard, first=first, last=until, limit=_PAGE):
             done = [entry for entry in page if self._settle(entry)]
             if done:
                 self._items.write([Delete(entry.key, None) for entry in done])
             settled += len(done)
             first = layout.after(page[-1].key.sort)
-        if settled:
-            log.info("expired things deleted", extra={"count": settled})
         return settled
 
     def _settle(self, entry: Item) -> bool:

@@ -12,7 +12,7 @@ from tensafe.contracts.payloads import SavePayload
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind, item_key
 from tensafe.operations.records import OpKind, StreamKind
 from tensafe.operations.streams import now_ms
-from tensafe.operations.unclaimed import announcing
+from tensafe.operations.unclaimed import Announcement
 from tensafe.packages.bundle import pack_files
 from tensafe.packages.recipients import encrypt_files
 from tensafe.services import Services
@@ -64,11 +64,12 @@ class Saver:
         kind = _KINDS[op_kind]
         part = f"ckpt/{kind.value}/{request.name}"
         holder = item_key(run.stream.stream_id, kind, request.name)
+        announce = Announcement(self._services.ports.items, holder, now_ms)
         ref = self._services.artifacts.write(
             run.stream.scope,
             part,
             self._data(state, op_kind, run, request),
-            announce=announcing(self._services.ports.items, holder, now_ms),
+            announce=announce,
         )
         checkpoint = Checkpoint(
             run_id=run.stream.stream_id,
@@ -89,7 +90,7 @@ class Saver:
         except Conflict:
             self._services.artifacts.delete(ref)
             raise
-        return self._saved(run, request, checkpoint, writes)
+        return self._saved(run, request, checkpoint, [*writes, *announce.claiming])
 
     def _saved(self, run: HotRun, request: SavePayload, checkpoint: Checkpoint, writes: list[Write]) -> Saved:
         if request.sampling_session_id is None:

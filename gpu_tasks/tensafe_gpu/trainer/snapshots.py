@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tensafe.contracts.errors import Gone, IntegrityError
 from tensafe.operations import layout
 from tensafe.operations.streams import now_ms
-from tensafe.operations.unclaimed import announcing
+from tensafe.operations.unclaimed import Announcement
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, JsonValue, Put, Write
 from tensafe.vault.artifacts import ArtifactRef
@@ -45,7 +45,7 @@ class Snapshots:
         units = run.private.units if run.private else set()
         data = pack_snapshot(run.state, units)
         key = layout.stream_item(run.stream.stream_id, "snapshot")
-        announce = announcing(self._services.ports.items, key, now_ms)
+        announce = Announcement(self._services.ports.items, key, now_ms)
         ref = self._services.artifacts.write(run.stream.scope, _part(seq), data, announce=announce)
         old = self._services.ports.items.get(key)
         body: dict[str, JsonValue] = {
@@ -54,7 +54,10 @@ class Snapshots:
             "artifact_size_bytes": ref.size_bytes,
             "sha256": ref.sha256,
         }
-        writes: list[Write] = [Put(key, body, old.version if old else 0, sealed=ref.sealed_key)]
+        writes: list[Write] = [
+            Put(key, body, old.version if old else 0, sealed=ref.sealed_key),
+            *announce.claiming,
+        ]
         replaced = str(old.body["blob"]) if old else None
         if replaced is not None:
             # Deleted as soon as this is durable; the note is for a process that dies before that.

@@ -44,7 +44,7 @@ def _traces(world: World, stream_id: str) -> list[str]:
         for partition in (
             "tenant/acme/runs",
             "tenant/acme/checkpoints",
-            layout.DUE,
+            *layout.due_shards(),
             layout.DEAD,
             *layout.pending_shards(),
         )
@@ -86,7 +86,7 @@ def test_notes_of_its_blobs_go_when_their_time_comes(memory: World) -> None:
     memory.services.streams.erase(run.stream_id, "acme")
     memory.later(RESULT_TTL_S + 1)
     memory.services.retention.purge()
-    assert memory.partition(layout.DUE) == []
+    assert memory.due() == []
 
 
 def test_sealed_bytes_kept_by_somebody_do_not_open_after_erasure(memory: World) -> None:

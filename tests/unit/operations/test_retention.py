@@ -14,7 +14,7 @@ from tensafe.operations.records import OpKind, Result, StreamKind
 from tensafe.operations.retention import Retention
 from tensafe.operations.streams import Stores, Streams
 from tensafe.operations.submissions import Submission, Submissions
-from tensafe.storage.ports import BlobMissing
+from tensafe.storage.ports import BlobMissing, Item
 from tensafe.vault.artifacts import Artifacts
 from tensafe.vault.vault import Vault
 from tests.fakes import MemoryBell, MemoryBlobs, MemoryItems, MemoryKeyRing, MemoryQueues
@@ -65,7 +65,10 @@ class World:
         return self.checkpoints.find(self.run.stream_id, CheckpointKind.TRAINING, name, "acme")
 
     def due(self) -> int:
-        return len(self.items.query(layout.DUE, limit=1000))
+        return len(self.notes())
+
+    def notes(self) -> list[Item]:
+        return [one for shard in layout.due_shards() for one in self.items.query(shard, limit=1000)]
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def test_the_blob_of_a_large_result_goes_when_the_result_expires(world: World) -
     running = world.outcomes.start(world.operation, [])
     world.outcomes.complete(world.run, running, Result("application/json", b"x" * 100_000))
     done = world.outcomes.get(world.run, 0)
-    (blob_key,) = {str(item.body["blob"]) for item in world.items.query(layout.DUE)}
+    (blob_key,) = {str(item.body["blob"]) for item in world.notes()}
     world.now_ms += (RESULT_TTL_S - 2) * 1000
     world.retention.purge()
     assert world.outcomes.result(world.run, done).data == b"x" * 100_000
@@ -164,6 +167,14 @@ def test_what_is_due_is_settled_page_by_page(world: World) -> None:
     assert world.due() == 0
     assert world.checkpoints.of_tenant("acme") == []
     assert [key for key in world.blobs.stored if key.startswith("artifacts/")] == []
+
+
+def test_no_one_partition_takes_every_note(world: World) -> None:
+    for number in range(200):
+        world.save(f"n{number}", ttl_s=60)
+    counts = [len(world.items.query(shard)) for shard in layout.due_shards()]
+    assert sum(counts) == 200
+    assert max(counts) <= 40
 
 
 def test_a_conflict_is_left_for_the_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tensafe.operations import layout
 from tensafe.operations.records import OpKind, OpState, Result, StreamRecord
 from tensafe.operations.submissions import Submission
-from tensafe.operations.unclaimed import GRACE_MS, announcing
+from tensafe.operations.unclaimed import GRACE_MS, Announcement
 from tensafe.services import Services
 from tests.unit.operations.world import World
 
@@ -62,7 +62,7 @@ def test_a_blob_is_named_or_goes_after_a_day(
     memory.now_ms += GRACE_MS
     memory.services.retention.purge()
     assert len(memory.blob_keys()) == (calls == 3)
-    assert not [item for item in memory.partition(layout.DUE) if "unclaimed" in item.key.sort]
+    assert not [item for item in memory.due() if "unclaimed" in item.key.sort]
     if calls == 3 and write is _submit:
         assert memory.services.outcomes.payload(run, 1) == LARGE
     elif calls == 3:
@@ -76,7 +76,7 @@ def test_an_attempt_that_lost_its_race_is_not_the_one_that_is_named(memory: Worl
     memory.submit(run, 1, LARGE)
     key = layout.payload_item(run.stream_id, 1)
     memory.services.vault.store(
-        run.scope, "op/1/payload", LARGE, announce=announcing(memory.items, key, memory.clock_ms)
+        run.scope, "op/1/payload", LARGE, announce=Announcement(memory.items, key, memory.clock_ms)
     )
     memory.now_ms += GRACE_MS
     memory.services.retention.purge()
@@ -84,10 +84,19 @@ def test_an_attempt_that_lost_its_race_is_not_the_one_that_is_named(memory: Worl
     assert memory.services.outcomes.payload(run, 1) == LARGE
 
 
+def test_the_note_goes_with_the_transaction_that_names_the_blob(either: World) -> None:
+    run = either.run()
+    either.submit(run, 1, LARGE)
+    assert either.due() == []
+    either.services.outcomes.start(either.op(run, 1), [])
+    _complete(either.services, run)
+    assert [item.key.sort.split("/")[1] for item in either.due()] == ["blob"]  # the result's, in a week
+
+
 def test_nothing_is_noted_for_what_is_small(memory: World) -> None:
     run = memory.run()
     memory.complete(run, memory.submit(run, 1, b"small"), b"small")
-    assert memory.partition(layout.DUE) == []
+    assert memory.due() == []
 
 
 def test_a_failed_sample_leaves_no_prompt_behind(memory: World) -> None:

@@ -164,6 +164,10 @@ class World:
     def markers(self) -> list[str]:
         return [item.key.sort for shard in layout.pending_shards() for item in self.partition(shard)]
 
+    def due(self) -> list[Item]:
+        """What retention will look at."""
+        return [item for shard in layout.due_shards() for item in self.partition(shard)]
+
     def blob_keys(self) -> set[str]:
         assert isinstance(self.blobs, MemoryBlobs)
         return set(self.blobs.stored)

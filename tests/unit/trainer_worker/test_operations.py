@@ -228,6 +228,14 @@ def test_every_kind_of_save_is_registered_and_readable(rig: Rig) -> None:
     assert {one.name for one in checkpoints.of_run(RUN)} == {"x", "aged"}
 
 
+def test_what_a_trainer_writes_is_claimed_in_its_transaction(rig: Rig) -> None:
+    rig.begin()
+    rig.do(1, save("final"))
+    rig.do(2, save("x", OpKind.SAVE_SAMPLER))
+    notes = [item.key.sort for item in rig.world.due()]
+    assert [sort for sort in notes if "/unclaimed/" in sort] == []
+
+
 def test_saving_for_a_new_session_begins_the_session(rig: Rig) -> None:
     rig.begin()
     session = "s-1:sample:0"
