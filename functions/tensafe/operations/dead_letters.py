@@ -92,7 +92,8 @@ class DeadLetters:
         failure = Failure(DEAD_LETTER, cause, "server")
         dead = layout.dead_item(self._clock_ms(), stream.stream_id, operation.seq)
         body = {"tenant": stream.tenant, "kind": operation.kind.value, "cause": cause}
-        writes: list[Write] = [Put(dead, dict(body), 0)]
+        entry = layout.dead_of_stream(stream.stream_id, dead)
+        writes: list[Write] = [Put(dead, dict(body), 0), Put(entry, {}, 0)]
         if stream.kind is StreamKind.RUN:
             fence_key = layout.stream_item(stream.stream_id, "fence")
             fence = self._items.get(fence_key)
@@ -159,7 +160,9 @@ class DeadLetters:
             raise NotFound("the run of this dead letter has been erased")
         if operation.state is not OpState.FAILED:
             raise Conflict("this operation is no longer failed")
-        writes: list[Write] = [Delete(Key(layout.DEAD, letter_id), None)]
+        dead = Key(layout.DEAD, letter_id)
+        entry = layout.dead_of_stream(letter.stream_id, dead)
+        writes: list[Write] = [Delete(dead, None), Delete(entry, None)]
         if stream.kind is StreamKind.RUN:
             active = replace(stream, state=StreamState.ACTIVE, cause=None)
             writes.append(Put(layout.stream_item(stream.stream_id, "meta"), active.to_body(), stream.version))

@@ -7,6 +7,7 @@
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
       sampler/<id>              a sampling session with weights of the run
+      set-aside/<letter>        a dead letter of the stream; sorts behind op/
     tenant/<tenant>/runs        listing: newest last
     tenant/<tenant>/checkpoints listing
     session/<id>                meta
@@ -32,6 +33,7 @@ from tensafe.storage.ports import Key
 PENDING_SHARDS: Final = 16
 DUE_SHARDS: Final = 16
 DEAD: Final = "dead"
+SET_ASIDE: Final = "set-aside/"
 SEQ_MAX: Final = 9 * 10**18 - 1
 """Below 2**63; a clone of a sampling client numbers its requests from a multiple of 10**9."""
 
@@ -119,6 +121,11 @@ def idempotency_item(tenant: str, key: str) -> Key:
 def dead_item(dead_ms: int, stream_id: str, seq: int) -> Key:
     """A dead letter."""
     return Key(DEAD, f"{dead_ms:015d}/{stream_id}/{seq}")
+
+
+def dead_of_stream(stream_id: str, letter: Key) -> Key:
+    """Entry of a dead letter in the stream that it is about; written and deleted with the letter."""
+    return Key(stream_partition(stream_id), f"{SET_ASIDE}{letter.sort}")
 
 
 def due_shards() -> list[str]:

@@ -139,8 +139,9 @@ class Streams:
         if record is None or record.state is not StreamState.ERASED:
             return
         self._vault.forget(record.scope)
+        # Its operations first: once they have gone, none can be set aside as a dead letter.
+        self._drop_remains(record, last=layout.SET_ASIDE)
         self._drop_remains(record)
-        self._drop_dead_letters(stream_id)
         self._items.write([Delete(_unfinished(record), None)])
 
     def _erasing(self, record: StreamRecord) -> list[Write]:
@@ -164,10 +165,10 @@ class Streams:
             Put(_unfinished(record), {"erase": stream_id}, 0),
         ]
 
-    def _drop_remains(self, record: StreamRecord) -> None:
+    def _drop_remains(self, record: StreamRecord, *, last: str | None = None) -> None:
         """Blobs first, then the items that name them, so that a crash leaves nothing unnamed."""
         partition, first = layout.stream_partition(record.stream_id), ""
-        while page := self._items.query(partition, first=first, limit=_ERASE_PAGE):
+        while page := self._items.query(partition, first=first, last=last, limit=_ERASE_PAGE):
             doomed: list[Write] = []
             for item in page:
                 if item.key.sort in _KEPT_AFTER_ERASURE:
@@ -177,14 +178,6 @@ class Streams:
                 doomed += [Delete(item.key, None), *_referring(record, item)]
             if doomed:
                 self._items.write(doomed)
-            first = layout.after(page[-1].key.sort)
-
-    def _drop_dead_letters(self, stream_id: str) -> None:
-        first = ""
-        while page := self._items.query(layout.DEAD, first=first):
-            for letter in page:
-                if letter.key.sort.split("/", 1)[1].rsplit("/", 1)[0] == stream_id:
-                    self._items.write([Delete(letter.key, None)])
             first = layout.after(page[-1].key.sort)
 
 
@@ -202,6 +195,8 @@ def _unfinished(record: StreamRecord) -> Key:
 def _referring(record: StreamRecord, item: Item) -> list[Write]:
     """Deletes what other partitions say about an item of the stream."""
     body, writes = item.body, list[Write]()
+    if item.key.sort.startswith(layout.SET_ASIDE):
+        writes.append(Delete(Key(layout.DEAD, item.key.sort.removeprefix(layout.SET_ASIDE)), None))
     if item.key.sort.startswith("op/") and isinstance(body.get("created_ms"), int):
         marker = layout.pending_item(record.stream_id, seq_of(item), cast(int, body["created_ms"]))
         writes.append(Delete(marker, None))

@@ -10,7 +10,7 @@ from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations import layout
 from tensafe.operations.outcomes import RESULT_TTL_S
 from tensafe.operations.records import OpState, Result, StreamState
-from tensafe.storage.ports import ConditionFailed, Put
+from tensafe.storage.ports import ConditionFailed, Items, Put
 from tests.unit.operations.world import TRAIN, World
 
 LARGE = b"x" * 100_000
@@ -150,6 +150,39 @@ def test_other_runs_keep_everything(memory: World) -> None:
     memory.services.streams.erase(run.stream_id, "acme")
     assert (memory.stored(other), memory.blob_keys()) == before
     assert memory.services.dead_letters.list() == []
+
+
+class _Watching:
+    """Passes everything on and remembers which partitions were queried."""
+
+    def __init__(self, inner: Items) -> None:
+        self._inner = inner
+        self.queried: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def query(self, partition: str, **bounds):
+        self.queried.append(partition)
+        return self._inner.query(partition, **bounds)
+
+
+def test_an_erasure_takes_its_dead_letters_and_reads_nobody_else_s(either: World) -> None:
+    run, sampler, other = either.run("s:train:0"), either.sampler("s:sample:0"), either.sampler("s:sample:1")
+    letters = either.services.dead_letters
+    letters.bury(run, either.submit(run, 1), "it died")
+    for stream, seq in ((sampler, 1), (sampler, 2), (other, 1)):
+        letters.bury(stream, either.submit(stream, seq), "it died")
+    watching = _Watching(either.items)
+    erasing = either.open(items=watching).streams
+    erasing.erase(run.stream_id, "acme")
+    erasing.erase(sampler.stream_id, "acme")
+    assert layout.DEAD not in watching.queried
+    assert set(watching.queried) == {layout.stream_partition(one.stream_id) for one in (run, sampler)}
+    assert [letter.stream_id for letter in letters.list()] == [other.stream_id]
+    assert _traces(either, run.stream_id) == []
+    letters.redrive(letters.list()[0].letter_id)
+    assert [sort for sort in either.stored(other) if sort.startswith(layout.SET_ASIDE)] == []
 
 
 def test_a_sampling_session_is_erased_the_same_way(memory: World) -> None:
