@@ -12,9 +12,12 @@ from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
 from tensafe.operations.streams import Stores, now_ms
-from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
+from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 from tensafe.vault.artifacts import ArtifactRef, Artifacts
 
+_POINTER_VERSION: Final = 1
+"""An artifact's pointer is written once and goes with its record. A record's own version says less: a
+name that was deleted and saved anew begins at 1 again."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -203,23 +206,25 @@ class Checkpoints:
         return self._artifacts.read(stream.scope, checkpoint.part, checkpoint.ref)
 
     def set_ttl(self, checkpoint: Checkpoint, ttl_s: int | None) -> None:
-        """Expire it `ttl_s` from now, or never."""
+        """Expire it `ttl_s` from now, or never. Raises Conflict if it changed, or is another by now."""
         expires = None if ttl_s is None else self._clock_ms() + ttl_s * 1000
         if expires == checkpoint.expires_ms:
             return
         changed = replace(checkpoint, expires_ms=expires)
         key = checkpoint.item
         put = Put(key, changed.to_body(), checkpoint.version, sealed=checkpoint.ref.sealed_key)
+        same = Check(layout.artifact_item(checkpoint.artifact_id), _POINTER_VERSION)
         try:
-            self._items.write([put, *_expiring(changed), *_not_expiring(checkpoint)])
+            self._items.write([put, same, *_expiring(changed), *_not_expiring(checkpoint)])
         except ConditionFailed:
             raise Conflict("the checkpoint is changing; try again") from None
 
     def delete(self, checkpoint: Checkpoint) -> None:
-        """Delete the record with its sealed key, then the ciphertext. Raises Conflict if it changed."""
-        key = checkpoint.item
-        # Only this version: another save may have taken the name since it was read.
-        writes: list[Write] = [Delete(key, checkpoint.version), *self._replacing(checkpoint)]
+        """Delete the record with its sealed key, then the ciphertext.
+
+        Raises Conflict if it changed, or another has its name by now.
+        """
+        writes: list[Write] = [Delete(checkpoint.item, checkpoint.version), *self._replacing(checkpoint)]
         try:
             self._items.write(writes)
         except ConditionFailed:
@@ -240,10 +245,13 @@ class Checkpoints:
             self.delete(checkpoint)
 
     def _replacing(self, checkpoint: Checkpoint, *, still_listed: bool = False) -> list[Write]:
-        """Writes that drop what refers to the artifact, and note that its ciphertext is to go."""
+        """Writes that drop what refers to the artifact, and note that its ciphertext is to go.
+
+        They are refused once the artifact has gone, whatever has its name and version since.
+        """
         blob_key = checkpoint.ref.blob_key
         writes: list[Write] = [
-            Delete(layout.artifact_item(checkpoint.artifact_id), None),
+            Delete(layout.artifact_item(checkpoint.artifact_id), _POINTER_VERSION),
             Put(layout.due_blob(self._clock_ms(), blob_key), {"blob": blob_key}, 0),
             *_not_expiring(checkpoint),
         ]

@@ -162,3 +162,31 @@ def test_a_changed_checkpoint_refuses_an_old_reader_s_ttl(memory: World) -> None
     memory.services.checkpoints.set_ttl(old, 60)
     with pytest.raises(Conflict):
         memory.services.checkpoints.set_ttl(old, 600)
+
+
+def test_who_read_the_old_one_cannot_touch_a_new_one_of_its_name(either: World) -> None:
+    """The new record begins at version 1 again, as the old one did."""
+    run, checkpoints = either.run(), either.services.checkpoints
+    stale = either.checkpoint(run, "final", data=b"old", ttl_s=60)
+    checkpoints.delete(checkpoints.find(run.stream_id, TRAINING, "final", "acme"))
+    new = either.checkpoint(run, "final", data=b"new", ttl_s=600)
+    assert new.version == stale.version
+    with pytest.raises(Conflict):
+        checkpoints.delete(stale)
+    with pytest.raises(Conflict):
+        checkpoints.set_ttl(stale, 3600)
+    assert checkpoints.find(run.stream_id, TRAINING, "final", "acme") == new
+    assert checkpoints.of_tenant("acme") == [new]
+    assert checkpoints.read(run, new) == b"new"
+
+
+def test_an_overwrite_prepared_for_the_old_one_does_not_replace_a_new_one(memory: World) -> None:
+    run, checkpoints = memory.run(), memory.services.checkpoints
+    old = memory.checkpoint(run, "final")
+    prepared = checkpoints.saving(replace(old, artifact_id="art-late"), overwrite=True)
+    memory.later(1)
+    checkpoints.delete(old)
+    new = memory.checkpoint(run, "final", data=b"new")
+    with pytest.raises(ConditionFailed):
+        memory.items.write(prepared)
+    assert checkpoints.read(run, new) == b"new"
