@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, cast
@@ -15,6 +15,9 @@ from tensafe.operations.streams import Stores, now_ms
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 from tensafe.vault.artifacts import ArtifactRef, Artifacts
 
+UNLISTED: Final = "session-weights-"
+"""How names of unlisted sampler weights begin: thousands lie together, and listings step over them."""
+_PAGE: Final = 500
 _POINTER_VERSION: Final = 1
 """An artifact's pointer is written once and goes with its record. A record's own version says less: a
 name that was deleted and saved anew begins at 1 again."""
@@ -184,13 +187,20 @@ class Checkpoints:
         body = item.body
         return self.find(str(body["run"]), CheckpointKind(str(body["kind"])), str(body["name"]), tenant)
 
-    def of_run(self, run_id: str, *, limit: int = 1000) -> list[Checkpoint]:
+    def of_run(self, run_id: str) -> list[Checkpoint]:
         """Listed checkpoints of a run, oldest first."""
-        partition = layout.stream_partition(run_id)
-        items = self._items.query(partition, first="ckpt/", last="ckpt/~", limit=limit)
-        found = [Checkpoint.from_item(run_id, item) for item in items]
+        found = (Checkpoint.from_item(run_id, item) for item in self._all_of(run_id))
         live = [c for c in found if not c.ephemeral and not self._expired(c)]
         return sorted(live, key=lambda c: c.created_ms)
+
+    def _all_of(self, run_id: str) -> Iterator[Item]:
+        """Records of a run's checkpoints, but for those under the names of unlisted ones."""
+        partition, unlisted = layout.stream_partition(run_id), f"ckpt/{CheckpointKind.SAMPLER}/{UNLISTED}"
+        for first, last in (("ckpt/", unlisted), (f"{unlisted}~", "ckpt/~")):
+            after = first
+            while page := self._items.query(partition, first=after, last=last, limit=_PAGE):
+                yield from page
+                after = layout.after(page[-1].key.sort)
 
     def of_tenant(self, tenant: str, *, limit: int = 1000) -> list[Checkpoint]:
         """The tenant's listed checkpoints, newest first."""

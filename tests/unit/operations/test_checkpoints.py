@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensafe.contracts.errors import Conflict, Gone, InvalidRequest, NotFound
-from tensafe.operations.checkpoints import CheckpointKind, check_name
+from tensafe.operations.checkpoints import UNLISTED, CheckpointKind, check_name
 from tensafe.storage.ports import ConditionFailed, Key
+from tensafe.wire.ids import SamplerId
+from tensafe.wire.paths import check_new_name, session_weights_name
 from tests.unit.operations.world import World
 
 TRAINING = CheckpointKind.TRAINING
@@ -131,6 +133,41 @@ def test_hidden_checkpoints_are_found_by_name_alone(memory: World) -> None:
     assert memory.services.checkpoints.of_run(run.stream_id) == [shown]
     assert memory.services.checkpoints.of_tenant("acme") == [shown]
     assert memory.services.checkpoints.peek(run.stream_id, TRAINING, "session-weights-1") == hidden
+
+
+def test_a_thousand_snapshots_hide_no_checkpoint_and_are_not_read(memory: World) -> None:
+    run = memory.run()
+    for number in range(1100):
+        memory.checkpoint(run, f"session-weights-{number}", ephemeral=True, kind=CheckpointKind.SAMPLER)
+    names = ["a", "final", "session-weightless", "z"]
+    shown = {memory.checkpoint(run, name, kind=kind).path for name in names for kind in CheckpointKind}
+    read: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(memory.items, name)
+
+        def query(self, *given, **bounds):
+            page = memory.items.query(*given, **bounds)
+            read.append(len(page))
+            return page
+
+    found = memory.open(items=Counting()).checkpoints.of_run(run.stream_id)
+    assert {one.path for one in found} == shown
+    assert sum(read) == len(shown)
+
+
+def test_more_checkpoints_than_a_page_are_all_listed(either: World) -> None:
+    run = either.run()
+    for number in range(1100):
+        either.checkpoint(run, f"step-{number}")
+    assert len(either.services.checkpoints.of_run(run.stream_id)) == 1100
+
+
+def test_unlisted_weights_have_names_that_nobody_else_may_give() -> None:
+    assert session_weights_name(SamplerId("s-1", 3)).startswith(UNLISTED)
+    with pytest.raises(InvalidRequest):
+        check_new_name(f"{UNLISTED}mine")
 
 
 def test_listings_are_newest_first_and_limited(memory: World) -> None:

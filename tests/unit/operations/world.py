@@ -135,8 +135,8 @@ class World:
         ttl_s: int | None = None,
         overwrite: bool = False,
         ephemeral: bool = False,
+        kind: CheckpointKind = CheckpointKind.TRAINING,
     ) -> Checkpoint:
-        kind = CheckpointKind.TRAINING
         checkpoint = Checkpoint(
             run_id=run.stream_id,
             tenant=run.tenant,
