@@ -17,6 +17,10 @@ from tensafe.vault.artifacts import ArtifactRef, Artifacts
 
 UNLISTED: Final = "session-weights-"
 """How names of unlisted sampler weights begin: thousands lie together, and listings step over them."""
+UNUSED_S: Final = 86_400
+"""How long the unlisted weights of a sampling session outlive their last use."""
+_USE_NOTED_MS: Final = 3_600_000
+"""Uses within this of one another are noted once."""
 _PAGE: Final = 500
 _POINTER_VERSION: Final = 1
 """An artifact's pointer is written once and goes with its record. A record's own version says less: a
@@ -47,6 +51,8 @@ class Checkpoint:
     user_metadata: Mapping[str, str] = field(default_factory=dict)
     expires_ms: int | None = None
     ephemeral: bool = False
+    idle_s: int | None = None
+    """Its expiry is pushed out to so long after its last use; None leaves the expiry as it is."""
     version: int = 1
     details: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -79,6 +85,7 @@ class Checkpoint:
             "user_metadata": dict(self.user_metadata),
             "expires_ms": self.expires_ms,
             "ephemeral": self.ephemeral,
+            "idle_s": self.idle_s,
             "listing": None if self.ephemeral else self.listing_sort,
             "details": dict(self.details),
         }
@@ -101,6 +108,7 @@ class Checkpoint:
             user_metadata=cast(Mapping[str, str], body.get("user_metadata") or {}),
             expires_ms=cast("int | None", body.get("expires_ms")),
             ephemeral=bool(body.get("ephemeral")),
+            idle_s=cast("int | None", body.get("idle_s")),
             version=item.version,
             details=cast(Mapping[str, JsonValue], body.get("details") or {}),
         )
@@ -216,16 +224,32 @@ class Checkpoints:
         return self._artifacts.read(stream.scope, checkpoint.part, checkpoint.ref)
 
     def set_ttl(self, checkpoint: Checkpoint, ttl_s: int | None) -> None:
-        """Expire it `ttl_s` from now, or never. Raises Conflict if it changed, or is another by now."""
+        """Expire it `ttl_s` from now whether it is used or not, or never.
+
+        Raises Conflict if it changed, or another has its name by now.
+        """
         expires = None if ttl_s is None else self._clock_ms() + ttl_s * 1000
-        if expires == checkpoint.expires_ms:
+        if (expires, None) != (checkpoint.expires_ms, checkpoint.idle_s):
+            self._change(checkpoint, replace(checkpoint, expires_ms=expires, idle_s=None))
+
+    def used(self, checkpoint: Checkpoint) -> None:
+        """Push out the expiry of what lasts as long as it is used; a durable write once an hour at most."""
+        if checkpoint.idle_s is None or checkpoint.expires_ms is None:
             return
-        changed = replace(checkpoint, expires_ms=expires)
+        expires = self._clock_ms() + checkpoint.idle_s * 1000
+        if expires - checkpoint.expires_ms < _USE_NOTED_MS:
+            return
+        try:
+            self._change(checkpoint, replace(checkpoint, expires_ms=expires))
+        except Conflict:
+            return  # somebody else noted it, or it has just been deleted: the next use finds out
+
+    def _change(self, checkpoint: Checkpoint, changed: Checkpoint) -> None:
         key = checkpoint.item
         put = Put(key, changed.to_body(), checkpoint.version, sealed=checkpoint.ref.sealed_key)
         same = Check(layout.artifact_item(checkpoint.artifact_id), _POINTER_VERSION)
         try:
-            self._items.write([put, same, *_expiring(changed), *_not_expiring(checkpoint)])
+            self._items.write([put, same, *_renoted(checkpoint, changed)])
         except ConditionFailed:
             raise Conflict("the checkpoint is changing; try again") from None
 
@@ -276,6 +300,12 @@ class Checkpoints:
 def item_key(run_id: str, kind: CheckpointKind, name: str) -> Key:
     """The item that registers a checkpoint."""
     return layout.stream_item(run_id, f"ckpt/{kind.value}/{name}")
+
+
+def _renoted(checkpoint: Checkpoint, changed: Checkpoint) -> list[Write]:
+    if changed.expires_ms == checkpoint.expires_ms:
+        return []
+    return [*_expiring(changed), *_not_expiring(checkpoint)]
 
 
 def _expiring(checkpoint: Checkpoint) -> list[Write]:

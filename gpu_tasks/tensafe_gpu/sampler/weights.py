@@ -15,6 +15,10 @@ from tensafe.wire.paths import CheckpointPath
 from tensafe_gpu.sampler.adapters import Adapter
 
 _CACHED_BYTES: Final = 512 * 1024 * 1024
+_GONE: Final = (
+    "the weights of this sampling session were deleted or have expired; save them again, under a name if "
+    "they are to stay"
+)
 
 
 class WeightsPending(Exception):
@@ -51,7 +55,8 @@ class Weights:
         checkpoint = self._services.checkpoints.peek(str(path.run), kind, path.name)
         source = self._services.streams.find(str(path.run))
         if checkpoint is None or source is None or checkpoint.tenant != stream.tenant:
-            raise Gone("the weights of this sampling session have been deleted or have expired")
+            raise Gone(_GONE)
+        self._services.checkpoints.used(checkpoint)
         with self._lock:
             cached = self._cache.get(checkpoint.artifact_id)
             if cached is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tensafe.contracts.errors import Conflict, IntegrityError
 from tensafe.contracts.payloads import SavePayload
-from tensafe.operations.checkpoints import Checkpoint, CheckpointKind, item_key
+from tensafe.operations.checkpoints import UNUSED_S, Checkpoint, CheckpointKind, item_key
 from tensafe.operations.records import OpKind, StreamKind
 from tensafe.operations.streams import now_ms
 from tensafe.operations.unclaimed import Announcement
@@ -71,18 +71,22 @@ class Saver:
             self._data(state, op_kind, run, request),
             announce=announce,
         )
+        unlisted, created_ms = request.sampling_session_id is not None, now_ms()
+        idle_s = UNUSED_S if unlisted and request.ttl_s is None else None
+        lasts_s = request.ttl_s or idle_s
         checkpoint = Checkpoint(
             run_id=run.stream.stream_id,
             tenant=run.stream.tenant,
             kind=kind,
             name=request.name,
             base_model=run.stream.base_model,
-            created_ms=now_ms(),
+            created_ms=created_ms,
             ref=ref,
             artifact_id=f"art-{secrets.token_hex(12)}",
             user_metadata=request.user_metadata,
-            expires_ms=now_ms() + request.ttl_s * 1000 if request.ttl_s else None,
-            ephemeral=request.sampling_session_id is not None,
+            expires_ms=created_ms + lasts_s * 1000 if lasts_s else None,
+            ephemeral=unlisted,
+            idle_s=idle_s,
             details=self._details(run, state),
         )
         try:

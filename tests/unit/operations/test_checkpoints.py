@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensafe.contracts.errors import Conflict, Gone, InvalidRequest, NotFound
-from tensafe.operations.checkpoints import UNLISTED, CheckpointKind, check_name
+from tensafe.operations.checkpoints import UNLISTED, UNUSED_S, CheckpointKind, check_name
 from tensafe.storage.ports import ConditionFailed, Key
 from tensafe.wire.ids import SamplerId
 from tensafe.wire.paths import check_new_name, session_weights_name
@@ -227,3 +227,35 @@ def test_an_overwrite_prepared_for_the_old_one_does_not_replace_a_new_one(memory
     with pytest.raises(ConditionFailed):
         memory.items.write(prepared)
     assert checkpoints.read(run, new) == b"new"
+
+
+def test_what_lasts_as_long_as_it_is_used_is_written_once_an_hour(either: World) -> None:
+    run, checkpoints = either.run(), either.services.checkpoints
+    kept = either.checkpoint(run, "kept", ttl_s=UNUSED_S, idle_s=UNUSED_S)
+    plain = either.checkpoint(run, "plain", ttl_s=UNUSED_S)
+    versions = []
+    for _ in range(4 * 48):
+        either.later(900)
+        for stale in (kept, checkpoints.peek(run.stream_id, TRAINING, "kept"), plain):
+            assert stale is not None
+            checkpoints.used(stale)
+        either.services.retention.purge()
+        versions.append(checkpoints.find(run.stream_id, TRAINING, "kept", "acme").version)
+    assert versions[-1] == 1 + 48
+    assert checkpoints.peek(run.stream_id, TRAINING, "plain") is None
+    either.later(UNUSED_S)
+    either.services.retention.purge()
+    assert checkpoints.peek(run.stream_id, TRAINING, "kept") is None
+    assert either.blob_keys() == set()
+    either.services.retention.purge()
+    assert either.due() == []
+
+
+def test_an_expiry_that_the_owner_has_set_is_not_pushed_out(memory: World) -> None:
+    run, checkpoints = memory.run(), memory.services.checkpoints
+    checkpoints.set_ttl(memory.checkpoint(run, "a", ttl_s=UNUSED_S, idle_s=UNUSED_S), 60)
+    changed = checkpoints.find(run.stream_id, TRAINING, "a", "acme")
+    checkpoints.used(changed)
+    assert checkpoints.find(run.stream_id, TRAINING, "a", "acme") == changed
+    checkpoints.set_ttl(memory.checkpoint(run, "b", ttl_s=60, idle_s=60), 60)
+    assert checkpoints.find(run.stream_id, TRAINING, "b", "acme").idle_s is None

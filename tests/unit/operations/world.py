@@ -136,6 +136,7 @@ class World:
         overwrite: bool = False,
         ephemeral: bool = False,
         kind: CheckpointKind = CheckpointKind.TRAINING,
+        idle_s: int | None = None,
     ) -> Checkpoint:
         checkpoint = Checkpoint(
             run_id=run.stream_id,
@@ -148,6 +149,7 @@ class World:
             artifact_id=f"art-{next(self._numbers)}",
             expires_ms=None if ttl_s is None else self.now_ms + ttl_s * 1000,
             ephemeral=ephemeral,
+            idle_s=idle_s,
         )
         self.items.write(self.services.checkpoints.saving(checkpoint, overwrite=overwrite))
         return self.services.checkpoints.find(run.stream_id, kind, name, run.tenant)

@@ -12,7 +12,7 @@ import pytest
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.payloads import PROTOBUF
 from tensafe.operations import layout
-from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.checkpoints import UNUSED_S, CheckpointKind
 from tensafe.operations.completions import since
 from tensafe.operations.records import Operation, OpKind, OpState, StreamKind
 from tensafe.operations.submissions import Submission
@@ -244,6 +244,16 @@ def test_saving_for_a_new_session_begins_the_session(rig: Rig) -> None:
     sampler = rig.services.streams.get(session, "acme", StreamKind.SAMPLER)
     assert sampler.spec == {"model_path": f"tinker://{RUN}/sampler_weights/hidden"}
     assert rig.services.checkpoints.of_run(RUN) == []
+    hidden = rig.services.checkpoints.find(RUN, CheckpointKind.SAMPLER, "hidden", "acme")
+    assert hidden.idle_s == UNUSED_S
+    assert hidden.expires_ms == hidden.created_ms + UNUSED_S * 1000
+
+
+def test_unlisted_weights_with_a_time_to_live_keep_to_it(rig: Rig) -> None:
+    rig.begin()
+    rig.do(1, save("hidden", OpKind.SAVE_SAMPLER, sampling_session_id="s-1:sample:0", ttl_s=60))
+    hidden = rig.services.checkpoints.find(RUN, CheckpointKind.SAMPLER, "hidden", "acme")
+    assert (hidden.idle_s, hidden.expires_ms) == (None, hidden.created_ms + 60_000)
 
 
 def test_a_session_begins_once_and_a_second_save_for_it_harms_nobody(rig: Rig) -> None:
