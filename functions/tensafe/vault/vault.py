@@ -12,7 +12,7 @@ from typing import Final
 
 from tensafe.contracts.errors import Gone
 from tensafe.storage.ports import BlobMissing, Blobs, ConditionFailed, Items, KeyRing, Put
-from tensafe.vault import aead
+from tensafe.vault import aead, forgetting
 from tensafe.vault.scope import Scope
 
 INLINE_MAX_BYTES: Final = 64 * 1024
@@ -30,7 +30,10 @@ class Stored:
 
 
 class Vault:
-    """Seals and opens what belongs to a scope. Thread-safe. Holds data keys for `cache_s` at most."""
+    """Seals and opens what belongs to a scope. Thread-safe.
+
+    Holds a data key for `cache_s`, and not for longer than a tick of `forgetting` beyond that.
+    """
 
     def __init__(
         self,
@@ -112,6 +115,13 @@ class Vault:
             self._keys.pop(scope, None)
             self._forgotten += 1
 
+    def forget_stale(self) -> None:
+        """Drop the keys whose time is over."""
+        oldest = self._clock() - self._cache_s
+        with self._lock:
+            for scope in [scope for scope, (since, _) in self._keys.items() if since <= oldest]:
+                del self._keys[scope]
+
     def _key(self, scope: Scope) -> bytes:
         now = self._clock()
         with self._lock:
@@ -131,4 +141,5 @@ class Vault:
             self._keys.move_to_end(scope)
             while len(self._keys) > _CACHED_KEYS:
                 self._keys.popitem(last=False)
+        forgetting.WATCH.add(self)
         return key

@@ -27,6 +27,7 @@ async def serve(
     """Start the engine, announce it, serve until `stop`."""
     # vLLM reads its environment when it is imported, so not before configure_environment has run.
     from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
+    from tensafe_gpu.sampler.weights import forget_gone  # noqa: PLC0415
     from tensafe_gpu.sampler.worker import SamplerWorker  # noqa: PLC0415
 
     began = time.monotonic()
@@ -38,9 +39,11 @@ async def serve(
     )
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)
+    forgetting = asyncio.create_task(forget_gone(services, engine))
     try:
         await SamplerWorker(services, info.name, engine, owner=owner).run(stop)
     finally:
+        forgetting.cancel()
         await engine.close()
 
 

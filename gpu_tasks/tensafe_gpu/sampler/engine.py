@@ -113,6 +113,15 @@ class SamplingEngine:
         """Whether the adapter `name@version` is loaded now; it may be evicted at any await."""
         return identity in self._adapters
 
+    def resident(self) -> list[str]:
+        """What is loaded now, as `name@version`."""
+        return list(self._adapters)
+
+    async def forget(self, identity: str) -> None:
+        """Take the adapter `name@version` out of vLLM unless a request is using it."""
+        self._require_healthy()
+        await self._adapters.forget(identity)
+
     async def ensure_adapter(self, adapter: Adapter) -> None:
         """Load the adapter ahead of its requests. Raises as `sample` does."""
         self._require_healthy()

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -51,6 +51,9 @@ class ResidentAdapters:
     def __contains__(self, identity: str) -> bool:
         return identity in self._held
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._held))
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -75,6 +78,12 @@ class ResidentAdapters:
             if not self._leases[identity]:
                 del self._leases[identity]
             self._released.set()
+
+    async def forget(self, identity: str) -> None:
+        """Unload the adapter unless it is in use."""
+        async with self._changing:
+            if identity in self._held and identity not in self._leases:
+                await self._evict(self._held[identity])
 
     def _loading_task(self, adapter: Adapter) -> asyncio.Task[None]:
         """The one task that is loading this adapter."""
@@ -106,7 +115,10 @@ class ResidentAdapters:
                 self._released.clear()
                 await self._released.wait()
                 continue
-            # First out of our table: a request that comes now loads it again under a new id.
-            del self._held[idle.identity]
-            await self._unload(idle.adapter_id)
-            _LOG.info("adapter evicted", extra={"adapter_id": idle.adapter_id})
+            await self._evict(idle)
+
+    async def _evict(self, idle: Resident) -> None:
+        # First out of our table: a request that comes now loads it again under a new id.
+        del self._held[idle.identity]
+        await self._unload(idle.adapter_id)
+        _LOG.info("adapter evicted", extra={"adapter_id": idle.adapter_id})

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
+import time
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from tensafe.contracts.errors import Gone
+from tensafe.operations import layout
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import Failure, StreamRecord
 from tensafe.packages.bundle import unpack_files
 from tensafe.services import Services
+from tensafe.vault import forgetting
 from tensafe.wire.paths import CheckpointPath
 from tensafe_gpu.sampler.adapters import Adapter
 
+log = logging.getLogger(__name__)
+
 _CACHED_BYTES: Final = 512 * 1024 * 1024
+CHECK_S: Final = 30.0
+"""How often it is asked whether decrypted weights may still be held."""
 _GONE: Final = (
     "the weights of this sampling session were deleted or have expired; save them again, under a name if "
     "they are to stay"
 )
+
+
+class Resident(Protocol):
+    """An engine, as far as it is asked to forget."""
+
+    def resident(self) -> list[str]: ...
+
+    async def forget(self, identity: str) -> None: ...
+
+
+def still_there(services: Services, identity: str) -> bool:
+    """Whether the adapter's artifact is registered and its run's key is there; one read or two."""
+    run_id, _, artifact_id = identity.rpartition("@")
+    keys = (layout.artifact_item(artifact_id), layout.stream_item(run_id, "key"))
+    return all(services.ports.items.get(key) is not None for key in keys)
+
+
+async def forget_gone(services: Services, engine: Resident) -> None:
+    """Take adapters that have gone out of the engine too, until cancelled."""
+    while True:
+        await asyncio.sleep(CHECK_S)
+        for identity in engine.resident():
+            try:
+                if not await asyncio.to_thread(still_there, services, identity):
+                    await engine.forget(identity)
+            except Exception:  # it is asked about again, and so are the others
+                log.exception("adapter not checked")
 
 
 class WeightsPending(Exception):
@@ -34,10 +71,15 @@ class WeightsFailed(Exception):
 
 
 class Weights:
-    """Reads sealed sampler weights and keeps the recent ones decrypted in memory. Thread-safe."""
+    """Reads sealed sampler weights and keeps the recent ones decrypted in memory. Thread-safe.
 
-    def __init__(self, services: Services) -> None:
+    What was deleted, expired or erased meanwhile is dropped within `CHECK_S` and a tick of `forgetting`.
+    """
+
+    def __init__(self, services: Services, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._services = services
+        self._clock = clock
+        self._checked_s = clock()
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, Adapter] = OrderedDict()
 
@@ -67,6 +109,18 @@ class Weights:
         self._keep(checkpoint.artifact_id, adapter)
         return adapter
 
+    def forget_stale(self) -> None:
+        """Drop what nobody may sample from any more, if it is time to look again."""
+        if self._clock() - self._checked_s < CHECK_S:
+            return
+        self._checked_s = self._clock()
+        with self._lock:
+            held = list(self._cache.values())
+        for adapter in held:
+            if not still_there(self._services, adapter.identity):
+                with self._lock:
+                    self._cache.pop(adapter.version, None)
+
     def _read(self, source: StreamRecord, checkpoint: Checkpoint) -> Adapter:
         files = unpack_files(self._services.checkpoints.read(source, checkpoint))
         # The artifact id is new with every save, so old prefix-cache blocks never match new weights.
@@ -77,6 +131,7 @@ class Weights:
             self._cache[artifact_id] = adapter
             while len(self._cache) > 1 and self._held_bytes() > _CACHED_BYTES:
                 self._cache.popitem(last=False)
+        forgetting.WATCH.add(self)
 
     def _held_bytes(self) -> int:
         return sum(len(data) for adapter in self._cache.values() for data in adapter.files.values())

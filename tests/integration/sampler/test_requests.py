@@ -81,6 +81,19 @@ def test_adapter_files_are_gone_once_loaded(harness: Harness, make_adapter: Adap
     assert list(harness.engine._private.path.rglob("adapter_*")) == []
 
 
+def test_a_forgotten_adapter_is_out_of_vllm_and_can_come_again(
+    harness: Harness, make_adapter: AdapterFactory
+) -> None:
+    adapter, _ = make_adapter("forgotten", seed=9)
+    before = tokens_of(draw(harness, adapter, temperature=0.0, max_tokens=8))
+    assert adapter.identity in harness.engine.resident()
+    harness.run(harness.engine.forget(adapter.identity))
+    assert adapter.identity not in harness.engine.resident()
+    held = harness.run(harness.engine._llm.list_loras())
+    assert len(held) == len(harness.engine.resident())
+    assert tokens_of(draw(harness, adapter, temperature=0.0, max_tokens=8)) == before
+
+
 def test_the_same_seed_draws_the_same_and_samples_of_one_request_differ(harness: Harness) -> None:
     first = tokens_of(draw(harness, num_samples=4, seed=5, max_tokens=16, stop=()))
     again = tokens_of(draw(harness, num_samples=4, seed=5, max_tokens=16, stop=()))

@@ -118,6 +118,23 @@ def test_a_failed_load_fails_its_requests_alone_and_can_be_tried_again() -> None
     run(scenario())
 
 
+def test_an_adapter_is_forgotten_unless_it_is_in_use() -> None:
+    async def scenario() -> None:
+        books = Books(2)
+        await books.use("a")
+        async with books.residents.lease(adapter("b")):
+            for identity in ("a@1", "b@1", "c@1"):
+                await books.residents.forget(identity)
+            assert list(books.held.values()) == ["b"]
+            assert list(books.residents) == ["b@1"]
+        await books.residents.forget("b@1")
+        assert not books.held
+        await books.use("a")
+        assert books.loads == ["a", "b", "a"]
+
+    run(scenario())
+
+
 def test_a_cancelled_request_does_not_lose_count_of_a_load() -> None:
     async def scenario() -> None:
         books = Books(1)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 
 from tensafe.contracts.errors import Gone
 from tensafe.operations.checkpoints import UNUSED_S, CheckpointKind
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.packages.bundle import pack_files
-from tensafe_gpu.sampler.weights import Weights
+from tensafe_gpu.sampler import weights
+from tensafe_gpu.sampler.weights import CHECK_S, Weights
 from tests.unit.operations.world import BASE, World
 
 FILES = {"adapter_config.json": b"{}"}
@@ -44,18 +48,76 @@ def session(world: World, run: StreamRecord, name: str = "session-weights-0") ->
 def test_weights_outlive_their_last_use_by_a_day(memory: World) -> None:
     run = memory.run()
     used, unused = session(memory, run), session(memory, run, "session-weights-1")
-    weights = Weights(memory.services)
+    reader = Weights(memory.services)
     for _ in range(50):
         memory.later(3600)
         memory.services.retention.purge()
-        adapter = weights.of(used)
+        adapter = reader.of(used)
         assert adapter is not None
         assert adapter.files == FILES
     assert len(memory.blob_keys()) == 1
     with pytest.raises(Gone, match="save them again"):
-        weights.of(unused)
+        reader.of(unused)
     memory.later(UNUSED_S)
     with pytest.raises(Gone, match="save them again"):
-        weights.of(used)
+        reader.of(used)
     memory.services.retention.purge()
     assert memory.blob_keys() == set()
+
+
+def _erase(world: World, run: StreamRecord) -> None:
+    world.services.streams.erase(run.stream_id, run.tenant)
+
+
+def _delete(world: World, run: StreamRecord) -> None:
+    found = world.services.checkpoints.peek(run.stream_id, CheckpointKind.SAMPLER, "session-weights-0")
+    assert found is not None
+    world.services.checkpoints.delete(found)
+
+
+@pytest.mark.parametrize("end", [_erase, _delete])
+def test_decrypted_weights_that_have_gone_leave_memory_in_time(
+    memory: World, end: Callable[[World, StreamRecord], None]
+) -> None:
+    run, other = memory.run(), memory.run("s-1:train:1")
+    reader = Weights(memory.services, clock=memory.clock_s)
+    adapters = [reader.of(session(memory, run)), reader.of(session(memory, other, "session-weights-1"))]
+    assert [one.version for one in adapters if one] == list(reader._cache)
+    end(memory, run)
+    memory.later(CHECK_S - 1)
+    reader.forget_stale()
+    assert len(reader._cache) == 2  # asked too soon
+    memory.later(1)
+    reader.forget_stale()
+    assert [adapter.name for adapter in reader._cache.values()] == [other.stream_id]
+
+
+def test_the_engine_forgets_them_too(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other = memory.run(), memory.run("s-1:train:1")
+    reader = Weights(memory.services)
+    read = [reader.of(session(memory, run)), reader.of(session(memory, other, "session-weights-1"))]
+    loaded = [adapter.identity for adapter in read if adapter]
+    _erase(memory, run)
+    monkeypatch.setattr(weights, "CHECK_S", 0.001)
+
+    class Engine:
+        failed = False
+
+        def resident(self) -> list[str]:
+            return list(loaded)
+
+        async def forget(self, identity: str) -> None:
+            if not self.failed:
+                self.failed = True
+                raise ValueError("busy")
+            loaded.remove(identity)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(weights.forget_gone(memory.services, Engine()))
+        async with asyncio.timeout(10):
+            while len(loaded) > 1:
+                await asyncio.sleep(0.001)
+        task.cancel()
+
+    asyncio.run(scenario())
+    assert [identity.partition("@")[0] for identity in loaded] == [other.stream_id]

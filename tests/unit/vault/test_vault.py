@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+import weakref
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from tensafe.contracts.errors import Gone, IntegrityError
 from tensafe.storage.ports import ConditionFailed, Delete, Put, UnwrapFailed
+from tensafe.vault import forgetting
 from tensafe.vault import vault as module
 from tensafe.vault.scope import Scope, domain_scope, stream_scope
 from tensafe.vault.vault import INLINE_MAX_BYTES, Stored, Vault
@@ -124,6 +127,72 @@ def test_keys_are_cached_for_a_while(world: World) -> None:
     world.now_s += 1
     vault.seal(SCOPE, "part", b"")
     assert world.keyring.unwraps == 2
+
+
+def test_a_key_leaves_memory_when_its_time_is_over(world: World) -> None:
+    vault = world.open(cache_s=60)
+    vault.seal(SCOPE, "part", b"")
+    world.now_s += 30
+    other = domain_scope("acme", "letters")
+    vault.ensure_key(other)
+    vault.seal(other, "part", b"")
+    vault.forget_stale()
+    assert set(vault._keys) == {SCOPE, other}
+    world.now_s += 30
+    vault.forget_stale()
+    assert set(vault._keys) == {other}
+    world.now_s += 30
+    vault.forget_stale()
+    assert not vault._keys
+
+
+def test_nobody_has_to_ask_for_that(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting, "WATCH", forgetting.Watch(tick_s=0.01))
+    vault = world.open(cache_s=60)
+    vault.seal(SCOPE, "part", b"")
+    time.sleep(0.05)
+    assert vault._keys
+    world.now_s += 60
+    assert soon(lambda: not vault._keys)
+
+
+class Holder:
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+        self.asked = 0
+
+    def forget_stale(self) -> None:
+        self.asked += 1
+        if self.fails:
+            self.fails = False
+            raise ValueError
+
+
+def test_a_holder_that_fails_keeps_no_other_from_forgetting() -> None:
+    watch = forgetting.Watch(tick_s=0.01)
+    holders = [Holder(fails=True), Holder(fails=True)]
+    for holder in holders * 2:
+        watch.add(holder)
+    assert soon(lambda: min(holder.asked for holder in holders) >= 2)
+
+
+def test_being_watched_keeps_nothing_alive() -> None:
+    watch = forgetting.Watch(tick_s=0.01)
+    holders = [Holder(fails=False)]
+    watch.add(holders[0])
+    assert soon(lambda: holders[0].asked > 0)
+    gone = weakref.ref(holders.pop())
+    assert soon(lambda: gone() is None)
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true within some seconds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def test_a_cached_key_outlives_the_erasure_by_its_time_and_no_longer(world: World) -> None:
