@@ -36,8 +36,8 @@ class Completion:
     seq: int
 
 
-def close(items: Items, done: Operation, writes: Sequence[Write]) -> None:
-    """Apply `writes` together with the next completion.
+def close(items: Items, done: Operation, writes: Sequence[Write], *, expires_s: int | None = None) -> None:
+    """Apply `writes` together with the next completion, which is listed until `expires_s` (Unix seconds).
 
     Raises ConditionFailed (nothing applied; `index` counts in `writes`) or Crowded (nothing applied).
     """
@@ -51,7 +51,7 @@ def close(items: Items, done: Operation, writes: Sequence[Write]) -> None:
             items.write(
                 [
                     Put(counter, {"count": count}, item.version if item else 0),
-                    Put(entry, {"seq": done.seq}, 0),
+                    Put(entry, {"seq": done.seq}, 0, expires_at_s=expires_s),
                     *writes,
                 ]
             )

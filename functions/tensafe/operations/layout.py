@@ -1,7 +1,7 @@
 """Where the operations room keeps its items: every partition and sort key is built here.
 
     stream/<id>                 meta, key, fence, lease, claims, snapshot, completions
-      op/<seq>                  state of one operation
+      op/<seq>                  state of one operation; a sample's goes with its result
       pay/<seq>                 its sealed payload, until a snapshot passes it
       res/<seq>                 its sealed result
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)

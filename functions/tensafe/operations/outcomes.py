@@ -143,12 +143,20 @@ class Outcomes(LogReader):
 
 def close_operation(items: Items, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
     """One transaction: final state, marker gone, and a completion if anyone lists them."""
+    key, expires_s = layout.op_item(done.stream_id, done.seq), _expires_s(stream, done)
     writes: list[Write] = [
-        Put(layout.op_item(done.stream_id, done.seq), done.to_body(), done.version),
+        Put(key, done.to_body(), done.version, expires_at_s=expires_s),
         Delete(layout.pending_item(done.stream_id, done.seq, done.created_ms), None),
         *extra,
     ]
     if stream.kind is StreamKind.SAMPLER:
-        completions.close(items, done, writes)
+        completions.close(items, done, writes, expires_s=expires_s)
     else:
         items.write(writes)
+
+
+def _expires_s(stream: StreamRecord, done: Operation) -> int | None:
+    """A sample goes with its result; a run's log is replayed, and a dead letter can be redriven."""
+    if stream.kind is StreamKind.RUN or (done.failure is not None and done.failure.code == DEAD_LETTER):
+        return None
+    return (done.finished_ms or done.created_ms) // 1000 + RESULT_TTL_S

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tensafe.contracts.errors import Gone, IntegrityError, NotFound
-from tensafe.operations import layout
+from tensafe.operations import completions, layout
 from tensafe.operations.outcomes import RESULT_TTL_S
-from tensafe.operations.records import Failure, OpState, Result
+from tensafe.operations.records import Failure, OpKind, OpState, Result
 from tensafe.storage.ports import ConditionFailed, Put
 from tests.unit.operations.world import World
 
@@ -119,3 +119,34 @@ def test_the_first_open_operation_is_looked_for_past_many_ended_ones(memory: Wor
     opened = memory.services.outcomes.first_open(run.stream_id)
     assert opened is not None
     assert opened.seq == 130
+
+
+def test_a_sample_leaves_nothing_once_its_result_has_expired(either: World) -> None:
+    sampler = either.sampler()
+    for seq in range(1, 6):
+        either.submit(sampler, seq, kind=OpKind.SAMPLE)
+    either.complete(sampler, either.op(sampler, 1))
+    either.fail(sampler, either.op(sampler, 2))
+    either.services.submissions.cancel(sampler, 3)
+    either.services.dead_letters.bury(sampler, either.op(sampler, 4), "it died")
+    either.later(RESULT_TTL_S - 1)
+    assert [one.seq for one in either.log(sampler)] == [1, 2, 3, 4, 5]
+    assert [one.seq for one in completions.since(either.items, sampler.stream_id, 0, 0)] == [1, 2, 3, 4]
+    either.later(2)
+    assert [one.seq for one in either.log(sampler)] == [4, 5]  # a dead letter, and one that has not ended
+    assert completions.since(either.items, sampler.stream_id, 0, 3)[0].seq == 4
+    (letter,) = either.services.dead_letters.list()
+    either.services.dead_letters.redrive(letter.letter_id)
+    either.complete(sampler, either.op(sampler, 4))
+    assert [one.cursor for one in completions.since(either.items, sampler.stream_id, 0, 4)] == [5]
+    either.later(RESULT_TTL_S + 1)
+    assert [one.seq for one in either.log(sampler)] == [5]
+
+
+def test_a_run_s_log_does_not_expire(memory: World) -> None:
+    run = memory.run()
+    memory.complete(run, memory.submit(run, 1))
+    memory.fail(run, memory.submit(run, 2))
+    memory.services.submissions.reject(run, 3, OpKind.SAVE, NotFound("no"))
+    memory.later(10 * RESULT_TTL_S)
+    assert [one.seq for one in memory.log(run)] == [0, 1, 2, 3]
