@@ -32,6 +32,8 @@ from tensafe.storage.ports import Key
 
 PENDING_SHARDS: Final = 16
 DUE_SHARDS: Final = 16
+UNSEEN_MS: Final = 30 * 86_400_000
+"""How long a session that nobody uses is kept."""
 DEAD: Final = "dead"
 SET_ASIDE: Final = "set-aside/"
 SEQ_MAX: Final = 9 * 10**18 - 1
@@ -160,6 +162,16 @@ def due_erasure(due_ms: int, stream_id: str) -> Key:
 def artifact_item(artifact_id: str) -> Key:
     """Pointer from an artifact's id to its checkpoint."""
     return Key(f"artifact/{artifact_id}", "meta")
+
+
+def due_session(due_ms: int, session_id: str) -> Key:
+    """Note that the client session ends unless its client has been seen."""
+    return _due(due_ms, "session", session_id)
+
+
+def due_sampler(due_ms: int, sampler_id: str) -> Key:
+    """Note that a sampling session without a client session ends unless it is used."""
+    return _due(due_ms, "sampler", sampler_id)
 
 
 def due_until(now_ms: int) -> str:

@@ -1,14 +1,15 @@
-"""Deletes what has had its time: expired artifacts, unreferenced blobs, what an erasure left."""
+"""Deletes what has had its time: expired artifacts, blobs, idle sessions, what an erasure left."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from tensafe.contracts.errors import Conflict
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import Checkpoints
+from tensafe.operations.idle import IdleSessions
 from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.unclaimed import claimed
 from tensafe.storage.ports import Delete, Item
@@ -27,7 +28,12 @@ class Retention:
         self._items = stores.items
         self._blobs = stores.blobs
         self._checkpoints = checkpoints
-        self._streams = Streams(stores, clock_ms=clock_ms)
+        idle = IdleSessions(stores, clock_ms=clock_ms)
+        self._ends: Mapping[str, Callable[[str], None]] = {
+            "erase": Streams(stores, clock_ms=clock_ms).finish_erasure,
+            "session": idle.end_session,
+            "sampler": idle.end_sampler,
+        }
         self._clock_ms = clock_ms
 
     def purge(self) -> int:
@@ -55,10 +61,10 @@ class Retention:
                 return True
             self._blobs.delete(str(blob_key))
             return True
-        erased = entry.body.get("erase")
-        if erased is not None:
-            self._streams.finish_erasure(str(erased))
-            return True
+        for what, end in self._ends.items():
+            if what in entry.body:
+                end(str(entry.body[what]))
+                return True
         try:
             self._checkpoints.delete_expired(str(entry.body["artifact_id"]))
         except Conflict:

@@ -15,6 +15,7 @@ from tensafe.vault.vault import Vault
 
 _ERASE_PAGE: Final = 25
 """With up to four writes for each item, a page fits one transaction."""
+_ERASED_SAMPLER_S: Final = 7 * 86_400
 _KEPT_AFTER_ERASURE: Final = ("meta", "fence", "lease", "claims")
 
 
@@ -71,6 +72,9 @@ class Streams:
             writes.append(Put(layout.run_listing(tenant, record.created_ms, stream_id), {}, 0))
         if session_id is not None:
             writes.append(Put(layout.session_member(session_id, stream_id), {}, 0))
+        elif kind is StreamKind.SAMPLER:
+            due = layout.due_sampler(record.created_ms + layout.UNSEEN_MS, stream_id)
+            writes.append(Put(due, {"sampler": stream_id}, 0))
         source = _source(record)
         if source is not None:
             writes.append(Put(layout.sampler_of_run(source, stream_id), {}, 0))
@@ -142,7 +146,19 @@ class Streams:
         # Its operations first: once they have gone, none can be set aside as a dead letter.
         self._drop_remains(record, last=layout.SET_ASIDE)
         self._drop_remains(record)
+        if record.kind is StreamKind.SAMPLER:
+            self._forget_sampler(record)
         self._items.write([Delete(_unfinished(record), None)])
+
+    def _forget_sampler(self, record: StreamRecord) -> None:
+        """Say for a while that it has been erased; a run says so for ever."""
+        expires_s = self._clock_ms() // 1000 + _ERASED_SAMPLER_S
+        meta = Put(_meta(record), record.to_body(), record.version, expires_at_s=expires_s)
+        fence = Delete(layout.stream_item(record.stream_id, "fence"), None)  # nobody claims a sampler
+        try:
+            self._items.write([meta, fence])
+        except ConditionFailed:
+            return  # the same erasure, finished by somebody else
 
     def _erasing(self, record: StreamRecord) -> list[Write]:
         """The transaction after which nothing of the stream can be opened."""
@@ -179,6 +195,10 @@ class Streams:
             if doomed:
                 self._items.write(doomed)
             first = layout.after(page[-1].key.sort)
+
+
+def _meta(record: StreamRecord) -> Key:
+    return layout.stream_item(record.stream_id, "meta")
 
 
 def _source(record: StreamRecord) -> str | None:

@@ -157,11 +157,11 @@ def test_a_thousand_snapshots_hide_no_checkpoint_and_are_not_read(memory: World)
     assert sum(read) == len(shown)
 
 
-def test_more_checkpoints_than_a_page_are_all_listed(either: World) -> None:
-    run = either.run()
+def test_more_checkpoints_than_a_page_are_all_listed(memory: World) -> None:
+    run = memory.run()
     for number in range(1100):
-        either.checkpoint(run, f"step-{number}")
-    assert len(either.services.checkpoints.of_run(run.stream_id)) == 1100
+        memory.checkpoint(run, f"step-{number}")
+    assert len(memory.services.checkpoints.of_run(run.stream_id)) == 1100
 
 
 def test_unlisted_weights_have_names_that_nobody_else_may_give() -> None:

@@ -269,6 +269,28 @@ def test_an_erasure_killed_at_any_call_is_finished(after: bool, way: str) -> Non
     assert calls > 8
 
 
+def test_a_sampling_session_s_erasure_killed_at_any_call_leaves_nothing_in_the_end() -> None:
+    calls = 0
+    while True:
+        calls += 1
+        world = World()
+        sampler = world.sampler()
+        world.complete(sampler, world.submit(sampler, 1, LARGE), LARGE)
+        spent = [calls]
+        dying = world.open(items=_Dying(world.items, spent, True), blobs=_Dying(world.blobs, spent, True))
+        try:
+            dying.streams.erase(sampler.stream_id, "acme")
+        except SystemError:
+            world.services.retention.purge()
+        assert world.blob_keys() == set()
+        assert world.stream(sampler.stream_id).state is StreamState.ERASED
+        world.later(7 * 86_400 + 1)
+        assert world.stored(sampler) == []
+        if spent[0] > 0:
+            break
+    assert calls > 4
+
+
 def test_retention_leaves_a_run_in_use_alone(memory: World) -> None:
     run = _full_run(memory)
     memory.items.write([Put(layout.due_erasure(memory.now_ms, run.stream_id), {"erase": run.stream_id}, 0)])

@@ -70,7 +70,7 @@ async def create_session(request: Request, principal: WorkCaller, context: Edge)
 
 @router.post("/session_heartbeat", openapi_extra=documented(sessions.SessionHeartbeatBody))
 async def heartbeat(request: Request, principal: WorkCaller, context: Edge) -> Response:
-    """Sessions do not expire, so this only says whether the session exists; 410 stops the heartbeats."""
+    """Looking the session up notes that its client is there; 410 stops the heartbeats."""
     body = await read(sessions.SessionHeartbeatBody, request, context)
     session = context.session(principal, body.session_id)
     if session.body.get("finished_ms"):
