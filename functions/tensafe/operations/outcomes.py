@@ -79,7 +79,8 @@ class Outcomes(LogReader):
         """
         key = layout.result_item(stream.stream_id, operation.seq)
         announce = self._announcing(key)
-        stored = self._vault.store(stream.scope, result_part(operation.seq), result.data, announce=announce)
+        part = result_part(operation.seq, operation.kind)
+        stored = self._vault.store(stream.scope, part, result.data, announce=announce)
         done = replace(
             operation,
             state=OpState.COMPLETED,

@@ -7,7 +7,7 @@ from typing import Final, cast
 
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations import layout
-from tensafe.operations.records import Operation, Result, StreamRecord, seq_of, stored_from_item
+from tensafe.operations.records import Operation, OpKind, Result, StreamRecord, seq_of, stored_from_item
 from tensafe.operations.streams import Stores, now_ms
 from tensafe.operations.unclaimed import Announcement
 from tensafe.storage.ports import Item, Key
@@ -63,18 +63,24 @@ class LogReader:
         return None
 
     def payload(self, stream: StreamRecord, seq: int) -> bytes:
-        """The payload in clear. Raises Gone if a snapshot has passed it or the stream is erased."""
+        """The payload in clear, if it belongs to the operation as it is recorded.
+
+        Raises Gone if a snapshot has passed it or the stream is erased, IntegrityError if somebody altered
+        it or made the operation another kind.
+        """
         item = self._items.get(layout.payload_item(stream.stream_id, seq))
-        if item is None:
+        operation = self.peek(stream.stream_id, seq)
+        if item is None or operation is None:
             raise Gone(f"the payload of operation {seq} has been discarded")
-        return self._vault.load(stream.scope, payload_part(seq), stored_from_item(item))
+        return self._vault.load(stream.scope, payload_part(seq, operation.kind), stored_from_item(item))
 
     def result(self, stream: StreamRecord, operation: Operation) -> Result:
         """The result of a completed operation, in clear. Raises Gone once it has expired."""
         item = self._items.get(layout.result_item(stream.stream_id, operation.seq))
         if item is None:
             raise Gone(f"the result of operation {operation.seq} has expired")
-        data = self._vault.load(stream.scope, result_part(operation.seq), stored_from_item(item))
+        part = result_part(operation.seq, operation.kind)
+        data = self._vault.load(stream.scope, part, stored_from_item(item))
         return Result(operation.result_type or "application/json", data)
 
 
@@ -83,11 +89,11 @@ def snapshot_seq(item: Item | None) -> int:
     return cast(int, item.body["seq"]) if item else -1
 
 
-def payload_part(seq: int) -> str:
+def payload_part(seq: int, kind: OpKind) -> str:
     """What a sealed payload is, for its associated data."""
-    return f"op/{seq}/payload"
+    return f"op/{seq}/{kind.value}/payload"
 
 
-def result_part(seq: int) -> str:
+def result_part(seq: int, kind: OpKind) -> str:
     """What a sealed result is, for its associated data."""
-    return f"op/{seq}/result"
+    return f"op/{seq}/{kind.value}/result"

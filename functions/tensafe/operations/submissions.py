@@ -196,9 +196,8 @@ class Submissions(LogReader):
     def _write(self, stream: StreamRecord, submission: Submission, print_: str) -> Operation | None:
         """The new operation, or None if something changed since it was admitted."""
         announce = self._announcing(layout.payload_item(stream.stream_id, submission.seq))
-        stored = self._vault.store(
-            stream.scope, payload_part(submission.seq), submission.payload, announce=announce
-        )
+        part = payload_part(submission.seq, submission.kind)
+        stored = self._vault.store(stream.scope, part, submission.payload, announce=announce)
         operation = self._new_operation(stream, submission, print_)
         writes = self._submission_writes(stream, submission, operation, stored)
         writes += [*announce.claiming, _unchanged(stream)]

@@ -36,7 +36,7 @@ def new_data_key() -> bytes:
 
 
 def seal(key: bytes, scope: Scope, part: str, plaintext: bytes) -> bytes:
-    """Encrypt `plaintext`, bound to its scope and `part` (what it is, such as `op/7/payload`)."""
+    """Encrypt `plaintext`, bound to its scope and `part` (what it is, such as `op/7/sample/payload`)."""
     if len(plaintext) > MAX_PLAINTEXT_BYTES:
         raise PayloadTooLarge(f"{part} has {len(plaintext)} bytes; the limit is {MAX_PLAINTEXT_BYTES}")
     nonce = os.urandom(_NONCE_BYTES)

@@ -143,6 +143,21 @@ def test_a_sample_leaves_nothing_once_its_result_has_expired(either: World) -> N
     assert [one.seq for one in either.log(sampler)] == [5]
 
 
+def test_an_operation_whose_kind_was_altered_does_not_open(either: World) -> None:
+    run = either.run()
+    either.submit(run, 1, kind=OpKind.SAVE)
+    either.complete(run, either.submit(run, 2, kind=OpKind.SAVE))
+    for seq in (1, 2):
+        item = either.items.get(layout.op_item(run.stream_id, seq))
+        assert item is not None
+        body = {**item.body, "kind": OpKind.SAVE_EXTERNAL.value}
+        either.items.write([Put(item.key, body, item.version)])
+        with pytest.raises(IntegrityError):
+            either.services.outcomes.payload(run, seq)
+    with pytest.raises(IntegrityError):
+        either.services.outcomes.result(run, either.op(run, 2))
+
+
 def test_a_run_s_log_does_not_expire(memory: World) -> None:
     run = memory.run()
     memory.complete(run, memory.submit(run, 1))

@@ -76,7 +76,7 @@ def test_an_attempt_that_lost_its_race_is_not_the_one_that_is_named(memory: Worl
     memory.submit(run, 1, LARGE)
     key = layout.payload_item(run.stream_id, 1)
     memory.services.vault.store(
-        run.scope, "op/1/payload", LARGE, announce=Announcement(memory.items, key, memory.clock_ms)
+        run.scope, "op/1/noop/payload", LARGE, announce=Announcement(memory.items, key, memory.clock_ms)
     )
     memory.now_ms += GRACE_MS
     memory.services.retention.purge()
