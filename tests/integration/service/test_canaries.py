@@ -9,19 +9,24 @@ import re
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import psutil
 import pytest
+import tinker
 from cryptography.exceptions import InvalidTag
 from safetensors.numpy import load as load_safetensors
+from tinker import types
+from tinker.types.optimizer import OptimizerConfigBase
 
 from tensafe.contracts.errors import Gone, IntegrityError
 from tests.support.in_process import services_of
 from tests.support.native import Native, batch, example, make_key
-from tests.support.service import Service
+from tests.support.sdk_data import supervised
+from tests.support.service import MODEL_NAME, Service
 
 UNIT_ID = 0x5AFE_C0DE_D15C_0BA1
 STOP_STRING = f"canary-stop-{uuid4().hex}"
@@ -188,6 +193,47 @@ def test_nothing_planted_is_found_during_or_after(
         time.sleep(0.2)
     left = [path for path in files_below(SHARED_MEMORY) if path.stat().st_mtime >= began]
     assert canaries.found_in(left) == []
+
+
+def test_nothing_is_found_in_the_middle_of_operations_through_the_sdk(
+    own_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protobuf training with units, a sample, a save: the disk is searched while they run."""
+    began, canaries, rng = time.time() - 1, Canaries(), np.random.default_rng(8)
+    monkeypatch.setenv("TINKER_BASE_URL", own_service.url)
+    monkeypatch.setenv("TINKER_API_KEY", make_key(own_service, "canary"))
+    optimizer = OptimizerConfigBase(**{**PRIVATE, "batch_size": 200, "domain": "sdk-canaries"})
+    service_client = tinker.ServiceClient()
+    client = service_client.create_lora_training_client(MODEL_NAME, rank=4, optimizer=optimizer).result()
+    secret = rng.integers(1, 250, 200).tolist()
+    canaries.tokens("a training example", secret[:24])
+    canaries.tokens("a target", secret[1:25])
+    canaries.number("a unit id", UNIT_ID)
+    prompt = rng.integers(1, 250, 24).tolist()
+    canaries.tokens("a prompt", prompt)
+    sampler = service_client.create_sampling_client(base_model=MODEL_NAME).result()
+    params = types.SamplingParams(max_tokens=300, seed=1, stop=[])
+    futures = [
+        client.forward_backward([supervised(secret, unit=UNIT_ID + i) for i in range(200)], "cross_entropy"),
+        client.optim_step(types.AdamParams(learning_rate=1e-2)),
+        client.save_state("kept"),
+        sampler.sample(types.ModelInput.from_ints(prompt), 2, params),
+    ]
+    searches = 0
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: [future.result(timeout=200) for future in futures])
+        while not waiting.done():
+            assert canaries.found_in(at_rest(own_service, began)) == []
+            searches += 1
+    assert searches > 1
+    completion = waiting.result()[-1].sequences[0].tokens
+    canaries.tokens("a completion", completion[:16])
+    assert canaries.found_in(at_rest(own_service, began)) == []
+    client.save_weights_and_get_sampling_client().result().sample(
+        types.ModelInput.from_ints(prompt), 1, params
+    ).result()
+    assert canaries.found_in(at_rest(own_service, began)) == []
+    service_client.close("success").result()
 
 
 def wrapped_keys(service: Service, runs: Iterable[str]) -> Canaries:
