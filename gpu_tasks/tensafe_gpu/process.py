@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import threading
 import time
+from typing import Final
 
 from tensafe.local.process import OWNER_VARIABLE, die_with_parent
 from tensafe.operations.worker_status import TTL_S, Role
 from tensafe.services import Services
 
 __all__ = ["announce_forever", "die_with_parent", "owner_name", "stop_on_signals"]
+
+log = logging.getLogger(__name__)
+
+_EVERY_S: Final = TTL_S / 3
+_AFTER_FAILURE_S: Final = 1.0
 
 
 def owner_name(role: str) -> str:
@@ -35,12 +42,21 @@ def stop_on_signals() -> threading.Event:
 def announce_forever(
     services: Services, role: Role, base_model: str, owner: str, stop: threading.Event
 ) -> None:
-    """Announce readiness now and from a thread of its own until `stop`."""
+    """Announce readiness now and from a thread of its own until `stop`.
+
+    Raises what the first announcement raises; a later one that fails is logged and tried again soon.
+    """
     since_s = int(time.time())
     services.workers.announce(role, base_model, owner, since_s)
 
     def repeat() -> None:
-        while not stop.wait(TTL_S / 3):
-            services.workers.announce(role, base_model, owner, since_s)
+        pause_s = _EVERY_S
+        while not stop.wait(pause_s):
+            try:
+                services.workers.announce(role, base_model, owner, since_s)
+                pause_s = _EVERY_S
+            except Exception:  # a worker that works must not look dead for ever
+                log.exception("not announced", extra={"owner": owner})
+                pause_s = _AFTER_FAILURE_S
 
     threading.Thread(target=repeat, name="announce", daemon=True).start()
