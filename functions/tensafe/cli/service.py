@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -120,7 +121,10 @@ def version(as_json: AsJson = False) -> None:
 
 
 class _Terminal:
-    """What happens, on standard error: a status line on a terminal, plain lines elsewhere."""
+    """What happens, on standard error: a status line on a terminal, plain lines elsewhere.
+
+    A full disk or a closed pipe behind either stream must not end the service.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -136,14 +140,17 @@ class _Terminal:
         self._end_status()
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        if self._console.is_terminal:
+            self._console.print(text)
+        else:
+            _write(sys.stderr, text)
 
     def waiting(self, text: str) -> None:
         if text == self._last:
             return
         self._last = text
         if not self._console.is_terminal:
-            self._console.print(text, soft_wrap=True)
+            _write(sys.stderr, text)
         elif self._status is None:
             self._status = self._console.status(text)
             self._status.start()
@@ -152,10 +159,15 @@ class _Terminal:
 
     def ready(self, url: str) -> None:
         self._end_status()
-        sys.stdout.write(f"ready {url}\n")
-        sys.stdout.flush()
+        _write(sys.stdout, f"ready {url}")
 
     def _end_status(self) -> None:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+def _write(stream: TextIO, line: str) -> None:
+    with suppress(OSError):
+        stream.write(f"{line}\n")
+        stream.flush()

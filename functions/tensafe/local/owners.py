@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Collection
@@ -25,10 +26,12 @@ class Owners:
         self._path = data_dir / _FILE
 
     def add(self, owner: str) -> None:
-        """Remember an owner before its process exists."""
+        """Remember an owner before its process exists. Raises OSError unless all of its name was written."""
+        line = f"\n{owner}\n".encode()  # a full disk may have left the line before without its end
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, f"{owner}\n".encode())
+            if os.write(fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         finally:
             os.close(fd)
 

@@ -147,7 +147,10 @@ class Supervisor:
         self._events.note(f"{child.spec.name}: {death.cause}; starting it again in {pause_s:.1f} s")
 
     def _probe(self) -> None:
-        self._ready = self._is_ready()
+        try:
+            self._ready = self._is_ready()
+        except (TensafeError, OSError) as error:
+            log.warning("readiness not known", extra={"error": type(error).__name__})
         self._next_probe = time.monotonic() + self._timings.probe_every_s
         if self._ready:
             log.info("ready")
@@ -184,10 +187,10 @@ class Supervisor:
         for owner, queue in list(self._unclaimed.items()):
             try:
                 reclaim(self._services, owner, queue, counted=owner not in self._innocent)
-            except TensafeError as error:
-                log.warning("not given back yet", extra={"owner": owner, "error": error.code})
+                self._owners.settle(owner)
+            except (TensafeError, OSError) as error:  # a full disk, for one
+                log.warning("not given back yet", extra={"owner": owner, "error": type(error).__name__})
                 continue  # tried again at the next step; at worst the lease runs out
-            self._owners.settle(owner)
             del self._unclaimed[owner]
 
     # Stopping

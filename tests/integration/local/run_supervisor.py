@@ -1,6 +1,7 @@
 """`run_supervisor DATA_DIR CHILDREN TIMINGS`: the real supervisor over stand-in children.
 
-CHILDREN is JSON: [{"name", "behaviour", "queue"?}]. It is ready once every child has announced itself.
+CHILDREN is JSON: [{"name", "behaviour", "queue"?}]. It is ready once every child has announced itself. A file
+named `failing` in the data directory makes one look at readiness fail.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from tensafe.contracts.errors import TensafeError
+from tensafe.contracts.errors import TensafeError, Unavailable
 from tensafe.local.children import ChildSpec
 from tensafe.local.composition import local_services, sqlite_items
 from tensafe.local.deployment import inherited_environment
@@ -56,6 +57,10 @@ def main(data_dir: str, children: str, timings: str) -> int:
     ]
 
     def announced() -> bool:
+        failing = settings.data_dir / "failing"
+        if failing.exists():
+            failing.unlink()
+            raise Unavailable("the store is full")
         names = [path.name for path in folder.glob("*")] if folder.exists() else []
         return all(any(name.startswith(spec.name) for name in names) for spec in specs)
 

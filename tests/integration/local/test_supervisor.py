@@ -173,6 +173,28 @@ def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(supervise: S
     assert len(service.processes()) == 2
 
 
+def test_a_death_on_a_full_disk_does_not_end_the_service(supervise: Supervise) -> None:
+    service = supervise(WAIT)
+    service.ready()
+    owner, facts = service.announced("waiter")
+    unwritable = service.data_dir / "owners.new"
+    unwritable.mkdir()  # the list of owners cannot be written anew
+    os.kill(facts["pid"], signal.SIGKILL)
+    again, _ = service.announced("waiter", besides={owner})
+    assert service.process.poll() is None
+    assert (service.data_dir / "owners").read_text().split() == [owner, again]
+    unwritable.rmdir()
+    until(lambda: (service.data_dir / "owners").read_text().split() == [again])
+
+
+def test_a_store_that_fails_while_readiness_is_asked_does_not_end_the_start(
+    data_dir: Path, supervise: Supervise
+) -> None:
+    (data_dir / "failing").touch()
+    supervise(WAIT).ready()
+    assert not (data_dir / "failing").exists()
+
+
 def test_children_get_settings_and_nothing_else_of_the_environment(supervise: Supervise) -> None:
     service = supervise(WAIT)
     owner, facts = service.announced("waiter")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tensafe as package
+from tensafe.cli.service import _Terminal
 from tensafe.contracts.errors import Gone, Unauthenticated
 from tensafe.local.lock import DirectoryLock
 from tensafe.operations.checkpoints import Checkpoint
@@ -214,6 +215,22 @@ def test_status_says_whether_the_service_is_ready(
         whole = tensafe("status", "--json")
         assert (whole.code, whole.json["ready"], len(whole.json["workers"])) == (0, True, 2)
         assert "http://127.0.0.1:8000" in tensafe("status").out
+
+
+class FullDisk(io.StringIO):
+    """Takes nothing."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_up_goes_on_when_nothing_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", FullDisk())
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    with _Terminal() as events:
+        events.waiting("starting")
+        events.note("api: killed by SIGKILL")
+        events.ready("http://127.0.0.1:8000")
 
 
 def test_version(tensafe: Tensafe) -> None:

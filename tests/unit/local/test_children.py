@@ -96,6 +96,18 @@ def test_owners_are_remembered_until_they_are_settled(tmp_path: Path) -> None:
     assert Owners(tmp_path).all() == ["a-1", "c-3"]
 
 
+def test_an_owner_is_whole_in_the_list_after_one_that_a_full_disk_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners, write = Owners(tmp_path), os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    with pytest.raises(OSError, match="No space left"):
+        owners.add("a-1")
+    monkeypatch.undo()
+    owners.add("b-2")
+    assert owners.all() == ["a-", "b-2"]
+
+
 def test_a_duty_that_fails_does_not_stop_the_others_and_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
