@@ -12,6 +12,7 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
+from tensafe.storage.durable import make_directory, replace_file
 from tensafe.storage.file_blobs import FileBlobs
 from tensafe.storage.keyfile import KeyFileRing, create_key_file
 from tensafe.storage.sqlite_items import SqliteItems
@@ -40,11 +41,11 @@ def initialise(data_dir: Path) -> str:
             "To begin anew choose another directory"
         )
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(data_dir, mode=0o700)
         data_dir.chmod(0o700)
         for folder in ("blobs", "bells", "logs"):
             (data_dir / folder).mkdir(mode=0o700, exist_ok=True)
-        (data_dir / "VERSION").write_text(LAYOUT_VERSION + "\n")
+        replace_file(data_dir / "VERSION", LAYOUT_VERSION + "\n")
     except OSError as error:
         raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
     # Last: a directory with a key is a whole one.

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.training import ModelInfo
+from tensafe.storage.durable import replace_file
 
 _FILE: Final = "models.json"
 _EDGE_BYTES: Final = 1024 * 1024
@@ -44,13 +45,7 @@ class ModelRegistry:
                 field="model",
             )
         entries[model.name] = {"model": model.model_dump(mode="json"), "weights": weights}
-        aside = self._path.with_suffix(".new")
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=2)
-            file.flush()
-            os.fsync(fd)
-        aside.replace(self._path)
+        replace_file(self._path, json.dumps(entries, indent=2))
 
     def _read(self) -> dict[str, Any]:
         try:

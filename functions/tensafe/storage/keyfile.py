@@ -20,6 +20,7 @@ from typing import Final
 from cryptography.hazmat.primitives import constant_time, hashes, hmac
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe.storage.durable import sync_directory
 from tensafe.storage.encryption_sdk import MaterialProviders, SdkWrapper
 
 FORMAT: Final = "tensafe-key-file"
@@ -63,11 +64,7 @@ def create_key_file(path: Path) -> str:
         file.write(json.dumps(fields, indent=2) + "\n")
         file.flush()
         os.fsync(fd)
-    directory_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory_fd)
-    finally:
-        os.close(directory_fd)
+    sync_directory(path.parent)
     return key_id
 
 
