@@ -21,14 +21,16 @@ from tensafe.storage.unix_bell import UnixBell
 
 LAYOUT_VERSION: Final = "1"
 _ITEMS: Final = "items.db"
+_VERSION: Final = "VERSION"
 
 
 def initialise(data_dir: Path) -> str:
     """Make the data directory and its key file; the key's id.
 
     Raises ConfigurationError if there is a key already, or data that belongs to a lost one: no new key
-    could open it.
+    could open it. Also if it is a folder with something of others in it; that is left as it is.
     """
+    _check_ours(data_dir)
     key_file = data_dir / "key.json"
     if key_file.exists():
         raise ConfigurationError(
@@ -43,9 +45,10 @@ def initialise(data_dir: Path) -> str:
     try:
         make_directory(data_dir, mode=0o700)
         data_dir.chmod(0o700)
+        # First: a folder with this file is ours, however far its making got.
+        replace_file(data_dir / _VERSION, LAYOUT_VERSION + "\n")
         for folder in ("blobs", "bells", "logs"):
             (data_dir / folder).mkdir(mode=0o700, exist_ok=True)
-        replace_file(data_dir / "VERSION", LAYOUT_VERSION + "\n")
     except OSError as error:
         raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
     # Last: a directory with a key is a whole one.
@@ -110,11 +113,29 @@ def check_key(settings: LocalSettings) -> KeyFileRing:
 
 def check_directory(data_dir: Path) -> None:
     """Raise ConfigurationError unless `tensafe init` made this directory with this layout."""
-    version = data_dir / "VERSION"
-    if not version.is_file():
+    found = _layout(data_dir)
+    if found is None:
         raise ConfigurationError(
             f"{data_dir} is not a TenSafe data directory; run: tensafe init --data-dir {data_dir}"
         )
-    found = version.read_text().strip()
     if found != LAYOUT_VERSION:
         raise ConfigurationError(f"{data_dir} has layout {found!r}; this release reads {LAYOUT_VERSION!r}")
+
+
+def _check_ours(data_dir: Path) -> None:
+    """Raise ConfigurationError unless the folder is absent, empty, or one that `initialise` began."""
+    try:
+        if not data_dir.exists() or _layout(data_dir) == LAYOUT_VERSION:
+            return
+        names = {path.name for path in data_dir.iterdir()}
+    except OSError as error:
+        raise ConfigurationError(f"{data_dir} cannot be used: {error.strerror}") from error
+    if names - {f"{_VERSION}.new"}:
+        raise ConfigurationError(
+            f"{data_dir} is not empty and is not a data directory of this release; choose a new or an empty one"
+        )
+
+
+def _layout(data_dir: Path) -> str | None:
+    version = data_dir / _VERSION
+    return version.read_text(errors="replace")[:100].strip() if version.is_file() else None

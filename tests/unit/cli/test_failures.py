@@ -170,6 +170,13 @@ def test_the_key_file_of_another_user_is_refused(tensafe: Tensafe, data_dir: Pat
     one_sentence(answer, "can be read by others")
 
 
+def test_init_refuses_a_folder_that_is_not_its_own(tensafe: Tensafe, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    answer = tensafe("init", "--data-dir", tmp_path)
+    assert answer.code == 1
+    one_sentence(answer, "is not empty", "choose a new or an empty one")
+
+
 def test_help_imports_nothing_heavy_and_is_quick() -> None:
     code = (
         "import sys; sys.argv = ['tensafe', '--help']; import tensafe.cli\n"

@@ -93,3 +93,31 @@ def test_an_interrupted_init_can_be_repeated(tmp_path: Path) -> None:
     initialise(data_dir)
     (data_dir / "key.json").unlink()  # as if it had been killed before its last step
     assert initialise(data_dir).startswith("keyfile-")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "key.json", "VERSION", "blobs", "items.db"])
+def test_init_leaves_a_folder_with_something_of_others_as_it_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o755)
+    (folder / name).write_text("2.1\n")
+    with pytest.raises(ConfigurationError, match="choose a new or an empty one") as refusal:
+        initialise(folder)
+    assert "\n" not in refusal.value.message
+    assert files(folder) == {name}
+    assert (folder / name).read_text() == "2.1\n"
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_init_takes_an_empty_folder_and_one_in_which_it_was_killed_at_the_first_step(tmp_path: Path) -> None:
+    for name in ("empty", "begun"):
+        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "begun" / "VERSION.new").touch()
+    for name in ("empty", "begun"):
+        assert initialise(tmp_path / name).startswith("keyfile-")
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_init_says_in_one_sentence_that_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="Not a directory"):
+        initialise(tmp_path / "file")
