@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,7 +61,7 @@ def open_services(settings: LocalSettings) -> Services:
     specs = tuple(queue_specs(model.name for model in settings.models))
     bell = UnixBell(settings.data_dir / "bells")
     # Separate secrets for separate uses; this one only signs download URLs of this installation.
-    url_secret = hashlib.sha256(b"tensafe/url/1" + settings.key_file.read_bytes()).digest()
+    url_secret = keyring.derive(b"url")
     ports = Ports(
         items=SqliteItems(settings.data_dir / _ITEMS),
         queues=SqliteQueues(settings.data_dir / "queues.db", specs, bell),
@@ -132,7 +131,7 @@ def _check_ours(data_dir: Path) -> None:
         raise ConfigurationError(f"{data_dir} cannot be used: {error.strerror}") from error
     if names - {f"{_VERSION}.new"}:
         raise ConfigurationError(
-            f"{data_dir} is not empty and is not a data directory of this release; choose a new or an empty one"
+            f"{data_dir} is not empty and is no data directory of this release; choose a new or an empty one"
         )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import importlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +22,6 @@ from typing import Final
 from cryptography.hazmat.primitives import constant_time, hashes, hmac
 
 from tensafe.contracts.errors import ConfigurationError
-from tensafe.storage.durable import sync_directory
 from tensafe.storage.encryption_sdk import MaterialProviders, SdkWrapper
 
 FORMAT: Final = "tensafe-key-file"
@@ -40,7 +41,8 @@ class _KeyFile:
 def create_key_file(path: Path) -> str:
     """Write a new random 256-bit key to `path`, readable by its owner alone; returns its key id.
 
-    Raises ConfigurationError if the file exists: overwriting a key destroys all that it protects.
+    Raises ConfigurationError if the file exists, since overwriting a key destroys all that it protects,
+    and if others could exchange it in its folder.
     """
     key, key_id = os.urandom(_KEY_BYTES), f"keyfile-{secrets.token_hex(8)}"
     fields = {
@@ -51,20 +53,22 @@ def create_key_file(path: Path) -> str:
         "key": base64.b64encode(key).decode(),
         "check": _check_value(key, key_id),
     }
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with _private_folder(path) as folder_fd:
+            fd = os.open(path.name, flags, 0o600, dir_fd=folder_fd)
+            with open(fd, "w", encoding="utf-8") as file:
+                os.fchmod(fd, 0o600)  # whatever the umask took away or left
+                file.write(json.dumps(fields, indent=2) + "\n")
+                file.flush()
+                os.fsync(fd)
+            os.fsync(folder_fd)
     except FileExistsError as error:
         raise ConfigurationError(
             f"{path} exists; a key file is never overwritten", field="key_file"
         ) from error
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be created: {error.strerror}", field="key_file") from error
-    with open(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask took away or left
-        file.write(json.dumps(fields, indent=2) + "\n")
-        file.flush()
-        os.fsync(fd)
-    sync_directory(path.parent)
     return key_id
 
 
@@ -72,7 +76,9 @@ class KeyFileRing:
     """The key ring port over a key file and the Encryption SDK's raw AES keyring. Implements `KeyRing`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError if the file is missing, readable by others or malformed."""
+        """Raises ConfigurationError if the file is missing, a link, malformed, or not its owner's alone:
+        readable by others, or in a folder where they could exchange it.
+        """
         self._file = _read(path)
         self._wrapper = SdkWrapper(self._make_keyring)
 
@@ -86,6 +92,12 @@ class KeyFileRing:
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         return self._wrapper.unwrap(wrapped, context)
 
+    def derive(self, purpose: bytes) -> bytes:
+        """A secret of 32 bytes for this purpose alone: HMAC-SHA256 under the key."""
+        mac = hmac.HMAC(self._file.key, hashes.SHA256())
+        mac.update(b"tensafe derived secret 1\n" + purpose)
+        return mac.finalize()
+
     def _make_keyring(self, providers: MaterialProviders) -> object:
         models = importlib.import_module("aws_cryptographic_material_providers.mpl.models")
         return providers.create_raw_aes_keyring(
@@ -98,13 +110,39 @@ class KeyFileRing:
         )
 
 
+@contextmanager
+def _private_folder(path: Path) -> Iterator[int]:
+    """A descriptor of the folder of `path`, for opening the file in the very folder that was checked.
+
+    Raises OSError, and ConfigurationError where others could put a file of theirs in its place. A sticky
+    folder, such as a temporary one, keeps them from that.
+    """
+    folder = path.parent
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid not in (os.geteuid(), 0):
+            raise ConfigurationError(f"{folder}, the key file's folder, is another user's", field="key_file")
+        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+            raise ConfigurationError(
+                f"{folder}, the key file's folder, can be written by others: `chmod go-w {folder}`",
+                field="key_file",
+            )
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _read(path: Path) -> _KeyFile:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with _private_folder(path) as folder_fd:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+            fd = os.open(path.name, flags, dir_fd=folder_fd)
     except FileNotFoundError as error:
         raise ConfigurationError(f"there is no key file at {path}; {_HOW}", field="key_file") from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}", field="key_file") from error
+        reason = "it is a link; name the file itself" if error.errno == errno.ELOOP else error.strerror
+        raise ConfigurationError(f"{path} cannot be read: {reason}", field="key_file") from error
     try:
         _check_private(os.fstat(fd), path)
         return _parse(os.read(fd, _FILE_MAX_BYTES), path)

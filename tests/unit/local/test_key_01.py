@@ -88,6 +88,19 @@ def test_key_01_production_refuses_the_local_key_unless_it_is_accepted_by_name(
         assert services.ports.keyring.key_id.startswith("keyfile-")
 
 
+def test_opening_reads_the_key_file_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    initialise(tmp_path / "data")
+    read = Path.read_bytes
+
+    def watched(path: Path) -> bytes:
+        assert path.name != "key.json", "read without the checks"
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
+    with local_services(LocalSettings(data_dir=tmp_path / "data")):
+        pass
+
+
 def test_an_interrupted_init_can_be_repeated(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     initialise(data_dir)

@@ -117,6 +117,43 @@ def test_what_is_not_a_file_is_refused(path: Path) -> None:
         KeyFileRing(path.parent / "pipe")
 
 
+def test_a_link_is_not_followed_when_reading_a_key(path: Path) -> None:
+    create_key_file(path)
+    link = path.with_name("link.json")
+    link.symlink_to(path)
+    with pytest.raises(ConfigurationError, match="it is a link; name the file itself"):
+        KeyFileRing(link)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_folder_in_which_others_could_exchange_the_key_is_refused(path: Path, mode: int) -> None:
+    create_key_file(path)
+    path.parent.chmod(mode)
+    with pytest.raises(ConfigurationError, match="can be written by others: `chmod go-w"):
+        KeyFileRing(path)
+    with pytest.raises(ConfigurationError, match="can be written by others"):
+        create_key_file(path.with_name("second.json"))
+    assert not path.with_name("second.json").exists()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o500, 0o1777])
+def test_a_folder_that_others_may_only_read_or_that_is_sticky_will_do(path: Path, mode: int) -> None:
+    key_id = create_key_file(path)
+    path.parent.chmod(mode)
+    assert KeyFileRing(path).key_id == key_id
+    path.parent.chmod(0o700)
+
+
+def test_derived_secrets_belong_to_one_key_and_one_purpose(path: Path) -> None:
+    create_key_file(path)
+    create_key_file(path.with_name("other.json"))
+    rings = [KeyFileRing(path), KeyFileRing(path.with_name("other.json"))]
+    secrets = {ring.derive(purpose) for ring in rings for purpose in (b"url", b"more")}
+    assert len(secrets) == 4
+    assert {len(secret) for secret in secrets} == {32}
+    assert KeyFileRing(path).derive(b"url") == rings[0].derive(b"url")
+
+
 def test_the_ring_does_not_show_its_key(path: Path) -> None:
     create_key_file(path)
     ring = KeyFileRing(path)
