@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensafe.cli.options import AsJson, DataDir, Limit, Tenant, Yes, confirm, opened
+from tensafe.cli.options import AsJson, DataDir, KeyFile, Limit, Tenant, Yes, confirm, opened
 from tensafe.cli.output import Row, print_object, print_rows, progress, size, utc
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ CheckpointPath = Annotated[
 @app.command("list")
 def list_(
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     tenant: Tenant = None,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Of this run alone.")] = None,
     limit: Limit = 100,
@@ -30,7 +31,7 @@ def list_(
     """List checkpoints, newest first."""
     from tensafe.local.admin import list_checkpoints
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         found = list_checkpoints(services, tenant, run, limit=limit)
     columns = ("path", "tenant", "size", "created", "expires")
     rows = [_row(checkpoint) for checkpoint in found]
@@ -38,21 +39,29 @@ def list_(
 
 
 @app.command()
-def show(path: CheckpointPath, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show(
+    path: CheckpointPath, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
     """Show a checkpoint: size, digest of its ciphertext, adapter shape. Not its weights."""
     from tensafe.local.admin import find_checkpoint
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         checkpoint = find_checkpoint(services, path)
     print_object({**_row(checkpoint), "details": dict(checkpoint.details)}, as_json=as_json)
 
 
 @app.command()
-def delete(path: CheckpointPath, data_dir: DataDir = None, yes: Yes = False, as_json: AsJson = False) -> None:
+def delete(
+    path: CheckpointPath,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
     """Delete a checkpoint for ever: its key first, then its ciphertext."""
     from tensafe.local.admin import delete_checkpoint, find_checkpoint
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         checkpoint = find_checkpoint(services, path)
         confirm(f"Delete {path} of tenant {checkpoint.tenant}?", yes)
         with progress("deleting"):
@@ -65,6 +74,7 @@ def export(
     path: CheckpointPath,
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, made readable by you alone.")],
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Decrypt a checkpoint into a file.
@@ -74,7 +84,7 @@ def export(
     """
     from tensafe.local.admin import export_checkpoint, find_checkpoint
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         checkpoint = find_checkpoint(services, path)
         with progress("exporting"):
             export_checkpoint(services, checkpoint, output)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensafe.cli.options import AsJson, DataDir, Tenant, opened, parse_duration_s
+from tensafe.cli.options import AsJson, DataDir, KeyFile, Tenant, opened, parse_duration_s
 from tensafe.cli.output import Row, print_object, print_rows, utc
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def create(
         list[str], typer.Option(metavar="S[,S]", help="admin, train, sample, audit. Repeatable.")
     ],
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     expires_in: Annotated[
         str | None, typer.Option(metavar="30d", help="s, m, h, d or w. (default: never)")
     ] = None,
@@ -31,15 +32,17 @@ def create(
     """Create a key. It is printed once and cannot be shown again."""
     scopes = [one.strip() for given in scope for one in given.split(",") if one.strip()]
     lifetime_s = parse_duration_s(expires_in) if expires_in is not None else None
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         key, record = services.api_keys.create(tenant, scopes, label=label, lifetime_s=lifetime_s)
     print_object({"key": key, **_row(record)}, as_json=as_json)
 
 
 @app.command("list")
-def list_(data_dir: DataDir = None, tenant: Tenant = None, as_json: AsJson = False) -> None:
+def list_(
+    data_dir: DataDir = None, key_file: KeyFile = None, tenant: Tenant = None, as_json: AsJson = False
+) -> None:
     """List keys, without their secrets."""
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         rows = [_row(record) for record in services.api_keys.list(tenant)]
     columns = ("key_id", "tenant", "scopes", "label", "created", "expires", "revoked", "usable")
     print_rows(rows, as_json=as_json, columns=columns, empty="no keys; `tensafe keys create` makes one")
@@ -49,10 +52,11 @@ def list_(data_dir: DataDir = None, tenant: Tenant = None, as_json: AsJson = Fal
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.")],
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Revoke a key; requests with it are refused within a second."""
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         record = services.api_keys.revoke(key_id)
     print_object(_row(record), as_json=as_json)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tensafe.cli.options import AsJson, DataDir, Limit, opened
+from tensafe.cli.options import AsJson, DataDir, KeyFile, Limit, opened
 from tensafe.cli.output import Row, print_object, print_rows, utc
 
 if TYPE_CHECKING:
@@ -18,11 +18,17 @@ Seq = Annotated[int, typer.Argument(metavar="SEQ", min=0, help="The operation's 
 
 
 @app.command("list")
-def list_(run: StreamId, data_dir: DataDir = None, limit: Limit = 100, as_json: AsJson = False) -> None:
+def list_(
+    run: StreamId,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    limit: Limit = 100,
+    as_json: AsJson = False,
+) -> None:
     """List operations, newest first."""
     from tensafe.local.admin import find_stream
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         stream = find_stream(services, run)
         found = services.outcomes.operations(stream.stream_id, limit=limit, descending=True)
     columns = ("seq", "kind", "state", "created", "duration_ms", "failure_code")
@@ -30,21 +36,25 @@ def list_(run: StreamId, data_dir: DataDir = None, limit: Limit = 100, as_json: 
 
 
 @app.command()
-def show(run: StreamId, seq: Seq, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def show(
+    run: StreamId, seq: Seq, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
     """Show an operation and why it failed, if it did. Neither its payload nor its result."""
     from tensafe.local.admin import find_stream
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         operation = services.outcomes.get(find_stream(services, run), seq)
     print_object(_row(operation), as_json=as_json)
 
 
 @app.command()
-def cancel(run: StreamId, seq: Seq, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def cancel(
+    run: StreamId, seq: Seq, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
     """Cancel an operation that has not started."""
     from tensafe.local.admin import cancel_operation, find_stream
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         operation = cancel_operation(services, find_stream(services, run), seq)
     print_object(_row(operation), as_json=as_json)
 

@@ -29,6 +29,15 @@ DataDir = Annotated[
         show_default=False,
     ),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="The key file. (default: $TENSAFE_KEY_FILE or where `tensafe init` put it)",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", metavar="T", help="Of this tenant alone.")]
 Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="At most so many.")]
@@ -41,8 +50,13 @@ def data_directory(given: Path | None) -> Path:
     return chosen.expanduser().absolute()
 
 
+def key_file_option(given: Path | None) -> dict[str, Path]:
+    """What `--key-file` adds to the settings; without it they hold $TENSAFE_KEY_FILE or nothing."""
+    return {} if given is None else {"key_file": given}
+
+
 @contextmanager
-def opened(given: Path | None) -> Iterator[Services]:
+def opened(given: Path | None, key_file: Path | None) -> Iterator[Services]:
     """The services of a data directory, for a command that needs no server. Raises ConfigurationError."""
     from tensafe.local.composition import check_directory, local_services
     from tensafe.local.model_registry import ModelRegistry
@@ -51,7 +65,8 @@ def opened(given: Path | None) -> Iterator[Services]:
     data_dir = data_directory(given)
     check_directory(data_dir)
     models = ModelRegistry(data_dir).models()
-    with local_services(read_settings(data_dir=data_dir, models=models)) as services:
+    settings = read_settings(data_dir=data_dir, models=models, **key_file_option(key_file))
+    with local_services(settings) as services:
         yield services
 
 

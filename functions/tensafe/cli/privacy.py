@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tensafe.cli.options import AsJson, DataDir, opened
+from tensafe.cli.options import AsJson, DataDir, KeyFile, opened
 from tensafe.cli.output import print_object, print_rows, progress
 
 app = typer.Typer(help="Show what privacy domains have spent.", no_args_is_help=True)
@@ -21,6 +21,7 @@ def group() -> None:
 def show(
     domain: Annotated[str, typer.Argument(metavar="DOMAIN", help="The name of the dataset.")],
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     tenant: Annotated[
         str | None, typer.Option(metavar="T", help="Needed if several tenants have a domain of this name.")
     ] = None,
@@ -29,7 +30,7 @@ def show(
     """Show the privacy loss of all that a domain's runs have released."""
     from dataclasses import asdict
 
-    with opened(data_dir) as services, progress("accounting"):
+    with opened(data_dir, key_file) as services, progress("accounting"):
         from tensafe.local.admin import show_domain
 
         statement = asdict(show_domain(services, domain, tenant))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 import tensafe
-from tensafe.cli.options import AsJson, DataDir, data_directory, opened
+from tensafe.cli.options import AsJson, DataDir, KeyFile, data_directory, key_file_option, opened
 from tensafe.cli.output import print_object, print_rows, utc
 
 if TYPE_CHECKING:
@@ -32,14 +32,33 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-def init(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def init(
+    data_dir: DataDir = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to put the key file, which later commands remember. "
+            "(default: $TENSAFE_KEY_FILE or key.json in the data directory)",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Make a data directory and its key file."""
-    from tensafe.local.composition import initialise
+    from tensafe.local.composition import initialise, key_location
+    from tensafe.local.settings import read_settings
 
     directory = data_directory(data_dir)
-    key_id = initialise(directory)
-    facts = {"data_dir": str(directory), "key_file": str(directory / "key.json"), "key_id": key_id}
+    chosen = read_settings(data_dir=directory, models=(), **key_file_option(key_file)).key_file
+    key_id = initialise(directory, chosen)
+    facts = {"data_dir": str(directory), "key_file": str(key_location(directory)), "key_id": key_id}
     print_object(facts, as_json=as_json)
+    if chosen is None:
+        typer.echo(
+            "The key file lies in the data directory: whoever copies that can read it. "
+            "`tensafe init --key-file` puts it elsewhere.",
+            err=True,
+        )
     typer.echo("Keep a copy of the key file elsewhere: without it nothing here can be read again.", err=True)
 
 
@@ -51,6 +70,7 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
         ),
     ],
     data_dir: DataDir = None,
+    key_file: KeyFile = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but loopback needs TLS.")
@@ -78,7 +98,7 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     from tensafe.local.up import UpRequest
     from tensafe.local.up import up as serve
 
-    given = {"device": device, "dtype": dtype, "threads": threads}
+    given = {"device": device, "dtype": dtype, "threads": threads, **key_file_option(key_file)}
     request = UpRequest(
         data_dir=data_directory(data_dir),
         models=[ModelSource.parse(one) for one in model],
@@ -90,11 +110,11 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
         serve(request, events)
 
 
-def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
+def status(data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False) -> None:
     """Show whether the service runs, its workers and its queues. Exit code 4 if it is not ready."""
     from tensafe.local.status import read_status
 
-    with opened(data_dir) as services:
+    with opened(data_dir, key_file) as services:
         found = read_status(services, data_directory(data_dir))
     if as_json:
         print_object(found.to_json(), as_json=True)

@@ -13,7 +13,7 @@ from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
 from tensafe.storage.durable import make_directory, replace_file
 from tensafe.storage.file_blobs import FileBlobs
-from tensafe.storage.keyfile import KeyFileRing, create_key_file
+from tensafe.storage.keyfile import KeyFileRing, check_new_key_file, create_key_file
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
@@ -21,26 +21,31 @@ from tensafe.storage.unix_bell import UnixBell
 LAYOUT_VERSION: Final = "1"
 _ITEMS: Final = "items.db"
 _VERSION: Final = "VERSION"
+_KEY_FILE: Final = "key.json"
+_KEY_LOCATION: Final = "key-location"
 
 
-def initialise(data_dir: Path) -> str:
-    """Make the data directory and its key file; the key's id.
+def initialise(data_dir: Path, key_file: Path | None = None) -> str:
+    """Make the data directory and its key file, by default in it; the key's id.
 
-    Raises ConfigurationError if there is a key already, or data that belongs to a lost one: no new key
-    could open it. Also if it is a folder with something of others in it; that is left as it is.
+    Another place is noted in the data directory. Raises ConfigurationError if there is a key already, or
+    data that belongs to a lost one: no new key could open it. Also if the directory holds something of
+    others, which is left as it is, or if the key file's folder will not do.
     """
     _check_ours(data_dir)
-    key_file = data_dir / "key.json"
-    if key_file.exists():
-        raise ConfigurationError(
-            f"{data_dir} is initialised already; its key file is {key_file}. To begin anew choose another "
-            "directory"
-        )
+    for path in (key_location(data_dir), data_dir / _KEY_FILE):
+        if path.exists():
+            raise ConfigurationError(
+                f"{data_dir} is initialised already; its key file is {path}. To begin anew choose another "
+                "directory"
+            )
     if (data_dir / _ITEMS).exists():
         raise ConfigurationError(
-            f"{data_dir} holds data whose key file is missing; put {key_file} back from your backup. "
-            "To begin anew choose another directory"
+            f"{data_dir} holds data whose key file is missing; put {key_location(data_dir)} back from your "
+            "backup. To begin anew choose another directory"
         )
+    if key_file is not None:
+        check_new_key_file(key_file)
     try:
         make_directory(data_dir, mode=0o700)
         data_dir.chmod(0o700)
@@ -48,10 +53,28 @@ def initialise(data_dir: Path) -> str:
         replace_file(data_dir / _VERSION, LAYOUT_VERSION + "\n")
         for folder in ("blobs", "bells", "logs"):
             (data_dir / folder).mkdir(mode=0o700, exist_ok=True)
+        if key_file is None:  # not noted: the directory may be moved with its key
+            (data_dir / _KEY_LOCATION).unlink(missing_ok=True)
+        else:
+            replace_file(data_dir / _KEY_LOCATION, f"{key_file.absolute()}\n")
     except OSError as error:
         raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
     # Last: a directory with a key is a whole one.
-    return create_key_file(key_file)
+    return create_key_file(key_file or data_dir / _KEY_FILE)
+
+
+def key_location(data_dir: Path) -> Path:
+    """Where `tensafe init` put the key file. Raises ConfigurationError if the note of it is damaged."""
+    note = data_dir / _KEY_LOCATION
+    try:
+        path = Path(note.read_text().removesuffix("\n"))
+    except FileNotFoundError:
+        return data_dir / _KEY_FILE
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{note} cannot be read; name the key file with --key-file") from error
+    if not path.is_absolute():
+        raise ConfigurationError(f"{note} is damaged; name the key file with --key-file")
+    return path
 
 
 def open_services(settings: LocalSettings) -> Services:
@@ -107,7 +130,7 @@ def check_key(settings: LocalSettings) -> KeyFileRing:
             "TENSAFE_ENVIRONMENT=production refuses a key file on this machine; use KMS, or state that you "
             "accept the risk with TENSAFE_ACCEPT_LOCAL_KEY=true"
         )
-    return KeyFileRing(settings.key_file)
+    return KeyFileRing(settings.key_file or key_location(settings.data_dir))
 
 
 def check_directory(data_dir: Path) -> None:

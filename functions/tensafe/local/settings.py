@@ -22,6 +22,8 @@ class LocalSettings(BaseSettings):
 
     data_dir: Path
     """Made by `tensafe init`."""
+    key_file: Path | None = None
+    """The wrapping key, where it is not where `tensafe init` put it."""
     environment: Literal["development", "production"] = "development"
     accept_local_key: bool = False
     """In production: the operator accepts that the wrapping key is a file on this machine."""
@@ -41,9 +43,10 @@ class LocalSettings(BaseSettings):
     def _from_json(cls, value: object) -> object:
         return json.loads(value) if isinstance(value, str) else value
 
-    @property
-    def key_file(self) -> Path:
-        return self.data_dir / "key.json"
+    @field_validator("key_file", mode="before")
+    @classmethod
+    def _absolute(cls, value: object) -> object:
+        return Path(str(value)).expanduser().absolute() if value else None
 
     def as_environment(self) -> dict[str, str]:
         """The variables from which another process reads the same settings."""
@@ -51,6 +54,7 @@ class LocalSettings(BaseSettings):
         return {
             f"{ENV_PREFIX}{name.upper()}": value if isinstance(value, str) else json.dumps(value)
             for name, value in values.items()
+            if value is not None
         }
 
 

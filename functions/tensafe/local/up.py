@@ -39,7 +39,7 @@ def up(request: UpRequest, events: Events) -> None:
     """
     data_dir = request.data_dir
     check_directory(data_dir)
-    check_key(read_settings(data_dir=data_dir, models=()))
+    check_key(read_settings(data_dir=data_dir, models=(), **request.overrides))
     with DirectoryLock(data_dir) as lock:
         check_installed()
         endpoint = request.endpoint.checked()

@@ -72,6 +72,17 @@ def create_key_file(path: Path) -> str:
     return key_id
 
 
+def check_new_key_file(path: Path) -> None:
+    """Raise ConfigurationError if there is such a file or its folder will not do; makes nothing."""
+    try:
+        with _private_folder(path) as folder_fd:
+            taken = path.name in os.listdir(folder_fd)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be created: {error.strerror}", field="key_file") from error
+    if taken:
+        raise ConfigurationError(f"{path} exists; a key file is never overwritten", field="key_file")
+
+
 class KeyFileRing:
     """The key ring port over a key file and the Encryption SDK's raw AES keyring. Implements `KeyRing`."""
 

@@ -34,6 +34,53 @@ def test_init_makes_a_directory_that_only_its_owner_reads(tensafe: Tensafe, tmp_
     assert again.out == ""
 
 
+def test_init_puts_the_key_file_where_it_is_told_and_every_command_finds_it(
+    tensafe: Tensafe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    key_file = tmp_path / "keys" / "one.json"
+    made = tensafe("init", "--key-file", key_file, "--json")
+    assert made.json["key_file"] == str(key_file)
+    assert "whoever copies" not in made.err
+    assert not (tmp_path / "data" / "key.json").exists()
+    assert tensafe("keys", "list").code == 0
+    moved = key_file.rename(tmp_path / "keys" / "two.json")
+    commands = (
+        ("keys", "create", "--tenant", "a", "--scope", "train"),
+        ("keys", "list"),
+        ("runs", "list"),
+        ("checkpoints", "list"),
+        ("dead-letters", "list"),
+        ("status",),
+    )
+    for command in commands:
+        assert f"there is no key file at {key_file}" in tensafe(*command).err
+        told = tensafe(*command, "--key-file", moved)
+        assert told.code == (4 if command == ("status",) else 0), told.err
+    for command in (
+        ("keys", "revoke", "0000000000000000"),
+        ("runs", "show", "x"),
+        ("runs", "erase", "x", "--yes"),
+        ("ops", "list", "x"),
+        ("ops", "show", "x", 0),
+        ("ops", "cancel", "x", 0),
+        ("checkpoints", "show", "tinker://s-1:train:9/weights/absent"),
+        ("checkpoints", "delete", "tinker://s-1:train:9/weights/absent", "--yes"),
+        ("checkpoints", "export", "tinker://s-1:train:9/weights/absent", "file"),
+        ("dead-letters", "show", "x"),
+        ("dead-letters", "redrive", "x"),
+        ("privacy", "show", "x"),
+    ):
+        assert tensafe(*command).code == 1
+        assert tensafe(*command, "--key-file", moved).code == 3
+    monkeypatch.setenv("TENSAFE_KEY_FILE", str(moved))
+    assert tensafe("keys", "list").code == 0
+
+
+def test_init_says_that_a_key_in_the_data_directory_goes_where_the_directory_goes(tensafe: Tensafe) -> None:
+    assert "whoever copies that can read it" in tensafe("init").err
+
+
 def test_keys_create_prints_the_key_once_and_it_works(
     tensafe: Tensafe, services: Services, data_dir: Path
 ) -> None:

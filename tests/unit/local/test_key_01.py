@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,76 @@ def test_init_says_in_one_sentence_that_a_file_is_no_folder(tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="Not a directory"):
         initialise(tmp_path / "file")
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """In a folder of its own, as on another disk."""
+    (tmp_path / "keys").mkdir(mode=0o700)
+    return tmp_path / "keys" / "wrapping.json"
+
+
+def test_the_key_file_may_lie_elsewhere_and_its_place_is_remembered(tmp_path: Path, key_file: Path) -> None:
+    key_id = initialise(tmp_path / "data", key_file)
+    assert not (tmp_path / "data" / "key.json").exists()
+    secret = json.loads(key_file.read_text())["key"].encode()
+    with local_services(LocalSettings(data_dir=tmp_path / "data")) as services:
+        assert services.ports.keyring.key_id == key_id
+    for name in files(tmp_path / "data"):
+        assert secret not in (tmp_path / "data" / name).read_bytes()
+    with pytest.raises(ConfigurationError, match="initialised already"):
+        initialise(tmp_path / "data")
+
+
+def test_a_key_file_that_has_moved_is_named_by_the_settings(
+    tmp_path: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id = initialise(tmp_path / "data", key_file)
+    moved = key_file.rename(key_file.with_name("moved.json"))
+    with pytest.raises(ConfigurationError, match=r"there is no key file at .*wrapping\.json"):
+        open_services(LocalSettings(data_dir=tmp_path / "data"))
+    monkeypatch.setenv("TENSAFE_KEY_FILE", str(moved))
+    with local_services(LocalSettings(data_dir=tmp_path / "data")) as services:
+        assert services.ports.keyring.key_id == key_id
+
+
+def test_up_reads_the_key_file_that_it_is_told(
+    tmp_path: Path, key_file: Path, request_for: UpRequest
+) -> None:
+    initialise(tmp_path / "data", key_file)
+    moved = key_file.with_name("moved.json")
+    with pytest.raises(ConfigurationError, match=r"there is no key file at .*moved\.json"):
+        up(replace(request_for, overrides={"key_file": moved}), Silent())
+    key_file.rename(moved)
+    (tmp_path / "model" / "config.json").unlink()  # the step after the key
+    with pytest.raises(ConfigurationError, match=r"no config\.json"):
+        up(replace(request_for, overrides={"key_file": moved}), Silent())
+
+
+def test_a_data_directory_moves_with_the_key_in_it(tmp_path: Path) -> None:
+    key_id = initialise(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with local_services(LocalSettings(data_dir=tmp_path / "elsewhere")) as services:
+        assert services.ports.keyring.key_id == key_id
+
+
+@pytest.mark.parametrize("note", ["", "key.json", "\n", "\xff"])
+def test_a_damaged_note_of_the_place_is_one_sentence(tmp_path: Path, key_file: Path, note: str) -> None:
+    initialise(tmp_path / "data", key_file)
+    (tmp_path / "data" / "key-location").write_text(note, encoding="latin-1")
+    with pytest.raises(ConfigurationError, match="name the key file with --key-file"):
+        open_services(LocalSettings(data_dir=tmp_path / "data"))
+
+
+def test_init_makes_nothing_when_the_key_file_cannot_be_made(tmp_path: Path, key_file: Path) -> None:
+    key_file.touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for path, problem in (
+        (key_file, "never overwritten"),
+        (tmp_path / "open" / "key.json", "can be written by others"),
+        (tmp_path / "absent" / "key.json", "cannot be created: No such file"),
+    ):
+        with pytest.raises(ConfigurationError, match=problem):
+            initialise(tmp_path / "data", path)
+    assert not (tmp_path / "data").exists()

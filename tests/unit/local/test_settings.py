@@ -29,10 +29,18 @@ def test_the_environment_of_a_child_reads_back_as_the_same_settings(monkeypatch:
         dtype="bfloat16",
         threads=3,
         lease_s=12.5,
+        key_file=Path("keys/key.json"),
     )
+    assert original.key_file == Path("keys/key.json").absolute()
     for name, value in original.as_environment().items():
         monkeypatch.setenv(name, value)
     assert LocalSettings() == original  # type: ignore[call-arg]
+
+
+def test_without_a_key_file_no_child_is_told_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSAFE_KEY_FILE", "")
+    assert settings().key_file is None
+    assert "TENSAFE_KEY_FILE" not in settings().as_environment()
 
 
 @pytest.mark.parametrize(
