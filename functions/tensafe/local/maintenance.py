@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from tensafe.local.logs import rotate_logs
 from tensafe.services import Services
 from tensafe.storage.sqlite_items import SqliteItems
 
@@ -64,8 +66,8 @@ class Maintenance:
             self._stop.wait(_TICK_S)
 
 
-def local_duties(services: Services, items: SqliteItems) -> tuple[Duty, ...]:
-    """The duties of the single-machine mode."""
+def local_duties(services: Services, items: SqliteItems, logs: Path) -> tuple[Duty, ...]:
+    """The duties of the single-machine mode; `logs` is the folder of its log files."""
 
     def purge() -> None:
         for _ in range(_PURGE_PAGES):
@@ -74,6 +76,7 @@ def local_duties(services: Services, items: SqliteItems) -> tuple[Duty, ...]:
 
     ports = services.ports
     return (
+        Duty("logs", 2.0, lambda: rotate_logs(logs)),
         Duty("dead letters", 1.0, lambda: services.dead_letters.consume(ports.queues, ports.queue_specs)),
         Duty("sweep", 5.0, services.sweeper.sweep),
         Duty("retention", 5.0, services.retention.purge),

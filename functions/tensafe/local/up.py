@@ -52,7 +52,7 @@ def up(request: UpRequest, events: Events) -> None:
                 services,
                 deployment(settings, endpoint),
                 is_ready=lambda: all_workers_announced(services) and endpoint.answers_ready(),
-                maintenance=Maintenance(local_duties(services, sqlite_items(services))),
+                maintenance=Maintenance(local_duties(services, sqlite_items(services), data_dir / "logs")),
                 events=events,
                 url=endpoint.url,
             ).run()

@@ -72,7 +72,9 @@ def main(data_dir: str, children: str, timings: str) -> int:
                 services,
                 specs,
                 is_ready=announced,
-                maintenance=Maintenance(local_duties(services, sqlite_items(services))),
+                maintenance=Maintenance(
+                    local_duties(services, sqlite_items(services), settings.data_dir / "logs")
+                ),
                 events=Lines(),
                 url="http://127.0.0.1:1",
                 timings=Timings(**json.loads(timings)),

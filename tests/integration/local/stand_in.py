@@ -5,6 +5,7 @@ deaf                   announce, ignore SIGTERM
 fail TEXT              log TEXT and exit 3
 family                 as wait, with a child in its group and one in a session of its own
 hold MODEL             as a trainer: receive a message, claim its run, receive another, wait
+chatter MIB            log so much, announce, wait
 listen PORT            announce, listen on a port
 """
 
@@ -34,6 +35,9 @@ def main(behaviour: str, *arguments: str) -> None:
         sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
         facts["group"] = subprocess.Popen(sleeper).pid
         facts["own_session"] = subprocess.Popen(sleeper, start_new_session=True).pid
+    if behaviour == "chatter":
+        for _ in range(int(arguments[0]) * 1024):
+            sys.stderr.write("x" * 1023 + "\n")
     if behaviour == "hold":
         facts["runs"] = hold(arguments[0])
     if behaviour == "listen":

@@ -173,6 +173,17 @@ def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(supervise: S
     assert len(service.processes()) == 2
 
 
+def test_the_log_of_a_child_that_lives_on_is_rotated(supervise: Supervise) -> None:
+    service = supervise({"name": "chatter", "behaviour": ["chatter", "17"]})
+    service.ready()
+    owner, _ = service.announced("chatter")
+    log = service.data_dir / "logs" / "chatter.log"
+    until(lambda: log.with_name("chatter.log.1").exists() and log.stat().st_size < 2**20)
+    lines = log.with_name("chatter.log.1").read_text() + log.read_text()
+    assert set(lines.splitlines()) == {"x" * 1023}
+    assert [path.name for path in (service.data_dir / "announced").glob("chatter-*")] == [owner]
+
+
 def test_a_death_on_a_full_disk_does_not_end_the_service(supervise: Supervise) -> None:
     service = supervise(WAIT)
     service.ready()

@@ -11,7 +11,7 @@ import pytest
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.children import Backoff, Death
 from tensafe.local.lock import DirectoryLock, running_supervisor
-from tensafe.local.logs import last_events, open_log
+from tensafe.local.logs import last_events, open_log, rotate_logs
 from tensafe.local.maintenance import Duty, Maintenance
 from tensafe.local.owners import Owners
 
@@ -28,24 +28,48 @@ def test_how_a_death_is_told() -> None:
     assert Death("o", 3, 1.0).cause == "exit code 3"
 
 
-def write(path: Path, text: str, rotate_bytes: int = 100) -> None:
-    fd = open_log(path, rotate_bytes=rotate_bytes)
-    os.write(fd, text.encode())
-    os.close(fd)
-
-
-def test_logs_are_private_appended_and_set_aside_by_size(tmp_path: Path) -> None:
+def test_logs_are_private_and_rotated_under_those_that_write_them(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "api.log"
-    write(path, "a" * 100)
-    write(path, "b")
-    assert path.read_text() == "a" * 100 + "b"
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.parent.stat().st_mode & 0o777 == 0o700
-    for letter in "cdefg":
-        write(path, letter * 101)
-    assert path.read_text() == "g" * 101
-    assert [path.with_name(f"api.log.{n}").read_text()[0] for n in (1, 2, 3)] == ["f", "e", "d"]
+    fds = [open_log(path), open_log(path)]  # a child and what it started
+
+    def write(text: str) -> None:
+        os.write(fds[len(text) % 2], text.encode())
+        rotate_logs(path.parent, rotate_bytes=100)
+
+    write("a" * 100)
+    assert path.read_text() == "a" * 100
+    write("b")
+    assert path.read_text() == ""
+    write("c")
+    assert path.read_bytes() == b"c"  # at the beginning, not behind a hole
+    for letter in "defg":
+        write(letter * 101)
+    written = [path.with_name(f"api.log.{number}").read_text() for number in (1, 2, 3)]
+    assert written == ["g" * 101, "f" * 101, "e" * 101]
+    write("h" * 500)
+    assert path.with_name("api.log.1").read_text() == "h" * 200
     assert len(list(path.parent.iterdir())) == 4
+    for one in (path, path.with_name("api.log.1")):
+        assert one.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_log_that_cannot_be_copied_is_left_whole_and_nothing_half_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "api.log").write_text("a" * 200)
+    (tmp_path / "api.log.3").write_text("oldest")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensafe.local.logs.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        rotate_logs(tmp_path, rotate_bytes=100)
+    assert [path.name for path in tmp_path.iterdir()] == ["api.log"]
+    assert (tmp_path / "api.log").read_text() == "a" * 200
 
 
 def test_the_last_events_are_told_without_what_came_before(tmp_path: Path) -> None:
@@ -69,6 +93,7 @@ def test_the_last_events_are_told_without_what_came_before(tmp_path: Path) -> No
     ]
     assert last_events(path, since=since, count=2)[0] == "ERROR: stopped (OSError)"
     assert last_events(tmp_path / "absent") == []
+    assert last_events(path, since=10**6, count=1) == ["x" * 300]  # the log was cut meanwhile
 
 
 def test_one_lock_per_directory_and_a_note_about_who_holds_it(
