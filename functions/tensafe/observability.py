@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
+from collections.abc import Callable
+from types import TracebackType
 from typing import Final
 
+_log = logging.getLogger(__name__)
+
+_UNHANDLED: Final = "unhandled exception"
+"""In place of asyncio's own text, which quotes the task and its exception."""
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -29,7 +36,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "role": self._role,
             "logger": record.name,
-            "event": record.getMessage(),
+            "event": _UNHANDLED if record.name == "asyncio" and record.exc_info else record.getMessage(),
         }
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         fields.update(extra)
@@ -46,8 +53,32 @@ def configure_logging(role: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    log_unhandled_exceptions()
     for noisy in ("httpx", "httpcore", "transformers", "urllib3", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_unhandled_exceptions(tell: Callable[[str], object] | None = None) -> None:
+    """From now on what no code catches is logged like any exception: its type and places, no message.
+
+    Python's own hooks print the message. `tell` is given the type when it ends the main thread, for a
+    process whose log nobody watches.
+    """
+
+    def unhandled(error: BaseException | None, thread: str) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            _log.critical(_UNHANDLED, exc_info=error, extra={"in_thread": thread})
+
+    def main(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+        unhandled(error, "main")
+        if tell is not None:
+            tell(type(error).__name__)
+
+    sys.excepthook = main
+    threading.excepthook = lambda args: unhandled(
+        args.exc_value, args.thread.name if args.thread else "unknown"
+    )
+    sys.unraisablehook = lambda args: unhandled(args.exc_value, threading.current_thread().name)
 
 
 def _places(record: logging.LogRecord) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe.local.process import forbid_core_dumps
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
@@ -78,7 +79,11 @@ def key_location(data_dir: Path) -> Path:
 
 
 def open_services(settings: LocalSettings) -> Services:
-    """Open the data directory. Raises ConfigurationError: no directory, no key, key refused."""
+    """Open the data directory. Raises ConfigurationError: no directory, no key, key refused.
+
+    Every process that holds the key comes through here, so this also forbids its core dumps.
+    """
+    forbid_core_dumps()
     check_directory(settings.data_dir)
     keyring = check_key(settings)
     specs = tuple(queue_specs(model.name for model in settings.models))

@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Final
 
-from tensafe.observability import JsonFormatter
+from tensafe.observability import JsonFormatter, log_unhandled_exceptions
 
 ROTATE_BYTES: Final = 16 * 1024 * 1024
 KEPT: Final = 3
@@ -58,12 +59,15 @@ def _set_aside(path: Path, most_bytes: int) -> None:
 
 
 def log_to_file(path: Path, role: str, level: str) -> None:
-    """Send this process's log records to `path` as JSON, and nowhere else."""
+    """Send this process's log records to `path` as JSON, and nowhere else; so too what ends it."""
     handler = logging.StreamHandler(os.fdopen(open_log(path), "a", buffering=1, encoding="utf-8"))
     handler.setFormatter(JsonFormatter(role))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    log_unhandled_exceptions(
+        lambda kind: sys.stderr.write(f"tensafe: stopped by an unexpected {kind}; {path} says where\n")
+    )
 
 
 def last_events(path: Path, *, since: int = 0, count: int = 6) -> list[str]:

@@ -1,9 +1,10 @@
-"""What every process under the supervisor does first: make sure that it does not outlive it."""
+"""What every process of a deployment does first: not outlive its supervisor, not dump its memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 from typing import Final
@@ -24,3 +25,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != expected:
         sys.exit("the supervisor died during start-up")
+
+
+def forbid_core_dumps() -> None:
+    """No core dump of this process and of those that it starts: it would hold keys and training data.
+
+    A limit of one byte rather than none: the kernel ignores a limit of zero where a program collects
+    dumps through a pipe, and takes one to mean no dump at all (core(5), fs/coredump.c).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
