@@ -52,12 +52,19 @@ class Endpoint:
 
     def answers_ready(self) -> bool:
         """Whether GET /readyz says 200."""
+        return self._status("/readyz") == http.client.OK
+
+    def answers(self) -> bool:
+        """Whether GET /healthz says anything at all, be it that there are too many requests."""
+        return self._status("/healthz") is not None
+
+    def _status(self, path: str) -> int | None:
         connection = self._connection()
         try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.client.OK
+            connection.request("GET", path)
+            return connection.getresponse().status
         except (OSError, http.client.HTTPException):
-            return False
+            return None
         finally:
             connection.close()
 

@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -58,7 +58,7 @@ class Timings:
 class Supervisor:
     """Runs `children` over a data directory whose lock the caller holds, until told to stop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its collaborators, each by name
         self,
         lock: DirectoryLock,
         services: Services,
@@ -68,13 +68,16 @@ class Supervisor:
         maintenance: Maintenance,
         events: Events,
         url: str,
+        hung: Callable[[], Collection[str]] = tuple,
         timings: Timings | None = None,
     ) -> None:
+        """`hung` tells owners and names of children that live and do nothing; they are killed."""
         self._services = services
         self._is_ready = is_ready
         self._maintenance = maintenance
         self._events = events
         self._url = url
+        self._hung = hung
         self._timings = timings or Timings()
         self._owners = Owners(lock.data_dir)
         logs = lock.data_dir / "logs"
@@ -110,7 +113,8 @@ class Supervisor:
     # Serving
 
     def _step(self) -> None:
-        """Collect the dead, start what is due, and look whether all is ready."""
+        """End the hung, collect the dead, start what is due, and look whether all is ready."""
+        self._kill_hung()
         for child in self._children:
             death = child.collect()
             if death is not None:
@@ -121,6 +125,14 @@ class Supervisor:
                 self._start(child)
         if not self._ready and time.monotonic() >= self._next_probe:
             self._probe()
+
+    def _kill_hung(self) -> None:
+        hung = self._hung()
+        for child in self._children:
+            if child.alive and (child.owner in hung or child.spec.name in hung):
+                log.error("child hung", extra={"child": child.spec.name, "owner": child.owner})
+                self._events.note(f"{child.spec.name} does not respond any more; killing it")
+                child.kill()
 
     def _start(self, child: Child) -> None:
         try:

@@ -11,9 +11,10 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.composition import check_directory, check_key, local_services, sqlite_items
 from tensafe.local.deployment import check_installed, choose_threads, deployment
 from tensafe.local.endpoint import Endpoint
+from tensafe.local.liveness import LOOK_EVERY_S, Watch
 from tensafe.local.lock import DirectoryLock
 from tensafe.local.logs import log_to_file
-from tensafe.local.maintenance import Maintenance, local_duties
+from tensafe.local.maintenance import Duty, Maintenance, local_duties
 from tensafe.local.model_registry import ModelRegistry
 from tensafe.local.models import ModelSource
 from tensafe.local.settings import LocalSettings, read_settings
@@ -47,14 +48,17 @@ def up(request: UpRequest, events: Events) -> None:
         log_to_file(data_dir / "logs" / "supervisor.log", "supervisor", settings.log_level)
         lock.describe({"url": endpoint.url, "models": [model.name for model in settings.models]})
         with local_services(settings) as services:
+            watch = Watch(services, endpoint.answers)
+            duties = local_duties(services, sqlite_items(services), data_dir / "logs")
             Supervisor(
                 lock,
                 services,
                 deployment(settings, endpoint),
                 is_ready=lambda: all_workers_announced(services) and endpoint.answers_ready(),
-                maintenance=Maintenance(local_duties(services, sqlite_items(services), data_dir / "logs")),
+                maintenance=Maintenance((*duties, Duty("liveness", LOOK_EVERY_S, watch.look))),
                 events=events,
                 url=endpoint.url,
+                hung=watch.hung,
             ).run()
 
 

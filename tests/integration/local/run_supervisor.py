@@ -15,9 +15,10 @@ from tensafe.contracts.errors import TensafeError, Unavailable
 from tensafe.local.children import ChildSpec
 from tensafe.local.composition import local_services, sqlite_items
 from tensafe.local.deployment import inherited_environment
+from tensafe.local.liveness import Watch
 from tensafe.local.lock import DirectoryLock
 from tensafe.local.logs import log_to_file
-from tensafe.local.maintenance import Maintenance, local_duties
+from tensafe.local.maintenance import Duty, Maintenance, local_duties
 from tensafe.local.settings import LocalSettings
 from tensafe.local.supervisor import Supervisor, Timings
 
@@ -67,16 +68,17 @@ def main(data_dir: str, children: str, timings: str) -> int:
     try:
         with DirectoryLock(settings.data_dir) as lock, local_services(settings) as services:
             log_to_file(settings.data_dir / "logs" / "supervisor.log", "supervisor", "INFO")
+            watch = Watch(services, lambda: False, looks=3)
+            duties = local_duties(services, sqlite_items(services), settings.data_dir / "logs")
             Supervisor(
                 lock,
                 services,
                 specs,
                 is_ready=announced,
-                maintenance=Maintenance(
-                    local_duties(services, sqlite_items(services), settings.data_dir / "logs")
-                ),
+                maintenance=Maintenance((*duties, Duty("liveness", 0.5, watch.look))),
                 events=Lines(),
                 url="http://127.0.0.1:1",
+                hung=watch.hung,
                 timings=Timings(**json.loads(timings)),
             ).run()
     except TensafeError as error:

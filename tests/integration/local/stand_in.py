@@ -5,6 +5,7 @@ deaf                   announce, ignore SIGTERM
 fail TEXT              log TEXT and exit 3
 family                 as wait, with a child in its group and one in a session of its own
 hold MODEL             as a trainer: receive a message, claim its run, receive another, wait
+hang [again]           as a worker: announce itself for two seconds, once or again and again, and wait
 chatter MIB            log so much, announce, wait
 listen PORT            announce, listen on a port
 """
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tensafe.local.process import OWNER_VARIABLE, die_with_parent
@@ -44,6 +46,8 @@ def main(behaviour: str, *arguments: str) -> None:
         listener = socket.create_server(("127.0.0.1", int(arguments[0])))
         facts["port"] = listener.getsockname()[1]
     announce(facts)
+    if behaviour == "hang":
+        hang(arguments, stop)
     stop.wait()
 
 
@@ -55,6 +59,19 @@ def announce(facts: dict[str, object]) -> None:
     aside = folder / f".{owner}"
     aside.write_text(json.dumps({**facts, "environment": dict(os.environ)}))
     aside.replace(folder / owner)
+
+
+def hang(arguments: tuple[str, ...], stop: threading.Event) -> None:
+    """A worker's announcements, each of which is forgotten after two seconds."""
+    from tensafe.local.composition import open_services
+    from tensafe.local.settings import LocalSettings
+    from tensafe.operations.worker_status import TTL_S, WorkerStatus
+
+    items = open_services(LocalSettings()).ports.items
+    workers = WorkerStatus(items, clock=lambda: time.time() - TTL_S + 2)
+    workers.announce("trainer", "acme/tiny", os.environ[OWNER_VARIABLE], 0)
+    while arguments and not stop.wait(0.5):
+        workers.announce("trainer", "acme/tiny", os.environ[OWNER_VARIABLE], 0)
 
 
 def hold(model: str) -> list[str]:

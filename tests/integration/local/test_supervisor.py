@@ -173,6 +173,20 @@ def test_a_child_that_cannot_be_started_again_is_tried_until_it_can(supervise: S
     assert len(service.processes()) == 2
 
 
+def test_a_worker_that_is_silent_is_killed_and_one_that_announces_itself_is_not(supervise: Supervise) -> None:
+    service = supervise(
+        {"name": "silent", "behaviour": ["hang"]}, {"name": "busy", "behaviour": ["hang", "again"]}
+    )
+    service.ready()
+    busy, _ = service.announced("busy")
+    silent, _ = service.announced("silent")
+    assert service.process.stdout is not None
+    assert "silent does not respond any more; killing it" in service.process.stdout.readline()
+    assert "silent: killed by SIGKILL" in service.process.stdout.readline()
+    service.announced("silent", besides={silent})
+    assert [path.name for path in (service.data_dir / "announced").glob("busy-*")] == [busy]
+
+
 def test_the_log_of_a_child_that_lives_on_is_rotated(supervise: Supervise) -> None:
     service = supervise({"name": "chatter", "behaviour": ["chatter", "17"]})
     service.ready()
