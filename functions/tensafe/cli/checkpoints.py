@@ -61,7 +61,7 @@ def delete(
     """Delete a checkpoint for ever: its key first, then its ciphertext."""
     from tensafe.local.admin import delete_checkpoint, find_checkpoint
 
-    with opened(data_dir, key_file) as services:
+    with opened(data_dir, key_file, doing=None) as services:
         checkpoint = find_checkpoint(services, path)
         confirm(f"Delete {path} of tenant {checkpoint.tenant}?", yes)
         with progress("deleting"):
@@ -84,10 +84,9 @@ def export(
     """
     from tensafe.local.admin import export_checkpoint, find_checkpoint
 
-    with opened(data_dir, key_file) as services:
+    with opened(data_dir, key_file, doing="exporting") as services:
         checkpoint = find_checkpoint(services, path)
-        with progress("exporting"):
-            export_checkpoint(services, checkpoint, output)
+        export_checkpoint(services, checkpoint, output)
     facts = {"path": path, "file": str(output), "size_bytes": checkpoint.ref.size_bytes}
     print_object(facts, as_json=as_json)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tensafe.cli.output import progress
 from tensafe.contracts.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -56,18 +57,22 @@ def key_file_option(given: Path | None) -> dict[str, Path]:
 
 
 @contextmanager
-def opened(given: Path | None, key_file: Path | None) -> Iterator[Services]:
-    """The services of a data directory, for a command that needs no server. Raises ConfigurationError."""
+def opened(given: Path | None, key_file: Path | None, *, doing: str | None = "reading") -> Iterator[Services]:
+    """The services of a data directory, for a command that needs no server. Raises ConfigurationError.
+
+    `doing` is shown to whoever waits for the block; None for a block that asks something.
+    """
     from tensafe.local.composition import check_directory, local_services
     from tensafe.local.model_registry import ModelRegistry
     from tensafe.local.settings import read_settings
 
     data_dir = data_directory(given)
-    check_directory(data_dir)
-    models = ModelRegistry(data_dir).models()
-    settings = read_settings(data_dir=data_dir, models=models, **key_file_option(key_file))
-    with local_services(settings) as services:
-        yield services
+    with progress(doing) if doing else nullcontext():
+        check_directory(data_dir)
+        models = ModelRegistry(data_dir).models()
+        settings = read_settings(data_dir=data_dir, models=models, **key_file_option(key_file))
+        with local_services(settings) as services:
+            yield services
 
 
 def parse_duration_s(text: str) -> int:

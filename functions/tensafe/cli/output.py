@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,7 +35,9 @@ def print_rows(rows: Sequence[Row], *, as_json: bool, columns: Sequence[str], em
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # what reads a pipe does its own wrapping
-    console.print(table)
+    with progress("formatting"), console.capture() as text:
+        console.print(table)
+    typer.echo(text.get(), nl=False)
 
 
 def print_object(row: Row, *, as_json: bool) -> None:
@@ -65,15 +69,25 @@ def size(size_bytes: int) -> str:
 
 @contextmanager
 def progress(text: str) -> Iterator[None]:
-    """A moving bar on the terminal while the block lasts; nothing on a pipe."""
+    """A moving bar on the terminal while the block lasts, unless it is quick; nothing on a pipe."""
+    if not sys.stderr.isatty():
+        yield
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        bar.add_task(text, total=None)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(text, total=None)
+    begin = threading.Timer(_QUICK_S, bar.start)
+    begin.start()
+    try:
         yield
+    finally:
+        begin.cancel()
+        begin.join()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _cell(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tensafe.cli.options import AsJson, DataDir, KeyFile, opened
-from tensafe.cli.output import print_object, print_rows, progress
+from tensafe.cli.output import print_object, print_rows
 
 app = typer.Typer(help="Show what privacy domains have spent.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def show(
     """Show the privacy loss of all that a domain's runs have released."""
     from dataclasses import asdict
 
-    with opened(data_dir, key_file) as services, progress("accounting"):
+    with opened(data_dir, key_file, doing="accounting") as services:
         from tensafe.local.admin import show_domain
 
         statement = asdict(show_domain(services, domain, tenant))

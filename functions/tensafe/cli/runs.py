@@ -51,7 +51,7 @@ def erase(
     """Erase a run for ever: its data key first, then everything that was sealed under it."""
     from tensafe.local.admin import erase_run, find_run
 
-    with opened(data_dir, key_file) as services:
+    with opened(data_dir, key_file, doing=None) as services:
         record = find_run(services, run)
         confirm(f"Erase {run} of tenant {record.tenant} with its checkpoints?", yes)
         with progress("erasing"):

@@ -12,7 +12,7 @@ import typer
 
 import tensafe
 from tensafe.cli.options import AsJson, DataDir, KeyFile, data_directory, key_file_option, opened
-from tensafe.cli.output import print_object, print_rows, utc
+from tensafe.cli.output import print_object, print_rows, progress, utc
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -50,7 +50,8 @@ def init(
 
     directory = data_directory(data_dir)
     chosen = read_settings(data_dir=directory, models=(), **key_file_option(key_file)).key_file
-    key_id = initialise(directory, chosen)
+    with progress("making the data directory"):
+        key_id = initialise(directory, chosen)
     facts = {"data_dir": str(directory), "key_file": str(key_location(directory)), "key_id": key_id}
     print_object(facts, as_json=as_json)
     if chosen is None:
