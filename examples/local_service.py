@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,20 @@ from rich.console import Console
 
 _TENSAFE: Final = (sys.executable, "-c", "from tensafe.cli import main; main()")
 """What the `tensafe` command of this interpreter's environment runs."""
+_HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.*)?", re.ASCII)
+_NAME_MAX: Final = 96
+
+
+def model_name(source: str) -> str:
+    """The name under which a folder or a hub id is served: a path itself cannot name a model.
+
+    A folder goes by its own name, a hub id by itself without `@REVISION`.
+    """
+    folder = Path(source).expanduser()
+    hub = _HUB_ID.fullmatch(source)
+    if hub and not folder.is_dir():
+        return hub[1]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).lstrip("_.-")[:_NAME_MAX] or "model"
 
 
 class LocalService:

@@ -28,7 +28,7 @@ from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
 from corpus import Corpus, Example, encode, encode_prompt, load_corpus
-from local_service import LocalService
+from local_service import LocalService, model_name
 from make_base_model import NAME, ensure_base_model
 from report import write_report
 
@@ -185,7 +185,8 @@ def main() -> int:
 
     began = time.monotonic()
     if arguments.model:
-        name, path, facts = arguments.model, arguments.model, [("base model", arguments.model)]
+        name, path = model_name(arguments.model), arguments.model
+        facts = [("base model", name)]
     else:
         base = ensure_base_model(console=console)
         name, path = NAME, str(base.path)
