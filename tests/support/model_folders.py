@@ -10,6 +10,9 @@ CONFIG: dict[str, object] = {
     "architectures": ["Qwen3ForCausalLM"],
     "vocab_size": 512,
     "max_position_embeddings": 256,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
 }
 
 

@@ -42,6 +42,7 @@ class Service:
     model_path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     model_name: str = MODEL_NAME
+    options: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[str] | None = None
 
@@ -70,6 +71,7 @@ class Service:
             *(sys.executable, "-c", "from tensafe.cli import main; main()"),
             *("up", "--data-dir", str(self.data_dir), "--port", str(self.port)),
             *("--model", f"{self.model_name}={self.model_path}", "--threads", "1"),
+            *self.options,
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **self.environment}
         errors = (self.folder / "up.err").open("a")

@@ -83,6 +83,21 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     max_lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Largest rank of an adapter. (default: 64)")
     ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="TOKENS", help="Longest prompt with its continuation. (default: what fits)"
+        ),
+    ] = None,
+    kv_cache_gib: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="GIB",
+            envvar="VLLM_CPU_KVCACHE_SPACE",
+            help="KV cache of each sampler. (default: from the free memory)",
+        ),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +110,7 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     Prints one line on standard output, `ready http://HOST:PORT`, once clients can train and sample.
     """
     from tensafe.local.endpoint import Endpoint
+    from tensafe.local.kv_cache import ContextWish
     from tensafe.local.models import ModelSource
     from tensafe.local.up import UpRequest
     from tensafe.local.up import up as serve
@@ -105,6 +121,7 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
         models=[ModelSource.parse(one) for one in model],
         endpoint=Endpoint(host, port, tls_cert, tls_key),
         max_lora_rank=max_lora_rank,
+        context=ContextWish(max_context, kv_cache_gib),
         overrides={name: value for name, value in given.items() if value is not None},
     )
     with _Terminal() as events:

@@ -106,8 +106,11 @@ class ModelInfo(Strict):
     vocab_size: int = Field(ge=1)
     """Rows of the embedding: every token id is below it."""
     max_context_tokens: int = Field(ge=1)
+    """Tokens of a prompt and its continuation, or of a training example."""
     max_lora_rank: int = Field(default=64, ge=1, le=MAX_RANK)
     """Largest adapter rank that this deployment samples from, and so the largest that it trains."""
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    """KV cache of its sampler; None leaves the size to the engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class ModelSource:
 
 def describe(name: str, folder: Path) -> ModelInfo:
     """Read the model's config.json. Raises ConfigurationError (unreadable), Unsupported (another family)."""
-    config = _read_config(name, folder)
+    config = read_config(name, folder)
     family = str(config.get("model_type"))
     if family not in FAMILIES:
         raise Unsupported(
@@ -84,8 +84,7 @@ def describe(name: str, folder: Path) -> ModelInfo:
         )
     if config.get("quantization_config") is not None:
         raise Unsupported(f"{name} is quantised; use its float32 or bfloat16 weights", field="model")
-    text = config.get("text_config")
-    values = {**config, **text} if isinstance(text, Mapping) else config
+    values = text_part(config)
     architectures = config.get("architectures")
     arch = architectures[0] if isinstance(architectures, list) and architectures else FAMILIES[family]
     try:
@@ -122,7 +121,14 @@ def download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(name: str, folder: Path) -> dict[str, Any]:
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the sizes of the language model, where they stand apart, above the others."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, Mapping) else config
+
+
+def read_config(name: str, folder: Path) -> dict[str, Any]:
+    """config.json. Raises ConfigurationError if it is not there or is no JSON object."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())

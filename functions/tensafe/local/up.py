@@ -11,6 +11,7 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.composition import check_directory, check_key, local_services, sqlite_items
 from tensafe.local.deployment import check_installed, choose_threads, deployment
 from tensafe.local.endpoint import Endpoint
+from tensafe.local.kv_cache import ContextWish, with_contexts
 from tensafe.local.liveness import LOOK_EVERY_S, Watch
 from tensafe.local.lock import DirectoryLock
 from tensafe.local.logs import log_to_file
@@ -30,6 +31,7 @@ class UpRequest:
     models: Sequence[ModelSource]
     endpoint: Endpoint
     max_lora_rank: int | None = None
+    context: ContextWish = field(default_factory=ContextWish)
     overrides: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -69,16 +71,19 @@ def _settings(request: UpRequest, endpoint: Endpoint, events: Events) -> LocalSe
         raise ConfigurationError("two --model options have the same name; give each its own")
     if not names:
         raise ConfigurationError("no base model to serve: give --model NAME=FOLDER or NAME=HUB_ID")
-    registry, models = ModelRegistry(request.data_dir), []
+    models = []
     for source in request.models:
         events.waiting(f"looking at {source.name}")
-        model = source.resolve(max_lora_rank=request.max_lora_rank)
-        registry.register(model)
-        models.append(model)
+        models.append(source.resolve(max_lora_rank=request.max_lora_rank))
     given: dict[str, object] = {}
     if "TENSAFE_BASE_URL" not in os.environ:
         given["base_url"] = endpoint.url
     if "TENSAFE_THREADS" not in os.environ:
         given["threads"] = choose_threads(len(models), os.environ)
     given |= request.overrides
-    return read_settings(data_dir=request.data_dir.resolve(), models=tuple(models), **given)
+    settings = read_settings(data_dir=request.data_dir.resolve(), models=(), **given)
+    fitted = with_contexts(models, request.context, settings, events.note)
+    registry = ModelRegistry(request.data_dir)
+    for model in fitted:
+        registry.register(model)
+    return settings.model_copy(update={"models": tuple(fitted)})

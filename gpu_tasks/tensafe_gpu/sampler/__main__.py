@@ -36,6 +36,7 @@ async def serve(
         dtype=settings.dtype,
         max_context_tokens=info.max_context_tokens,
         max_lora_rank=info.max_lora_rank,
+        kv_cache_bytes=info.kv_cache_bytes,
     )
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)

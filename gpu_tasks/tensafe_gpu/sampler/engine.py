@@ -56,7 +56,7 @@ class SamplingEngine:
         self._closed = False
 
     @classmethod
-    async def start(
+    async def start(  # noqa: PLR0913 - one argument per setting
         cls,
         model_path: str | Path,
         *,
@@ -66,6 +66,7 @@ class SamplingEngine:
         max_lora_rank: int = 32,
         max_resident_adapters: int = 16,
         max_sequences: int = 64,
+        kv_cache_bytes: int | None = None,
         private_root: Path = DEFAULT_ROOT,
     ) -> SamplingEngine:
         """Load the model and warm up. `configure_environment` must have run; blocks the loop meanwhile.
@@ -82,6 +83,7 @@ class SamplingEngine:
             max_lora_rank=max_lora_rank,
             max_resident_adapters=max(max_resident_adapters, max_loras),
             max_sequences=max_sequences,
+            kv_cache_bytes=kv_cache_bytes,
         )
         began = time.monotonic()
         private = PrivateDirectory(private_root)

@@ -51,25 +51,24 @@ _state: Final = {"configured": False}
 """Whether this process set the variables before it imported vLLM."""
 
 
-def configure_environment(*, device: Device = "cpu", threads: int = 1, kv_cache_gib: int = 1) -> None:
+def configure_environment(*, device: Device = "cpu", threads: int = 1) -> None:
     """Set vLLM's environment variables for this process and its children.
 
-    `threads` is the number of OpenMP threads of the engine on CPU; `kv_cache_gib` the size of its
-    KV cache in GiB on CPU (on CUDA vLLM sizes it from the free memory). Call it once, first.
+    `threads` is the number of OpenMP threads of the engine on CPU. Call it once, first.
     Raises ConfigurationError when a value is out of range or vLLM has been imported already.
     """
     if threads < 1:
         raise ConfigurationError("the sampler needs at least one thread", field="threads")
-    if kv_cache_gib < 1:
-        raise ConfigurationError("the KV cache needs at least 1 GiB", field="kv_cache_gib")
     if "vllm" in sys.modules and not _state["configured"]:
         raise ConfigurationError("configure_environment must run before anything imports vllm")
     values = dict(_ALWAYS)
     if device == "cpu":
-        values |= _CPU | {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+        values |= _CPU | {"OMP_NUM_THREADS": str(threads)}
     values[_DEVICE_VARIABLE] = device
     values[SAMPLER_PID_VARIABLE] = str(os.getpid())
     os.environ.update(values)
+    # `tensafe up` has read it: the engine is given the bytes that the context limit was made for.
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     _state["configured"] = True
 
 

@@ -24,6 +24,7 @@ _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for max_lora_rank; every adapter slot takes memory for this rank."""
 _CPU_BLOCK_TOKENS: Final = 32
 """KV cache block on CPU, where vLLM takes 128: only whole blocks of a prompt are shared (docs/vllm.md)."""
+_CPU_CACHE_BYTES: Final = 2**30
 _BATCHED_TOKENS: Final = 2048
 """Tokens in one step. Prompt logprobs take float32 [tokens, vocabulary] of memory at a time."""
 
@@ -41,6 +42,8 @@ class EngineSettings:
     max_lora_rank: int
     max_resident_adapters: int
     max_sequences: int
+    kv_cache_bytes: int | None = None
+    """None: 1 GiB on CPU; on CUDA what vLLM finds free."""
 
     def __post_init__(self) -> None:
         if not (self.model_path / "config.json").is_file():
@@ -61,6 +64,7 @@ class EngineSettings:
             "model": str(self.model_path),
             "dtype": self.dtype,
             "max_model_len": self.max_context_tokens,
+            "kv_cache_memory_bytes": self.kv_cache_bytes or (_CPU_CACHE_BYTES if on_cpu else None),
             "max_num_seqs": self.max_sequences,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, self.max_sequences),
             "enforce_eager": on_cpu,
@@ -101,7 +105,10 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.vllm_arguments()))
     except Exception as error:
         _LOG.error("vLLM did not start: %s", error)  # there is no request yet that it could quote
-        raise ConfigurationError(f"vLLM cannot start on {settings.model_path}; see the log") from error
+        raise ConfigurationError(
+            f"vLLM cannot start on {settings.model_path}; see the log. If memory is short: --max-context, "
+            "--kv-cache-gib"
+        ) from error
 
 
 async def repair(llm: AsyncLLM) -> None:

@@ -27,7 +27,7 @@ MODEL_SHAPE = {"hidden": 128, "layers": 2, "vocab": 512, "max_context": 256}  # 
 @pytest.fixture(scope="package", autouse=True)
 def _vllm_environment() -> Iterator[None]:
     before = dict(os.environ)
-    configure_environment(threads=1, kv_cache_gib=1)
+    configure_environment(threads=1)
     torch.set_num_threads(1)
     yield
     os.environ.clear()
