@@ -15,6 +15,8 @@ MAX_SAMPLES: Final = 1024
 MAX_STOP_STRINGS: Final = 64
 MAX_STOP_STRING_CHARS: Final = 1024
 MAX_TOPK_LOGPROBS: Final = 64
+MAX_INT32: Final = 2**31 - 1
+"""Token ids and top_k are int32 in the engine."""
 MIN_TEMPERATURE: Final = 0.01
 MAX_TEMPERATURE: Final = 2.0
 """The sampler refuses more; below MIN_TEMPERATURE only 0, which is greedy, means what it says."""
@@ -41,7 +43,7 @@ class SamplingParams(Strict):
         | None
     ) = None
     temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
-    top_k: int = Field(default=-1, ge=-1)
+    top_k: int = Field(default=-1, ge=-1, le=MAX_INT32)
     top_p: float = Field(default=1.0, gt=0, le=1)
 
     @field_validator("temperature")
@@ -60,8 +62,8 @@ class SamplingParams(Strict):
         if len(entries) > MAX_STOP_STRINGS:
             raise ValueError(f"at most {MAX_STOP_STRINGS} stops")
         for entry in entries:
-            if isinstance(entry, int) and entry < 0:
-                raise ValueError("a token id cannot be negative")
+            if isinstance(entry, int) and not 0 <= entry <= MAX_INT32:
+                raise ValueError("a token id is 0 to 2**31 - 1")
             if isinstance(entry, str) and not 1 <= len(entry) <= MAX_STOP_STRING_CHARS:
                 raise ValueError(f"a stop string has 1 to {MAX_STOP_STRING_CHARS} characters")
         return stop

@@ -27,6 +27,7 @@ def request(**fields: Any) -> SampleRequest:
         (request(prompt=(1,) * 32), "prompt"),
         (request(prompt=(1, 100)), "prompt"),
         (request(prompt=(1, -1)), "prompt"),
+        (request(prompt=(1, 2**80)), "prompt"),
         (request(stop=(100,)), "params.stop"),
         (SampleRequest(prompt=(1,), topk_prompt_logprobs=64), "topk_prompt_logprobs"),
         (SampleRequest(prompt=(1,), topk_sample_logprobs=64), "topk_sample_logprobs"),
@@ -44,11 +45,14 @@ def test_what_fits_is_accepted() -> None:
 
 @pytest.mark.parametrize("params", [
     {"temperature": 0.001}, {"temperature": 2.1}, {"stop": ""}, {"stop": ("a", "")}, {"stop": (-1,)},
-    {"stop": ("x",) * 65}, {"stop": "x" * 1025},
+    {"stop": ("x",) * 65}, {"stop": "x" * 1025}, {"stop": (2**31,)}, {"stop": (2**80,)},
+    {"top_k": -2}, {"top_k": 2**31}, {"top_k": 2**80}, {"seed": -1}, {"seed": 2**63}, {"seed": 2**80},
+    {"max_tokens": 0}, {"max_tokens": 1_000_001}, {"max_tokens": 2**80},
 ])  # fmt: skip
 def test_the_contract_refuses_what_the_sampler_would_misread(params: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as refused:
         SamplingParams(**params)
+    assert {problem["loc"][0] for problem in refused.value.errors()} == set(params)
 
 
 @pytest.mark.parametrize(("asked", "given"), [(None, 29), (5, 5), (29, 29), (500, 29)])
