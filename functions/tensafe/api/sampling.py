@@ -9,7 +9,7 @@ from tensafe.api import runs
 from tensafe.api.futures import Future
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unavailable
 from tensafe.contracts.payloads import CheckpointRef, SamplePayload, SavePayload
-from tensafe.contracts.sampling import SampleRequest
+from tensafe.contracts.sampling import SampleRequest, check_result_size
 from tensafe.contracts.training import ModelInfo
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import CheckpointKind
@@ -20,7 +20,7 @@ from tensafe.storage.ports import ConditionFailed, JsonValue, Put
 
 
 def check_sample(request: SampleRequest, info: ModelInfo) -> None:
-    """Refuse what no sampler could run: tokens outside the vocabulary, a prompt that fills the context."""
+    """Refuse what no sampler could run: a prompt that fills the context, unknown tokens, a huge result."""
     if len(request.prompt) >= info.max_context_tokens:
         raise InvalidRequest(
             f"the prompt has {len(request.prompt)} tokens; at most {info.max_context_tokens - 1} leave "
@@ -34,6 +34,7 @@ def check_sample(request: SampleRequest, info: ModelInfo) -> None:
                 f"{info.vocab_size - 1}",
                 field=f"prompt[{position}]",
             )
+    check_result_size(request, info.max_context_tokens)
 
 
 def open_sampler(

@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import Strict
 
 MAX_SAMPLES: Final = 1024
 MAX_STOP_STRINGS: Final = 64
 MAX_STOP_STRING_CHARS: Final = 1024
 MAX_TOPK_LOGPROBS: Final = 64
+MAX_RESULT_LOGPROBS: Final = 2**20
+"""Pairs of token and logprob in one result: 8 MiB as protobuf, some 50 MB as JSON with top-k."""
 MAX_INT32: Final = 2**31 - 1
 """Token ids and top_k are int32 in the engine."""
 MIN_TEMPERATURE: Final = 0.01
@@ -78,6 +81,25 @@ class SampleRequest(Strict):
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = Field(default=0, ge=0, le=MAX_TOPK_LOGPROBS)
     topk_sample_logprobs: int = Field(default=0, ge=0, le=MAX_TOPK_LOGPROBS)
+
+
+def check_result_size(request: SampleRequest, max_context_tokens: int) -> None:
+    """Raise InvalidRequest unless the largest result that this could have is within the limit.
+
+    A request that asks for as many tokens as fit is counted with all of them.
+    """
+    room = max(0, max_context_tokens - len(request.prompt))
+    new_tokens = room if request.params.max_tokens is None else min(room, request.params.max_tokens)
+    sampled = request.num_samples * new_tokens * (1 + request.topk_sample_logprobs)
+    scores_prompt = request.prompt_logprobs or request.topk_prompt_logprobs > 0
+    scored = len(request.prompt) * (1 + request.topk_prompt_logprobs) if scores_prompt else 0
+    if sampled + scored > MAX_RESULT_LOGPROBS:
+        raise InvalidRequest(
+            f"the result could have {sampled + scored} logprobs, at most {MAX_RESULT_LOGPROBS}: num_samples "
+            f"x max_tokens ({new_tokens} here) x (1 + topk_sample_logprobs), and the prompt's tokens x "
+            "(1 + topk_prompt_logprobs)",
+            field="num_samples" if sampled >= scored else "topk_prompt_logprobs",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest, Unavailable
-from tensafe.contracts.sampling import SampleRequest, SampleResult, Sequence, StopReason, TopkLogprobs
+from tensafe.contracts.sampling import (
+    SampleRequest,
+    SampleResult,
+    Sequence,
+    StopReason,
+    TopkLogprobs,
+    check_result_size,
+)
 
 if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs
@@ -44,6 +51,7 @@ def check_request(request: SampleRequest, limits: Limits) -> None:
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if getattr(request, name) > limits.vocab_size:
             raise InvalidRequest(f"the vocabulary has {limits.vocab_size} tokens", field=name)
+    check_result_size(request, limits.max_context_tokens)
 
 
 def _check_tokens(tokens: tuple[int, ...] | list[int], vocab_size: int, field: str) -> None:

@@ -43,6 +43,37 @@ def test_what_fits_is_accepted() -> None:
     check_request(request(prompt=(0, 99) * 15, stop=(0, 99), topk_sample_logprobs=64), LIMITS)
 
 
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        (request(num_samples=1024, max_tokens=1025), "num_samples"),
+        (request(num_samples=27), "num_samples"),  # max_tokens: as many as the context has
+        (request(num_samples=200, max_tokens=100, topk_sample_logprobs=64), "num_samples"),
+        (request(prompt=(1,) * 16_200, max_tokens=1, topk_prompt_logprobs=64), "topk_prompt_logprobs"),
+        (request(num_samples=1024, max_tokens=1023, prompt=(1,) * 2048, prompt_logprobs=True), "num_samples"),
+    ],
+)
+def test_a_result_beyond_the_limit_is_refused_by_the_field_that_weighs_most(
+    asked: SampleRequest, field: str
+) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"logprobs, at most 1048576: num_samples x max_tokens"
+    ) as refused:
+        check_request(asked, Limits(vocab_size=100, max_context_tokens=40_960))
+    assert refused.value.field == field
+
+
+def test_a_result_at_the_limit_is_accepted() -> None:
+    limits = Limits(vocab_size=100, max_context_tokens=40_960)
+    for asked in (
+        request(num_samples=1024, max_tokens=1024),
+        request(num_samples=25),
+        request(prompt=(1,) * 16_000, max_tokens=1, topk_prompt_logprobs=64),
+        request(prompt=(1,) * 40_000, num_samples=1024),
+    ):
+        check_request(asked, limits)
+
+
 @pytest.mark.parametrize("params", [
     {"temperature": 0.001}, {"temperature": 2.1}, {"stop": ""}, {"stop": ("a", "")}, {"stop": (-1,)},
     {"stop": ("x",) * 65}, {"stop": "x" * 1025}, {"stop": (2**31,)}, {"stop": (2**80,)},
