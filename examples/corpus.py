@@ -1,15 +1,19 @@
 """The demo's private data: the English conversations of the `chatterbot-corpus` package (BSD-3-Clause).
 
-One conversation is one privacy unit. Conversations that say the same thing are kept once, so that no
-unit's text stands in another unit or in the held-out part.
+One conversation is one privacy unit; conversations that say the same thing are kept once. Conversations
+that share any turn are all trained on or all held out, so nothing of the held-out part is seen in training.
+Units of the training part do share turns (`Corpus.units_that_share`): what one unit's guarantee covers is its
+conversation, not a sentence that others say too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Protocol
 
 import yaml
@@ -38,10 +42,15 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A fixed split by conversation."""
+    """A fixed split; no turn stands in both parts."""
 
     train: tuple[Conversation, ...]
     heldout: tuple[Conversation, ...]
+
+    def units_that_share(self) -> int:
+        """How many training conversations have a turn that another one has too."""
+        said = Counter(turn for conversation in self.train for turn in _said(conversation.turns))
+        return sum(any(said[turn] > 1 for turn in _said(one.turns)) for one in self.train)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +79,39 @@ class Tokenizer(Protocol):
 
 
 def load_corpus() -> Corpus:
-    """Every conversation once, numbered from 1 in the order of the files, split by a hash of its text."""
+    """Every conversation once, numbered from 1 in the order of the files.
+
+    A hash of its first conversation's text decides for each group that shares turns.
+    """
+    seen: dict[str, Conversation] = {}
+    for category, turns in _conversations():
+        seen.setdefault("\n".join(turns).casefold(), Conversation(len(seen) + 1, category, turns))
     train: list[Conversation] = []
     heldout: list[Conversation] = []
-    seen: set[str] = set()
-    for category, turns in _conversations():
-        said = "\n".join(turns).casefold()
-        if said in seen:
-            continue
-        seen.add(said)
-        bucket = int.from_bytes(hashlib.sha256(said.encode()).digest()[:4]) % 100
-        part = heldout if bucket < HELDOUT_PERCENT else train
-        part.append(Conversation(len(seen), category, turns))
-    return Corpus(tuple(train), tuple(heldout))
+    for group in _groups(list(seen.values())):
+        text = "\n".join(group[0].turns).casefold()
+        bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % 100
+        (heldout if bucket < HELDOUT_PERCENT else train).extend(group)
+    by_number = attrgetter("unit_id")
+    return Corpus(tuple(sorted(train, key=by_number)), tuple(sorted(heldout, key=by_number)))
+
+
+def _groups(conversations: list[Conversation]) -> list[list[Conversation]]:
+    """Conversations that share a turn, directly or through others, together."""
+    group_of: dict[str, list[Conversation]] = {}
+    for conversation in conversations:
+        said = _said(conversation.turns)
+        merged = [conversation]
+        for group in {id(group_of[turn]): group_of[turn] for turn in said if turn in group_of}.values():
+            merged += group
+        merged.sort(key=attrgetter("unit_id"))
+        for turn in {turn for one in merged for turn in _said(one.turns)}:
+            group_of[turn] = merged
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def _said(turns: tuple[str, ...]) -> set[str]:
+    return {turn.casefold() for turn in turns}
 
 
 def _conversations() -> Iterator[tuple[str, tuple[str, ...]]]:

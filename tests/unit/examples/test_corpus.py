@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corpus import MAX_TURNS, Conversation, encode, encode_prompt, load_corpus
+from corpus import MAX_TURNS, Conversation, Corpus, encode, encode_prompt, load_corpus
 
 
 class Characters:
@@ -30,11 +30,24 @@ def test_the_split_is_by_conversation_and_deterministic() -> None:
     assert sorted(ids) == list(range(1, len(ids) + 1))
 
 
-def test_no_conversation_stands_in_both_halves() -> None:
+def test_nothing_that_is_said_in_one_half_is_said_in_the_other() -> None:
     corpus = load_corpus()
-    said = [["\n".join(c.turns).casefold() for c in half] for half in (corpus.train, corpus.heldout)]
-    assert len(set(said[0])) == len(said[0])
-    assert not set(said[0]) & set(said[1])
+    train, heldout = (
+        {turn.casefold() for conversation in half for turn in conversation.turns}
+        for half in (corpus.train, corpus.heldout)
+    )
+    assert not train & heldout
+
+
+def test_no_conversation_is_trained_on_twice_and_the_units_that_share_turns_are_counted() -> None:
+    corpus = load_corpus()
+    said = ["\n".join(c.turns).casefold() for c in corpus.train]
+    assert len(set(said)) == len(said)
+    first, second, third = (
+        Conversation(n, "x", turns) for n, turns in enumerate([("A", "b"), ("a", "c"), ("d", "e")], 1)
+    )
+    assert Corpus((first, second, third), ()).units_that_share() == 2
+    assert 0 < corpus.units_that_share() < len(corpus.train) / 2
 
 
 def test_conversations_are_text_of_two_turns_or_more() -> None:
