@@ -18,7 +18,14 @@ from rich.console import Console
 
 _TENSAFE: Final = (sys.executable, "-c", "from tensafe.cli import main; main()")
 """What the `tensafe` command of this interpreter's environment runs."""
+_SERVICE: Final = (
+    sys.executable,
+    "-c",
+    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); from tensafe.cli import main; main()",
+)
+"""The same with PR_SET_PDEATHSIG: the kernel sends SIGTERM when the process that started it is gone."""
 _HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@.*)?", re.ASCII)
+_STOP_S: Final = 60.0
 _NAME_MAX: Final = 96
 
 
@@ -34,8 +41,18 @@ def model_name(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).lstrip("_.-")[:_NAME_MAX] or "model"
 
 
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP end this program as Ctrl-C does: what was opened is closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
 class LocalService:
-    """`tensafe init`, `tensafe up`, `tensafe keys create`; Ctrl-C at the end."""
+    """`tensafe init`, `tensafe up`, `tensafe keys create`; Ctrl-C at the end.
+
+    Whatever happens in between, nothing is left running: even when this process is killed, the kernel
+    tells the service.
+    """
 
     def __init__(self, data_dir: Path, model_name: str, model_path: str, console: Console) -> None:
         self._data_dir = data_dir
@@ -46,6 +63,19 @@ class LocalService:
         self.api_key = ""
 
     def __enter__(self) -> LocalService:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _start(self) -> None:
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
         data_dir = ("--data-dir", str(self._data_dir))
         subprocess.run([*_TENSAFE, "init", *data_dir], check=True, capture_output=True)
@@ -53,12 +83,14 @@ class LocalService:
         command = ["up", *data_dir, "--port", str(port), "--model", self._model]
         with self._console.status("starting the service: API, trainer, sampler"):
             self._process = subprocess.Popen(
-                [*_TENSAFE, *command], stdout=subprocess.PIPE, text=True, start_new_session=True
+                [*_SERVICE, *command],
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C reaches this program alone, which then ends the service
             )
             assert self._process.stdout is not None
             line = self._process.stdout.readline().strip()
         if not line.startswith("ready "):
-            self._process.wait(30)
             sys.exit("the service did not start; see the messages above")
         self.url = line.removeprefix("ready ")
         created = subprocess.run(
@@ -69,14 +101,20 @@ class LocalService:
         )
         self.api_key = json.loads(created.stdout)["key"]
         self._console.print(f"service ready at {self.url}")
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait(60)
+    def _stop(self) -> None:
+        """SIGINT, and SIGKILL if that takes too long or a second Ctrl-C comes; its children end with it."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            process.send_signal(signal.SIGINT)
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
 
     def kill_trainer(self) -> int:
         """SIGKILL the trainer process; its pid. The supervisor starts another one."""
