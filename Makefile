@@ -71,6 +71,6 @@ proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 	@cd functions && find . -name '*.proto' -printf '%P\n' | LC_ALL=C sort | \
 		xargs ../.cache/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=.
 
-clean:  ## remove .venv, build output and caches
+clean:  ## remove .venv, build output, caches and demo-out
 	@rm -rf $(VENV) build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,8 +28,9 @@ from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
 from corpus import Corpus, Example, encode, encode_prompt, load_corpus
-from local_service import LocalService, model_name
+from local_service import LocalService, end_on_signals, model_name
 from make_base_model import NAME, ensure_base_model
+from output_folder import fresh_folder
 from report import write_report
 
 PROMPTS: Final = ("What is AI?", "How are you?", "Tell me a joke", "What is your favorite book?")
@@ -41,15 +42,26 @@ DOMAIN: Final = "chatterbot-english"
 class Plan:
     """The whole recipe. One step releases the noisy mean over `batch_size` conversations."""
 
+    conversations: int
+    """How many there are to train on; taken as public, since the size of a step follows from it."""
     rank: int = 2
     steps: int = 14
-    batch_size: int = 335
-    max_participations: int = 7
+    steps_per_pass: int = 2
     clip_norm: float = 1.0
     max_epsilon: float = 8.0
     delta: float = 1e-4
     learning_rate: float = 8e-3
     seed: int = 7
+
+    @property
+    def batch_size(self) -> int:
+        """Conversations of a step."""
+        return max(1, self.conversations // self.steps_per_pass)
+
+    @property
+    def max_participations(self) -> int:
+        """Passes begun: a conversation is in one step of each at most."""
+        return math.ceil(self.steps / (self.conversations // self.batch_size))
 
     def optimizer(self) -> OptimizerConfigBase:
         """Asks the service to choose the noise for `max_epsilon` and to refuse anything beyond it."""
@@ -89,6 +101,8 @@ def datum(example: Example, *, private: bool) -> types.Datum:
 
 def batches(examples: list[Example], plan: Plan) -> list[list[Example]]:
     """Shuffled passes over the data, cut into steps: each conversation at most once a pass."""
+    if len(examples) < plan.batch_size:
+        raise ValueError(f"a step needs {plan.batch_size} conversations and there are {len(examples)}")
     order = random.Random(plan.seed)
     cut: list[list[Example]] = []
     while len(cut) < plan.steps:
@@ -170,14 +184,19 @@ def examples_of(corpus: Corpus, tokenizer: Any) -> tuple[list[Example], list[Exa
 
 
 def main() -> int:
-    """Run the demo; 0 if the report was written."""
+    """Run the demo; 0 if the report was written, 1 if it may not write there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="hub id or local path of a Llama, Qwen2 or Qwen3 model")
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
-    parser.add_argument("--steps", type=int, default=Plan().steps)
+    parser.add_argument("--steps", type=int, default=Plan.steps, choices=range(2, 1001), metavar="2..1000")
     arguments = parser.parse_args()
     console = Console()
-    plan = Plan(steps=arguments.steps)
+    end_on_signals()
+    try:
+        output = fresh_folder(arguments.output)
+    except FileExistsError as error:
+        console.print(str(error), markup=False)
+        return 1
     timings: list[tuple[str, float]] = []
 
     def timed(label: str, began: float) -> None:
@@ -199,18 +218,17 @@ def main() -> int:
         ]
         timed("base model" + (" (cached)" if base.cached else ""), began)
 
-    shutil.rmtree(arguments.output, ignore_errors=True)
     began = time.monotonic()
-    with LocalService(arguments.output / "data", name, path, console) as service:
+    with LocalService(output / "data", name, path, console) as service:
         timed("start of the service", began)
-        run(service, name, plan, facts, timings, arguments.output, console)
+        run(service, name, arguments.steps, facts, timings, output, console)
     return 0
 
 
 def run(
     service: LocalService,
     name: str,
-    plan: Plan,
+    steps: int,
     facts: list[tuple[str, str]],
     timings: list[tuple[str, float]],
     output: Path,
@@ -218,11 +236,12 @@ def run(
 ) -> None:
     """Everything between `ready` and the report."""
     client = tinker.ServiceClient(base_url=service.url, api_key=service.api_key)
+    corpus = load_corpus()
+    plan = Plan(conversations=len(corpus.train), steps=steps)
     training = client.create_lora_training_client(
         name, rank=plan.rank, seed=plan.seed, train_unembed=False, optimizer=plan.optimizer()
     ).result()
     tokenizer = training.get_tokenizer()
-    corpus = load_corpus()
     train_examples, heldout_examples = examples_of(corpus, tokenizer)
     before_loss = heldout_loss(training, heldout_examples)
     base_sampler = client.create_sampling_client(base_model=name).result()
@@ -236,7 +255,7 @@ def run(
     sampler = training.save_weights_and_get_sampling_client().result()
     after = [sample(sampler, tokenizer, prompt) for prompt in PROMPTS]
     privacy = outcome.privacy
-    spent = f"epsilon {privacy['dp/epsilon']:.2f} at delta {plan.delta:g}"
+    spent = f"epsilon {privacy['dp/epsilon']:.2f} at delta {privacy['dp/delta']:g}"
     console.print(f"held-out loss after:  {after_loss:.3f} nats per answer token, {spent}")
     console.print(f"encrypted checkpoint: {outcome.checkpoint}")
     client.close("success").result()
@@ -245,7 +264,7 @@ def run(
         "title": "Private fine-tuning, measured",
         "summary": f"A LoRA adapter trained on {len(train_examples)} conversations through the tinker SDK. "
         f"Held-out loss went from {before_loss:.3f} to {after_loss:.3f} nats per answer token at "
-        f"epsilon {privacy['dp/epsilon']:.2f}, delta {plan.delta:g}.",
+        f"epsilon {privacy['dp/epsilon']:.2f}, delta {privacy['dp/delta']:g}.",
         "generated_at": datetime.now(UTC).isoformat(),
         "steps": outcome.steps,
         "events": outcome.events,
@@ -257,7 +276,7 @@ def run(
         },
         "privacy": {
             "epsilon": privacy["dp/epsilon"],
-            "delta": plan.delta,
+            "delta": privacy["dp/delta"],
             "max_epsilon": plan.max_epsilon,
             "unit": "one conversation",
             "noise_multiplier": privacy["dp/noise_multiplier"],
@@ -280,6 +299,10 @@ def run(
         "notes": [
             "The client chose the batches, so no amplification by sampling is claimed.",
             "Losses are not differentially private; they are for the owner of the data.",
+            "No turn of a held-out conversation occurs in training. The demo's settings were chosen on "
+            "conversations of this corpus, held-out ones among them, which flatters the held-out figure.",
+            f"{corpus.units_that_share()} of {len(corpus.train)} training conversations share a turn with "
+            "another one (mostly a common question): the guarantee covers a conversation, not such a turn.",
         ],
     }
     page = write_report(report, output / "report.html")
