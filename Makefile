@@ -9,6 +9,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
+# Where to take torch from, for a machine without a GPU (README.md, "Installing").
+TORCH_INDEX_URL ?=
+
 LOCKS := requirements/lock.txt requirements/cookbook.txt
 # The stamps carry digests of what they were made from: a deleted or restored file counts as a change.
 DIGEST := sha256sum | cut -c1-16
@@ -36,6 +39,8 @@ $(PY):
 
 $(LOCKED): $(LOCKS) | $(PY)
 	@echo "installing $$(cat $(LOCKS) | grep -c ==) locked packages into $(VENV) (a few minutes the first time)"
+	@$(if $(TORCH_INDEX_URL),$(PIP) install -qq --no-deps --force-reinstall --index-url "$(TORCH_INDEX_URL)" \
+		"$$(grep '^torch==' requirements/lock.txt)")
 	@$(PIP) install -qq --no-deps $(addprefix -r ,$(LOCKS))
 	@$(PY) tools/check_torch.py
 	@rm -f $(VENV)/.locked-* $(VENV)/.installed-*
