@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 5.0
 LOOKS: Final = 24
-"""So many in a row, 120 s, before a process counts as hung. A busy worker announces itself every 10 s, from
-a thread of its own."""
+"""So many in a row before a process counts as hung: two to three minutes, since an announcement lasts
+30 s and a look may wait 2 s for the API. A busy worker announces itself every 10 s, from its own thread."""
 API: Final = "api"
 _PROBE: Final = Key("supervisor", "probe")
 
