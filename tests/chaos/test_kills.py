@@ -126,7 +126,7 @@ def _harm(server: Server, submitted: Path, folder: Path, kills: Sequence[Kill]) 
     for number, kill in enumerate(kills):
         answer = server.run("train", folder, f"trainer-{number}", kill)
         assert answer["status"] in (KILLED, 0), (kills, answer)
-        reclaim(services, f"trainer-{number}", train_queue(BASE))
+        reclaim(services, f"trainer-{number}", train_queue(BASE), counted=True)
     look_again(services)
     answer = server.run("train", folder, "trainer-z")
     assert answer["status"] == 0, (kills, answer)

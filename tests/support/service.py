@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,7 +96,8 @@ class Service:
         assert self.process is not None
         supervisor = psutil.Process(self.process.pid)
         for process in [*supervisor.children(recursive=True), supervisor]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(10)
         self.process = None
 

@@ -119,7 +119,10 @@ def process_files(service: Service) -> list[Path]:
         folder = Path("/proc") / str(process.pid)
         paths += [folder / "cmdline", folder / "environ"]
         for entry in (folder / "fd").iterdir():
-            target = Path(os.readlink(entry))
+            try:
+                target = Path(os.readlink(entry))
+            except FileNotFoundError:
+                continue  # closed meanwhile
             if target.is_absolute() and not target.is_relative_to(SHARED_MEMORY) and target.is_file():
                 paths.append(entry)
     return paths

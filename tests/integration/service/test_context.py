@@ -45,7 +45,7 @@ def test_the_limit_is_told_and_is_the_same_everywhere(
     assert model.max_context_length == LIMIT
 
     training = client.create_lora_training_client(MODEL_NAME, rank=4).result()
-    with pytest.raises(tinker.UnprocessableEntityError, match=f"send at most {LIMIT}"):
+    with pytest.raises(tinker.RequestFailedError, match=f"send at most {LIMIT}"):
         training.forward([_datum(LIMIT + 1)], "cross_entropy").result()
     sampler = client.create_sampling_client(base_model=MODEL_NAME).result()
     with pytest.raises(tinker.UnprocessableEntityError, match=f"at most {LIMIT - 1} leave room"):

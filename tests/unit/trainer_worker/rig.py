@@ -52,10 +52,10 @@ class Rig:
         self.ring_again()
 
     def ring_again(self) -> None:
-        """What the supervisor does every few seconds."""
-        specs = self.services.ports.queue_specs
-        self.services.dead_letters.consume(self.services.ports.queues, specs)
-        self.services.sweeper.sweep()
+        """What the supervisor, another process, does every few seconds."""
+        services = self.world.services
+        services.dead_letters.consume(services.ports.queues, services.ports.queue_specs)
+        services.sweeper.sweep()
 
     def begin(self, run_id: str = RUN, step: Step | None = None, optimizer: OptimizerConfig = ADAMW) -> None:
         training_log.begin(self.world.services, run_id, BASE, step, optimizer=optimizer)
