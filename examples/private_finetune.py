@@ -35,6 +35,7 @@ from report import write_report
 
 PROMPTS: Final = ("What is AI?", "How are you?", "Tell me a joke", "What is your favorite book?")
 MAX_TOKENS: Final = 256
+STEPS: Final = 14
 DOMAIN: Final = "chatterbot-english"
 
 
@@ -45,7 +46,7 @@ class Plan:
     conversations: int
     """How many there are to train on; taken as public, since the size of a step follows from it."""
     rank: int = 2
-    steps: int = 14
+    steps: int = STEPS
     steps_per_pass: int = 2
     clip_norm: float = 1.0
     max_epsilon: float = 8.0
@@ -183,13 +184,18 @@ def examples_of(corpus: Corpus, tokenizer: Any) -> tuple[list[Example], list[Exa
     return [e for e in train if e.answer_tokens], [e for e in heldout if e.answer_tokens]
 
 
-def main() -> int:
-    """Run the demo; 0 if the report was written, 1 if it may not write there."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="hub id or local path of a Llama, Qwen2 or Qwen3 model")
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
-    parser.add_argument("--steps", type=int, default=Plan.steps, choices=range(2, 1001), metavar="2..1000")
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=STEPS, choices=range(2, 1001), metavar="2..1000")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the demo; 0 if the report was written, 1 if it may not write there."""
+    arguments = parse()
     console = Console()
     end_on_signals()
     try:

@@ -12,7 +12,7 @@ import pytest
 
 from corpus import load_corpus
 from output_folder import MARKER
-from private_finetune import Plan, batches
+from private_finetune import Plan, batches, parse
 from tests.project_files import ROOT
 from tests.support.tiny_models import tiny_model
 
@@ -71,6 +71,13 @@ def test_a_step_fits_the_corpus_and_a_conversation_is_in_one_step_of_a_pass(conv
     assert [len(step) for step in steps] == [plan.batch_size] * plan.steps
     takes = [conversation.unit_id for step in steps for conversation in step]
     assert max(takes.count(unit) for unit in set(takes)) <= plan.max_participations
+
+
+def test_the_command_line() -> None:
+    assert parse([]).steps == Plan(conversations=1).steps
+    assert parse([]).model is None
+    with pytest.raises(SystemExit):
+        parse(["--steps", "1"])
 
 
 def test_fewer_examples_than_a_step_are_refused_rather_than_waited_for() -> None:
