@@ -220,7 +220,11 @@ def main() -> int:
                 "base model",
                 f"{base.name}, {base.parameters / 1e6:.1f} M parameters, trained here from scratch",
             ),
-            ("base model's own held-out loss", f"{base.heldout_loss_nats:.2f} nats a token"),
+            (
+                "base model's own held-out loss",
+                f"{base.heldout_loss_nats:.2f} nats a token; it is too small to make sense, so judge by "
+                "the losses, not by the answers",
+            ),
         ]
         timed("base model" + (" (cached)" if base.cached else ""), began)
 
@@ -249,21 +253,26 @@ def run(
     ).result()
     tokenizer = training.get_tokenizer()
     train_examples, heldout_examples = examples_of(corpus, tokenizer)
+    began = time.monotonic()
     before_loss = heldout_loss(training, heldout_examples)
     base_sampler = client.create_sampling_client(base_model=name).result()
     before = [sample(base_sampler, tokenizer, prompt) for prompt in PROMPTS]
+    judging_s = time.monotonic() - began
     console.print(f"held-out loss before: {before_loss:.3f} nats per answer token")
 
     began = time.monotonic()
     outcome = train(training, train_examples, plan, service, console)
     timings.append(("training, the kill included", round(time.monotonic() - began, 1)))
+    began = time.monotonic()
     after_loss = heldout_loss(training, heldout_examples)
     sampler = training.save_weights_and_get_sampling_client().result()
     after = [sample(sampler, tokenizer, prompt) for prompt in PROMPTS]
+    judging_s += time.monotonic() - began
+    timings.append(("held-out losses and answers", round(judging_s, 1)))
     privacy = outcome.privacy
     spent = f"epsilon {privacy['dp/epsilon']:.2f} at delta {privacy['dp/delta']:g}"
     console.print(f"held-out loss after:  {after_loss:.3f} nats per answer token, {spent}")
-    console.print(f"encrypted checkpoint: {outcome.checkpoint}")
+    console.print(f"encrypted checkpoint: {outcome.checkpoint}", soft_wrap=True)
     client.close("success").result()
 
     report = {

@@ -14,6 +14,8 @@ from typing import Final
 WIDTH: Final = 520
 HEIGHT: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 34, 44
+_LABEL: Final = 48
+"""Width of a value's label."""
 _MAX_DOTS: Final = 80
 
 
@@ -136,8 +138,9 @@ def _marker(marker: Marker, x: _Scale) -> str:
 def _series(curve: Curve, x: _Scale, y: _Scale) -> str:
     points = [(x(step), y(value)) for step, value in zip(curve.steps, curve.values, strict=True)]
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    last_x, last_y = points[-1]
-    above = last_y - 10 if last_y > _TOP + 22 else last_y + 20
+    last_x = points[-1][0]
+    beside = [py for px, py in points if px >= last_x - _LABEL]  # what a label at the end must not cover
+    label_y = min(beside) - 10 if min(beside) > _TOP + 22 else max(beside) + 20
     names = [f"step {number(s)}: {number(v)}" for s, v in zip(curve.steps, curve.values, strict=True)]
     radius = 3 if len(points) <= _MAX_DOTS else 0
     # The wide transparent circles make the tooltips easy to hit.
@@ -148,7 +151,7 @@ def _series(curve: Curve, x: _Scale, y: _Scale) -> str:
         for name, (px, py) in zip(names, points, strict=True)
     ]
     return f'<polyline class="line s{curve.series}" points="{path}"/>{"".join(dots)}' + _text(
-        "value halo", last_x - 2, above, number(curve.values[-1]), anchor="end"
+        "value halo", last_x - 2, label_y, number(curve.values[-1]), anchor="end"
     )
 
 

@@ -152,6 +152,20 @@ def test_points_lie_where_the_axis_says() -> None:
     assert y2 < y0
 
 
+@pytest.mark.parametrize(
+    "last", [[5.29, 5.28, 5.25, 5.21], [7.2, 7.3, 8.0, 8.0], [5.0, 9.0, 5.0, 9.0], [9.0, 5.0, 9.0, 5.0]]
+)
+def test_the_last_value_is_written_beside_the_curve_and_not_on_it(last: list[float]) -> None:
+    values = [6.0] * 10 + last
+    drawing = line_chart(Curve("k", "t", "d", list(range(1, 15)), values, "v", 1))
+    (points,) = re.findall(r'points="([^"]+)"', drawing)
+    at = [tuple(map(float, point.split(","))) for point in points.split()]
+    ((right, base),) = re.findall(r'class="value halo" x="([\d.]+)" y="([\d.]+)"', drawing)
+    covered = [y for x, y in at if x >= float(right) - 40]
+    assert len(covered) == 2
+    assert float(base) < min(covered) - 4 or float(base) - 12 > max(covered) + 4
+
+
 def test_bars_start_at_zero_and_keep_their_ratio() -> None:
     drawing = two_bars("k", "t", [("before", 5.0, ""), ("after", 4.0, "")])
     widths = [
