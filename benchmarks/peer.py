@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
+
+import psutil
 
 _START_TIMEOUT_S: Final = 300.0
 _ANSWER_TIMEOUT_S: Final = 600.0
@@ -35,11 +38,17 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        started = _descendants(self._process.pid)
         self._pipe.close()  # the peer reads the end of its input, and ends
         self._process.join(_END_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        # vLLM leaves its engine and workers behind, 2 GB that compute on.
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=_END_TIMEOUT_S)
 
     def __call__(self, request: Any) -> Any:  # noqa: ANN401 - what the handler takes and returns
         self._pipe.send(request)
@@ -52,6 +61,13 @@ class Peer:
         if failed:
             raise RuntimeError(f"the peer failed: {value}")
         return value
+
+
+def _descendants(pid: int | None) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _serve(pipe: Connection[Any, Any], factory: Factory, arguments: tuple[Any, ...]) -> None:

@@ -22,7 +22,7 @@ from benchmarks.training_step import RANK, SHAPES, sdk_step
 if TYPE_CHECKING:
     import tinker
 
-ROUNDS = 10
+ROUNDS = 24
 WARM_ROUNDS = 2
 CLIP_NORM = 1.0
 NOISE_MULTIPLIER = 1.0

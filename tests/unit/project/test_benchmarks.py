@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import results_file
 from benchmarks.harness import Bench, Benchmark, Goal, Measure, NotRun, at_most, execute, interleaved
+from benchmarks.peer import Handler, Peer
 from benchmarks.raw_client import Timings, rate
 from benchmarks.registry import BENCHMARKS, chosen, measure_names
 from benchmarks.results_file import Result
@@ -132,3 +135,16 @@ def test_the_rate_counts_only_while_every_client_is_busy() -> None:
     quick = Timings([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
     slow = Timings([2.0, 2.0], [2.0, 4.0])
     assert rate([quick, slow]) == pytest.approx(4 / 3)  # until 3 s: three of one, one of the other
+
+
+def leaving_a_child() -> Handler:
+    """Starts a process in a session of its own, as vLLM does, and ends without it."""
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    return lambda _: child.pid
+
+
+def test_what_a_peer_started_ends_with_it() -> None:
+    with Peer(leaving_a_child) as peer:
+        pid = peer(None)
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
