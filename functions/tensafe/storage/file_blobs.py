@@ -22,6 +22,7 @@ from typing import BinaryIO, Final
 
 from tensafe.contracts.errors import IntegrityError, Unavailable
 from tensafe.storage.checks import check_range
+from tensafe.storage.durable import sync_directory
 from tensafe.storage.ports import BlobExists, BlobInfo, BlobMissing, check_blob_key
 from tensafe.storage.presign import UrlSigner
 
@@ -46,7 +47,7 @@ class FileBlobs:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("unfinished", *(f"{shard:02x}" for shard in range(256))):
                 (root / name).mkdir(exist_ok=True, mode=0o700)
-            _sync_directory(root)
+            sync_directory(root)
             _remove_abandoned(self._unfinished)
 
     def put(self, key: str, data: bytes) -> BlobInfo:
@@ -55,7 +56,7 @@ class FileBlobs:
         with _errors_made_ours():
             while True:
                 if not path.exists() and self._link_new(path, info, data):
-                    _sync_directory(path.parent)
+                    sync_directory(path.parent)
                     return info
                 with suppress(BlobMissing):  # deleted since: write it after all
                     return _same_or_raise(path, info)
@@ -82,7 +83,7 @@ class FileBlobs:
         path = self._path(key)
         with _errors_made_ours():
             path.unlink(missing_ok=True)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
     def presign_get(self, key: str, *, expires_s: int) -> str:
         return self._signer.url(key, expires_s)
@@ -124,7 +125,7 @@ def _same_or_raise(path: Path, info: BlobInfo) -> BlobInfo:
             raise taken
         if hashlib.sha256(file.read()).hexdigest() != info.sha256:
             raise IntegrityError(f"the blob {info.key!r} does not match its checksum")
-    _sync_directory(path.parent)  # the first writer may not have got that far
+    sync_directory(path.parent)  # the first writer may not have got that far
     return info
 
 
@@ -157,14 +158,6 @@ def _opened(path: Path, key: str) -> Iterator[tuple[BinaryIO, BlobInfo]]:
         raise BlobMissing(f"no blob {key!r}") from error
     with file:
         yield file, _read_header(file, key)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _remove_abandoned(folder: Path) -> None:

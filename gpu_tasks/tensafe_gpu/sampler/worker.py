@@ -276,16 +276,12 @@ class SamplerWorker:
             "sample %s",
             outcome,
             extra={
-                **_ids_of(operation),
+                **_ids(operation),
                 "duration_ms": round((time.monotonic() - began) * 1000, 1),
                 "queued_ms": now_ms() - operation.created_ms,
             },
         )
 
 
-def _ids(held: Held) -> dict[str, str | int]:
-    return {"stream": held.stream_id, "seq": held.seq}
-
-
-def _ids_of(operation: Operation) -> dict[str, str | int]:
-    return {"stream": operation.stream_id, "seq": operation.seq}
+def _ids(of: Held | Operation) -> dict[str, str | int]:
+    return {"stream": of.stream_id, "seq": of.seq}
