@@ -6,10 +6,10 @@ import argparse
 import logging
 import time
 
-import psutil
 import torch
 
 from tensafe.local.composition import open_services
+from tensafe.local.kv_cache import free_memory_bytes
 from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 from tensafe.privacy.ledger import Ledger
@@ -65,7 +65,7 @@ def _free_bytes(base: BaseModel) -> int:
     """Free memory of the device that holds the model."""
     if base.device.type == "cuda":
         return int(torch.cuda.mem_get_info(base.device)[0])
-    return psutil.virtual_memory().available
+    return free_memory_bytes()
 
 
 if __name__ == "__main__":
