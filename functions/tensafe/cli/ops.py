@@ -51,7 +51,7 @@ def show(
 def cancel(
     run: StreamId, seq: Seq, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
 ) -> None:
-    """Cancel an operation that has not started."""
+    """Cancel an operation that has not started, or a sample that runs."""
     from tensafe.local.admin import cancel_operation, find_stream
 
     with opened(data_dir, key_file) as services:

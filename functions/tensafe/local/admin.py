@@ -75,7 +75,7 @@ def erase_run(services: Services, run: StreamRecord) -> None:
 
 
 def cancel_operation(services: Services, stream: StreamRecord, seq: int) -> Operation:
-    """Cancel a pending operation. Raises Conflict if it has started or ended, NotFound."""
+    """Cancel a pending operation or a running sample. Raises Conflict for what cannot be, NotFound."""
     operation = services.submissions.cancel(stream, seq)
     if operation.state is not OpState.CANCELLED:
         raise Conflict(f"operation {seq} is {operation.state.value}; only a pending one can be cancelled")
