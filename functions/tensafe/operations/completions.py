@@ -7,15 +7,17 @@ same transaction that closes the operation: a reader that has seen cursor n can 
 from __future__ import annotations
 
 import random
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.errors import InvalidRequest, Unavailable
 from tensafe.operations import layout
 from tensafe.operations.records import Operation
-from tensafe.storage.ports import ConditionFailed, Items, Key, Put, Write
+from tensafe.storage.ports import TRANSACTION_MAX_WRITES, ConditionFailed, Items, Key, Put, Write
 
 CLONE_STRIDE: Final = 1_000_000_000
 """A cloned SamplingClient numbers its requests from clone x 10^9 (SDK 0.38, sampling sessions)."""
@@ -36,31 +38,116 @@ class Completion:
     seq: int
 
 
-def close(items: Items, done: Operation, writes: Sequence[Write], *, expires_s: int | None = None) -> None:
-    """Apply `writes` together with the next completion, which is listed until `expires_s` (Unix seconds).
+@dataclass(slots=True, eq=False)
+class _Ending:
+    """An operation on its way into the order, with what is written when it gets there."""
 
-    Raises ConditionFailed (nothing applied; `index` counts in `writes`) or Crowded (nothing applied).
+    done: Operation
+    writes: Sequence[Write]
+    expires_s: int | None
+    settled: bool = False
+    error: BaseException | None = None
+
+    @property
+    def size(self) -> int:
+        """Writes, with the counter and the entry."""
+        return len(self.writes) + 2
+
+    def settle(self, error: BaseException | None = None) -> None:
+        if not self.settled:
+            self.settled, self.error = True, error
+
+
+class Completions:
+    """Gives ended operations their place in the order.
+
+    Those that end at the same time in one process share a transaction: they would all want the same
+    counter, and only one of them could have it. Thread-safe.
     """
-    clone = done.seq // CLONE_STRIDE
-    counter = Key(layout.stream_partition(done.stream_id), f"completions/{clone:010d}")
-    for attempt in range(_RETRIES):
-        item = items.get(counter)
-        count = cast(int, item.body["count"]) + 1 if item else 1
-        entry = Key(layout.stream_partition(done.stream_id), layout.done_sort(clone, count))
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._turn = threading.Lock()
+        self._guard = threading.Lock()
+        self._waiting: deque[_Ending] = deque()
+
+    def close(self, done: Operation, writes: Sequence[Write], *, expires_s: int | None = None) -> None:
+        """Apply `writes` together with the next completion, which is listed until `expires_s` (Unix seconds).
+
+        Raises ConditionFailed (nothing applied; `index` counts in `writes`) or Crowded (nothing applied).
+        """
+        ending = _Ending(done, writes, expires_s)
+        with self._guard:
+            self._waiting.append(ending)
+        with self._turn:  # whoever gets here first ends all that wait
+            while not ending.settled:
+                self._end(self._next_batch())
+        if ending.error is not None:
+            raise ending.error
+
+    def _next_batch(self) -> list[_Ending]:
+        with self._guard:
+            batch = [self._waiting.popleft()]
+            room = TRANSACTION_MAX_WRITES - batch[0].size
+            while self._waiting and self._waiting[0].size <= room:
+                batch.append(self._waiting.popleft())
+                room -= batch[-1].size
+        return batch
+
+    def _end(self, batch: Sequence[_Ending]) -> None:
+        """Settle all of the batch, together if it can be."""
         try:
-            items.write(
-                [
-                    Put(counter, {"count": count}, item.version if item else 0),
-                    Put(entry, {"seq": done.seq}, 0, expires_at_s=expires_s),
-                    *writes,
-                ]
-            )
-            return
-        except ConditionFailed as error:
-            if error.index > 1:
-                raise ConditionFailed(error.message, index=error.index - 2) from error
-        time.sleep(_wait_s(attempt))
-    raise Crowded("too many operations of this session end at once; try again")
+            self._end_together(batch)
+        except InvalidRequest as error:
+            # Too many bytes for one transaction, say, or a condition that two of them share.
+            for ending in batch:
+                if len(batch) == 1:
+                    ending.settle(error)
+                else:
+                    self._end([ending])
+        except Exception as error:  # noqa: BLE001 - raised in the threads whose ends these are
+            for ending in batch:
+                ending.settle(error)
+        finally:
+            for ending in batch:  # an interrupt (Ctrl-C) came between
+                ending.settle(Unavailable("the write was interrupted; try again"))
+
+    def _end_together(self, batch: Sequence[_Ending]) -> None:
+        attempt = 0
+        while open_ := [ending for ending in batch if not ending.settled]:
+            places = self._places(open_)
+            owners = [None] * len(places) + [(e, i) for e in open_ for i in range(len(e.writes))]
+            try:
+                self._items.write([*places, *(write for ending in open_ for write in ending.writes)])
+            except ConditionFailed as error:
+                if (owner := owners[error.index]) is not None:
+                    owner[0].settle(ConditionFailed(error.message, index=owner[1]))
+                    continue
+            else:
+                for ending in open_:
+                    ending.settle()
+                return
+            if (attempt := attempt + 1) >= _RETRIES:
+                raise Crowded("too many operations of this session end at once; try again")
+            time.sleep(_wait_s(attempt - 1))
+
+    def _places(self, endings: Sequence[_Ending]) -> list[Put]:
+        """An entry for each, and every counter that they advance."""
+        versions: dict[Key, int] = {}
+        counts: dict[Key, int] = {}
+        entries: list[Put] = []
+        for ending in endings:
+            partition = layout.stream_partition(ending.done.stream_id)
+            clone = ending.done.seq // CLONE_STRIDE
+            counter = Key(partition, f"completions/{clone:010d}")
+            if counter not in counts:
+                item = self._items.get(counter)
+                versions[counter] = item.version if item else 0
+                counts[counter] = cast(int, item.body["count"]) if item else 0
+            counts[counter] += 1
+            entry = Key(partition, layout.done_sort(clone, counts[counter]))
+            entries.append(Put(entry, {"seq": ending.done.seq}, 0, expires_at_s=ending.expires_s))
+        return [*(Put(key, {"count": count}, versions[key]) for key, count in counts.items()), *entries]
 
 
 def _wait_s(attempt: int) -> float:

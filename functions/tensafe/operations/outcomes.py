@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from tensafe.operations import completions, layout
+from tensafe.operations import layout
+from tensafe.operations.completions import Completions, Crowded
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.reader import LogReader, result_part
 from tensafe.operations.records import (
@@ -20,7 +21,7 @@ from tensafe.operations.records import (
     stored_to_body,
 )
 from tensafe.operations.streams import Stores, now_ms
-from tensafe.storage.ports import ConditionFailed, Delete, Items, Put, Write
+from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, Put, Write
 
 DEAD_LETTER: Final = "dead_letter"
 RESULT_TTL_S: Final = 7 * 86_400
@@ -33,6 +34,7 @@ class Outcomes(LogReader):
     def __init__(self, stores: Stores, doorbell: Doorbell, *, clock_ms: Callable[[], int] = now_ms) -> None:
         super().__init__(stores, clock_ms=clock_ms)
         self._doorbell = doorbell
+        self._closing = Closing(stores.items)
 
     def start(self, operation: Operation, conditions: Sequence[Write], *, owner: str = "") -> Operation:
         """Mark as run by `owner` and count the try; of a run, only the holder of the lease can.
@@ -73,7 +75,7 @@ class Outcomes(LogReader):
         result: Result,
         conditions: Sequence[Write] = (),
     ) -> None:
-        """Store the result and close the operation, in one transaction.
+        """Store the result and close the operation, in one transaction; a sample's payload is deleted.
 
         Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
         """
@@ -97,7 +99,7 @@ class Outcomes(LogReader):
             kept.append(Put(layout.due_blob(expires_s * 1000, stored.blob_key), {"blob": stored.blob_key}, 0))
         try:
             self._close(stream, done, [*kept, *announce.claiming, *conditions])
-        except (ConditionFailed, completions.Crowded):
+        except (ConditionFailed, Crowded):
             self._vault.discard(stored)
             raise
 
@@ -108,14 +110,9 @@ class Outcomes(LogReader):
         failure: Failure,
         conditions: Sequence[Write] = (),
     ) -> None:
-        """Close the operation with its cause. Raises ConditionFailed.
-
-        A run's payload goes with its next snapshot, a sample's at once; a dead letter's stays for a redrive.
-        """
+        """Close the operation with its cause. Raises ConditionFailed."""
         done = replace(operation, state=OpState.FAILED, finished_ms=self._clock_ms(), failure=failure)
         self._close(stream, done, conditions)
-        if stream.kind is StreamKind.SAMPLER and failure.code != DEAD_LETTER:
-            self.discard_payloads(stream, operation.seq, operation.seq)
 
     def reopen(self, stream: StreamRecord, operation: Operation, conditions: Sequence[Write]) -> None:
         """Make a failed operation pending again (redrive of a dead letter). Raises ConditionFailed."""
@@ -138,26 +135,53 @@ class Outcomes(LogReader):
             first = layout.after(items[-1].key.sort)
 
     def _close(self, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
-        close_operation(self._items, stream, done, extra)
+        payload = self._unread_payload(stream, done)
+        # A blob cannot go with the transaction.
+        inline = payload is not None and stored_from_item(payload).blob_key is None
+        if payload is not None and inline:
+            extra = [*extra, Delete(payload.key, None)]
+        self._closing(stream, done, extra)
         self._doorbell.finished(done.stream_id)
+        if payload is not None and not inline:
+            self.discard_payloads(stream, done.seq, done.seq)
+
+    def _unread_payload(self, stream: StreamRecord, done: Operation) -> Item | None:
+        """The payload, if nothing reads it after this end.
+
+        A run's goes with its next snapshot, and a dead letter's stays for a redrive.
+        """
+        if stream.kind is StreamKind.RUN or _dead_letter(done):
+            return None
+        return self._items.get(layout.payload_item(stream.stream_id, done.seq))
 
 
-def close_operation(items: Items, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
+class Closing:
     """One transaction: final state, marker gone, and a completion if anyone lists them."""
-    key, expires_s = layout.op_item(done.stream_id, done.seq), _expires_s(stream, done)
-    writes: list[Write] = [
-        Put(key, done.to_body(), done.version, expires_at_s=expires_s),
-        Delete(layout.pending_item(done.stream_id, done.seq, done.created_ms), None),
-        *extra,
-    ]
-    if stream.kind is StreamKind.SAMPLER:
-        completions.close(items, done, writes, expires_s=expires_s)
-    else:
-        items.write(writes)
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+        self._completions = Completions(items)
+
+    def __call__(self, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
+        """Raises ConditionFailed, with index 0 for the operation and 2 or more for `extra`, or Crowded."""
+        key, expires_s = layout.op_item(done.stream_id, done.seq), _expires_s(stream, done)
+        writes: list[Write] = [
+            Put(key, done.to_body(), done.version, expires_at_s=expires_s),
+            Delete(layout.pending_item(done.stream_id, done.seq, done.created_ms), None),
+            *extra,
+        ]
+        if stream.kind is StreamKind.SAMPLER:
+            self._completions.close(done, writes, expires_s=expires_s)
+        else:
+            self._items.write(writes)
 
 
 def _expires_s(stream: StreamRecord, done: Operation) -> int | None:
     """A sample goes with its result; a run's log is replayed, and a dead letter can be redriven."""
-    if stream.kind is StreamKind.RUN or (done.failure is not None and done.failure.code == DEAD_LETTER):
+    if stream.kind is StreamKind.RUN or _dead_letter(done):
         return None
     return (done.finished_ms or done.created_ms) // 1000 + RESULT_TTL_S
+
+
+def _dead_letter(done: Operation) -> bool:
+    return done.failure is not None and done.failure.code == DEAD_LETTER

@@ -17,7 +17,7 @@ from tensafe.contracts.errors import (
 )
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
-from tensafe.operations.outcomes import close_operation
+from tensafe.operations.outcomes import Closing
 from tensafe.operations.reader import LogReader, payload_part
 from tensafe.operations.records import (
     Failure,
@@ -63,6 +63,7 @@ class Submissions(LogReader):
     def __init__(self, stores: Stores, doorbell: Doorbell, *, clock_ms: Callable[[], int] = now_ms) -> None:
         super().__init__(stores, clock_ms=clock_ms)
         self._doorbell = doorbell
+        self._closing = Closing(stores.items)
 
     def create(self, stream: StreamRecord, creation: Sequence[Write], submission: Submission) -> Operation:
         """Create the stream, then submit its first operation; a retry finds what is there.
@@ -173,7 +174,7 @@ class Submissions(LogReader):
             failure = Failure("cancelled", "the operation was cancelled", "user")
             done = replace(operation, state=OpState.CANCELLED, finished_ms=self._clock_ms(), failure=failure)
             try:
-                close_operation(self._items, stream, done, ())
+                self._closing(stream, done, ())
             except ConditionFailed:
                 continue
             self._doorbell.finished(stream.stream_id)

@@ -244,8 +244,6 @@ class SamplerWorker:
             self._services.outcomes.complete(stream, operation, outcome)
         except ConditionFailed:
             log.info("result dropped: the operation ended meanwhile", extra={"stream": stream.stream_id})
-            return
-        self._services.outcomes.discard_payloads(stream, operation.seq, operation.seq)
 
     def _fail(self, stream: StreamRecord, operation: Operation, failure: Failure) -> None:
         try:

@@ -12,7 +12,7 @@ from tensafe.contracts.errors import Unavailable
 from tensafe.operations import completions
 from tensafe.operations.completions import CLONE_STRIDE
 from tensafe.operations.records import OpState, Result
-from tensafe.storage.ports import ConditionFailed
+from tensafe.storage.ports import TRANSACTION_MAX_WRITES, ConditionFailed
 from tests.fakes import MemoryItems
 from tests.unit.operations.world import World
 
@@ -146,3 +146,88 @@ def test_never_being_next_is_not_mistaken_for_an_end(memory: World, monkeypatch:
         )
     assert memory.op(sampler, 1).state is OpState.RUNNING
     assert memory.blob_keys() == set()
+
+
+class _Slow:
+    """Holds the first transaction of several writes until it is let go, and counts them all."""
+
+    def __init__(self, inner: MemoryItems) -> None:
+        self.inner = inner
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.transactions = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.inner, name)
+
+    def write(self, writes) -> None:
+        self.transactions += 1
+        if self.transactions == 1:
+            self.entered.set()
+            assert self.go_on.wait(10)
+        self.inner.write(writes)
+
+
+def _end_at_once(memory: World, slow: _Slow, count: int, spoil) -> list[BaseException | None]:
+    """Ends `count` + 1 operations, all but the first waiting for the same turn; what each of them raised."""
+    sampler = memory.sampler()
+    running = [
+        memory.services.outcomes.start(memory.submit(sampler, seq), [], owner="me")
+        for seq in range(1, count + 2)
+    ]
+    spoil(sampler)
+    outcomes = memory.open(items=slow).outcomes
+    with ThreadPoolExecutor(count + 1) as pool:
+        first = pool.submit(outcomes.complete, sampler, running[0], Result("text/plain", b"1"))
+        assert slow.entered.wait(10)
+        others = [
+            pool.submit(outcomes.complete, sampler, operation, Result("text/plain", b"2"))
+            for operation in running[1:]
+        ]
+        waiting = outcomes._closing._completions._waiting
+        deadline = time.monotonic() + 10
+        while len(waiting) < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        slow.go_on.set()
+        return [future.exception() for future in (first, *others)]
+
+
+def test_those_that_end_at_the_same_time_share_a_transaction(memory: World) -> None:
+    slow = _Slow(memory.items)
+    assert _end_at_once(memory, slow, 12, lambda sampler: None) == [None] * 13
+    assert slow.transactions == 2
+    sampler = memory.stream("s-1:sample:0")
+    found = completions.since(memory.items, sampler.stream_id, 0, 0)
+    assert [one.cursor for one in found] == list(range(1, 14))
+    assert sorted(one.seq for one in found) == list(range(1, 14))
+
+
+def test_one_that_cannot_end_does_not_take_the_others_with_it(memory: World) -> None:
+    """The third was cancelled meanwhile; the rest of its transaction goes through, with no gap."""
+    slow = _Slow(memory.items)
+    errors = _end_at_once(memory, slow, 5, lambda sampler: memory.services.submissions.cancel(sampler, 3))
+    assert [type(error) for error in errors] == [type(None)] * 2 + [ConditionFailed] + [type(None)] * 3
+    assert isinstance(errors[2], ConditionFailed)
+    assert errors[2].index == 0
+    sampler = memory.stream("s-1:sample:0")
+    found = completions.since(memory.items, sampler.stream_id, 0, 0)
+    assert [one.cursor for one in found] == list(range(1, 7))
+    assert found[0].seq == 3
+    assert memory.op(sampler, 3).state is OpState.CANCELLED
+
+
+def test_more_than_a_transaction_holds_end_in_several(memory: World) -> None:
+    slow = _Slow(memory.items)
+    count = 2 * TRANSACTION_MAX_WRITES // 5
+    assert _end_at_once(memory, slow, count, lambda sampler: None) == [None] * (count + 1)
+    assert 2 < slow.transactions < count // 2
+    sampler = memory.stream("s-1:sample:0")
+    assert len(completions.since(memory.items, sampler.stream_id, 0, 0)) == count + 1
+
+
+def test_too_many_bytes_for_one_transaction_end_one_by_one(
+    memory: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensafe.storage.checks.TRANSACTION_MAX_BYTES", 4000)
+    slow = _Slow(memory.items)
+    assert _end_at_once(memory, slow, 8, lambda sampler: None) == [None] * 9
+    assert len(completions.since(memory.items, "s-1:sample:0", 0, 0)) == 9
