@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,13 +127,17 @@ Side = Callable[[int], float]
 """Does round number `i` and returns the seconds that it took."""
 
 
-def interleaved(sides: Mapping[str, Side], rounds: int, warm_rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    sides: Mapping[str, Side], rounds: int, warm_rounds: int, *, pause_s: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of every side's measured rounds. The sides take turns, in alternating order, so that what
-    else the machine does, or a clock that slows down, meets all of them alike."""
+    else the machine does, or a clock that slows down, meets all of them alike; `pause_s` before each is
+    for a side that is not idle as soon as it has answered."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(warm_rounds + rounds):
         order = list(sides) if index % 2 == 0 else list(reversed(sides))
         for name in order:
+            time.sleep(pause_s)
             took = sides[name](index)
             if index >= warm_rounds:
                 seconds[name].append(took)

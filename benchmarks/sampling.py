@@ -33,6 +33,9 @@ NEW_TOKENS = 128
 CONTEXT_TOKENS = 1024
 RANK = 16
 _VOCABULARY = 8192
+_PAUSE_S = 3.0
+"""vLLM's worker process looks for more work without a pause for about a second after its last, on a
+core that the other side would then share."""
 
 
 def run(bench: Bench) -> Mapping[str, float]:
@@ -72,7 +75,7 @@ def _compare(
         f"{prefix}sampling": lambda index: _through_api(ours, _prompts(index)),
         f"{prefix}vllm": lambda index: _whole(theirs(_prompts(index))),
     }
-    return interleaved(sides, rounds, warm_rounds)
+    return interleaved(sides, rounds, warm_rounds, pause_s=_PAUSE_S)
 
 
 def _train_adapter(client: tinker.ServiceClient) -> str:

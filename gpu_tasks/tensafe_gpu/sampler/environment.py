@@ -45,6 +45,10 @@ _CPU: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # LoRA on CPU is eager anyway; without this the first request needs a C++ compiler at run time.
     "TORCHDYNAMO_DISABLE": "1",
+    # glibc would give the engine's activations back after every step and fault them in again
+    # (docs/vllm.md, Measured). Read when the engine's process starts; 32 MiB is the most it takes.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 
 _state: Final = {"configured": False}

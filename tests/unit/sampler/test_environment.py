@@ -42,6 +42,8 @@ def test_cpu() -> None:
         "VLLM_PLUGINS": "",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "MALLOC_MMAP_THRESHOLD_": "33554432",
+        "MALLOC_TRIM_THRESHOLD_": "268435456",
     }
     assert found | expected == found
     # The engine gets bytes, so that no other size can stand beside the context limit made for it.
