@@ -1,0 +1,54 @@
+"""What must not be loaded before it is needed: each costs every cold start its seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.project_files import ROOT, imports
+
+AWS = ("boto3", "botocore")
+ENCRYPTION_SDK = (
+    "aws_encryption_sdk",
+    "aws_cryptographic_material_providers",
+    "smithy_dafny_standard_library",
+)
+AWS_ADAPTERS = (
+    "tensafe.storage.aws_clients",
+    "tensafe.storage.dynamodb_items",
+)
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The top-level packages in memory after a fresh interpreter has imported these modules."""
+    program = "import importlib, json, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n"
+    program += "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *modules], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [("tensafe.api.server", "tensafe.api.app"), ("tensafe.local.composition", "tensafe.cli")],
+    ids=["api", "embedded"],
+)
+def test_neither_aws_nor_the_encryption_sdk_is_loaded(modules: tuple[str, ...]) -> None:
+    assert not loaded_by(*modules) & {*AWS, *ENCRYPTION_SDK}
+
+
+def test_the_aws_adapters_load_the_encryption_sdk_with_the_first_key_alone() -> None:
+    """The start-up path of the API function: the API over these adapters."""
+    loaded = loaded_by("tensafe.api.app", *AWS_ADAPTERS)
+    assert set(AWS) <= loaded
+    assert not loaded & set(ENCRYPTION_SDK)
+
+
+def test_only_the_aws_adapters_import_boto3() -> None:
+    users = {one.importer for one in imports() if one.target.split(".")[0] in AWS}
+    assert users == set(AWS_ADAPTERS)
+    assert {one.importer for one in imports() if one.target.startswith(AWS_ADAPTERS)} <= set(AWS_ADAPTERS)
