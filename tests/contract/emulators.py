@@ -19,6 +19,8 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 from moto.core.botocore_stubber import BotocoreStubber
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+from moto.server import ThreadedMotoServer
 
 from tensafe.storage.aws_clients import Service, aws_client
 from tensafe.storage.dynamodb_items import TTL_ATTRIBUTE
@@ -122,3 +124,24 @@ def create_table() -> Any:
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
     return client
+
+
+@contextmanager
+def moto_on_loopback() -> Iterator[str]:
+    """moto behind HTTP, for what travels in headers and URLs, one request at a time; its address."""
+    lock, answer = threading.Lock(), DomainDispatcherApplication.__call__
+
+    def answer_alone(application: DomainDispatcherApplication, *request: Any) -> Any:
+        with lock:
+            return answer(application, *request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DomainDispatcherApplication, "__call__", answer_alone)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        try:
+            host, port = server.get_host_and_port()
+            with moto_in_process(endpoint_url=f"http://{host}:{port}"):
+                yield f"http://{host}:{port}"
+        finally:
+            server.stop()

@@ -282,7 +282,8 @@ class Blobs(Protocol):
     def presign_get(self, key: str, *, expires_s: int) -> str:
         """A URL that returns the stored (sealed) bytes to whoever holds it until it expires.
 
-        1 s to 7 days. Whether the blob exists is found out by whoever follows the URL.
+        1 s to 7 days; on AWS it ends earlier where the credentials that signed it do. Whether the blob
+        exists is found out by whoever follows the URL.
         """
 
 

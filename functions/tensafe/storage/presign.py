@@ -17,6 +17,12 @@ SECRET_MIN_BYTES: Final = 32
 _DOMAIN: Final = b"tensafe presigned GET v1"
 
 
+def check_url_lifetime(expires_s: int) -> None:
+    """InvalidRequest unless a URL lives 1 s to 7 days."""
+    if not 1 <= expires_s <= EXPIRES_MAX_S:
+        raise InvalidRequest(f"a URL lives 1 to {EXPIRES_MAX_S} s, not {expires_s}", field="expires_s")
+
+
 class UrlSigner:
     """Signs and verifies `{base_url}/{key}?expires={unix seconds}&signature={hex}` with HMAC-SHA256."""
 
@@ -33,8 +39,7 @@ class UrlSigner:
     def url(self, key: str, expires_s: int) -> str:
         """The URL of a blob; InvalidRequest unless it lives 1 s to 7 days."""
         check_blob_key(key)
-        if not 1 <= expires_s <= EXPIRES_MAX_S:
-            raise InvalidRequest(f"a URL lives 1 to {EXPIRES_MAX_S} s, not {expires_s}", field="expires_s")
+        check_url_lifetime(expires_s)
         expires = int(self._clock()) + expires_s
         signature = self._mac(key, expires).finalize().hex()
         # Every character of the key grammar may stand in a path as it is.
