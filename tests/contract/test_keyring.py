@@ -64,6 +64,7 @@ class TestKeyFileRing(KeyRingSuite):
         )
         assert data_key == b"k" * 32
         assert header.algorithm.name == "AES_256_GCM_HKDF_SHA512_COMMIT_KEY"
+        assert header.frame_length == 2**20
 
 
 class TestMemoryKeyRing(KeyRingSuite):

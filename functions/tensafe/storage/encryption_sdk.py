@@ -6,11 +6,14 @@ import importlib
 import io
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.checks import check_context, check_data_key
 from tensafe.storage.ports import UnwrapFailed
+
+FRAME_BYTES: Final = 2**20
+"""A data key fits into one frame of any length; long messages are faster in frames of 1 MiB than of 4 KiB."""
 
 
 class MaterialProviders(Protocol):
@@ -41,7 +44,11 @@ class SdkWrapper:
         client, keyring, suite = self._sdk()
         try:
             message, _ = client.encrypt(
-                source=data_key, keyring=keyring, encryption_context=pairs, algorithm=suite
+                source=data_key,
+                keyring=keyring,
+                encryption_context=pairs,
+                algorithm=suite,
+                frame_length=FRAME_BYTES,
             )
         except Exception as error:
             raise Unavailable("the key ring did not wrap the data key") from error

@@ -301,7 +301,10 @@ class KeyRing(Protocol):
         """
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        """The data key. Raises UnwrapFailed for another context, another key or altered bytes."""
+        """The data key. Raises UnwrapFailed for another context, another key or altered bytes.
+
+        KMS does not tell some altered bytes from a key that it may not use: both are Unavailable then.
+        """
 
 
 class Bell(Protocol):

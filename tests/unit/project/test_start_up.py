@@ -19,6 +19,7 @@ ENCRYPTION_SDK = (
 AWS_ADAPTERS = (
     "tensafe.storage.aws_clients",
     "tensafe.storage.dynamodb_items",
+    "tensafe.storage.kms_ring",
     "tensafe.storage.s3_blobs",
 )
 
