@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tensafe.storage.ports import Bell
+from tensafe.storage.process_bell import ProcessBell
 from tensafe.storage.unix_bell import UnixBell
 from tests.contract.bell_suite import BellSuite
 from tests.contract.processes import Child
@@ -37,6 +38,12 @@ class TestUnixBell(BellSuite):
     def bell(self, make_bell: Callable[..., UnixBell]) -> Bell:
         make_bell()  # a second one in the folder, so that every ring is also sent
         return make_bell()
+
+
+class TestProcessBell(BellSuite):
+    @pytest.fixture
+    def bell(self) -> Bell:
+        return ProcessBell()
 
 
 class TestMemoryBell(BellSuite):

@@ -14,13 +14,17 @@ from tensafe.services import Services
 _SECOND_LOOK_S: Final = 0.5
 """A look also authenticates the caller again, and a key is remembered for half a second: a revocation ends
 every wait within a second."""
-_POLL_S: Final = 0.05
+_FIRST_POLL_S: Final = 0.05
+_POLL_GROWTH: Final = 1.5
 _T = TypeVar("_T")
 
 
 @runtime_checkable
 class Subscribable(Protocol):
-    """A bell that can call back; without it, waiting looks again every 50 ms."""
+    """A bell that is heard from other processes, by a call back; without it, waiting looks again by itself.
+
+    After 50 ms first and then after pauses that grow to half a second: each look is a read of the store.
+    """
 
     def subscribe(self, callback: Callable[[str], None]) -> object:
         """Call `callback(topic)` for every ring, from any thread."""
@@ -47,6 +51,7 @@ class ResultWaiter:
         event = asyncio.Event()
         waiters = self._waiting[layout.finished_topic(stream_id)]
         waiters.add(event)
+        pause_s = _SECOND_LOOK_S if self._woken else _FIRST_POLL_S
         try:
             while True:
                 event.clear()
@@ -54,11 +59,10 @@ class ResultWaiter:
                 left_s = deadline - time.monotonic()
                 if found is not None or left_s <= 0:
                     return found
-                pause_s = min(left_s, _SECOND_LOOK_S if self._woken else _POLL_S)
                 try:
-                    await asyncio.wait_for(event.wait(), pause_s)
+                    await asyncio.wait_for(event.wait(), min(left_s, pause_s))
                 except TimeoutError:
-                    continue
+                    pause_s = min(_SECOND_LOOK_S, pause_s * _POLL_GROWTH)
         finally:
             waiters.discard(event)
             if not waiters:

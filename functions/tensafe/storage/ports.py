@@ -308,10 +308,13 @@ class KeyRing(Protocol):
 
 
 class Bell(Protocol):
-    """Wakes waiters in other processes. A hint: it may be lost or false, never relied on for truth."""
+    """Wakes waiters, in other processes too where the platform can (AWS cannot).
+
+    A hint: it may be lost or false, never relied on for truth.
+    """
 
     def ring(self, topic: str) -> None:
-        """Wake whoever waits for `topic`, in this process and others. Never blocks, never raises."""
+        """Wake whoever waits for `topic`. Never blocks, never raises."""
 
     def wait(self, topic: str, *, since: int, timeout_s: float) -> int:
         """Block until the topic's count passes `since` or time runs out; the present count."""

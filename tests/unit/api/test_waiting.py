@@ -14,6 +14,7 @@ import pytest
 from tensafe.api import waiting
 from tensafe.api.waiting import ResultWaiter
 from tensafe.operations.layout import finished_topic
+from tensafe.storage.process_bell import ProcessBell
 from tests.fakes import MemoryBell
 
 STREAM = "s-1:train:0"
@@ -119,11 +120,20 @@ def test_a_ring_between_the_look_and_the_wait_is_heard() -> None:
     assert took < 0.4
 
 
-def test_without_calls_back_it_looks_every_50_ms() -> None:
+def test_without_calls_back_it_looks_again_soon() -> None:
     look = Looks(4)
     found, took = wait(SilentBell(), look, 5)
     assert found == "done"
-    assert 0.15 <= took < 0.6
+    assert 0.05 + 0.075 + 0.1125 <= took < 0.6
+
+
+def test_without_calls_back_the_looks_become_rare() -> None:
+    """Each is a read of the store: 50 ms all along would make 60."""
+    look = Looks()
+    found, took = wait(ProcessBell(), look, 3)
+    assert found is None
+    assert 3 <= took < 3.5
+    assert 9 <= look.count <= 13
 
 
 def test_a_look_that_fails_is_the_waiters_failure() -> None:
