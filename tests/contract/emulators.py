@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, Literal
@@ -24,6 +25,7 @@ from moto.server import ThreadedMotoServer
 
 from tensafe.storage.aws_clients import Service, aws_client
 from tensafe.storage.dynamodb_items import TTL_ATTRIBUTE
+from tensafe.storage.ports import QueueSpec
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
@@ -85,7 +87,9 @@ class Wire:
                     return fault[0], {"content-type": "application/x-amz-json-1.0"}, json.dumps(fault[1])
                 if isinstance(fault, Exception):
                     raise fault
-                answer = carry_out(stubber, request)
+                answer = None if _waits(request) else carry_out(stubber, request)
+            if answer is None:
+                answer = self._wait(lambda: carry_out(stubber, request), request)
             if fault is not None:
                 raise ReadTimeoutError(endpoint_url=request.url, error="lost")
             return answer
@@ -94,6 +98,23 @@ class Wire:
             patch.setattr(BotocoreStubber, "process_request", process_request)
             patch.setattr(botocore.endpoint, "time", _NoPauses)  # the SDK's between its tries
             yield self
+
+    def _wait(self, carry_out: Callable[[], Any], request: Any) -> Any:
+        """A receive that waits: moto's own would keep the lock, or run beside the others without one."""
+        asked = json.loads(request.body)
+        deadline = time.monotonic() + asked["WaitTimeSeconds"]
+        request.body = json.dumps(asked | {"WaitTimeSeconds": 0}).encode()
+        while True:
+            with self._lock:
+                answer = carry_out()
+            if json.loads(answer[2]).get("Messages") or time.monotonic() >= deadline:
+                return answer
+            time.sleep(0.02)
+
+
+def _waits(request: Any) -> bool:
+    target = request.headers.get("X-Amz-Target", b"")
+    return target == b"AmazonSQS.ReceiveMessage" and json.loads(request.body).get("WaitTimeSeconds", 0) > 0
 
 
 class _NoPauses:
@@ -124,6 +145,24 @@ def create_table() -> Any:
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
     return client
+
+
+def create_queues(specs: Sequence[QueueSpec]) -> tuple[Any, dict[str, str]]:
+    """A client, and the URLs of the queues that SqsQueues expects, empty."""
+    client = shared_client("sqs")
+    urls: dict[str, str] = {}
+    for spec in specs:
+        suffix, kind = (".fifo", {"FifoQueue": "true"}) if spec.fifo else ("", {})
+        dead = client.create_queue(QueueName=spec.dead_queue + suffix, Attributes=kind)["QueueUrl"]
+        arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"][
+            "QueueArn"
+        ]
+        policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": spec.max_receives})
+        source = client.create_queue(
+            QueueName=spec.name + suffix, Attributes=kind | {"RedrivePolicy": policy}
+        )
+        urls |= {spec.name: source["QueueUrl"], spec.dead_queue: dead}
+    return client, urls
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What every `Queues` adapter must do.
 
-A subclass supplies the fixture `queues` with the queues of SPECS, empty, and `tick_s`: a visibility
-that the platform keeps exactly enough to wait for (SQS counts whole seconds).
+A subclass supplies the fixture `queues` with the queues of SPECS, empty; `tick_s`, a visibility that
+the platform keeps exactly enough to wait for (SQS counts whole seconds); and `depth_lag_s`, how long its
+counts may lag behind.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -47,6 +49,14 @@ def nothing(queues: Queues, queue: str) -> bool:
 
 class QueuesSuite:
     tick_s = 0.15
+    depth_lag_s = 0.0
+
+    def settled_depth(self, queues: Queues, queue: str, expected: int) -> int:
+        """The depth, once it is what is expected or has had the time to be."""
+        deadline = time.monotonic() + self.depth_lag_s
+        while (depth := queues.depth(queue)) != expected and time.monotonic() < deadline:
+            time.sleep(1)
+        return depth
 
     def group(self, queue: str) -> str | None:
         return "g" if queue == FIFO else None
@@ -67,7 +77,7 @@ class QueuesSuite:
         assert (message.queue, message.body, message.receives) == (queue, body, 1)
         assert message.group == self.group(queue)
         assert nothing(queues, queue)
-        assert queues.depth(queue) == 1
+        assert self.settled_depth(queues, queue, 1) == 1
 
     @pytest.mark.parametrize("queue", [FIFO, STANDARD])
     def test_a_deleted_message_is_gone(self, queues: Queues, queue: str) -> None:
@@ -75,7 +85,7 @@ class QueuesSuite:
         message = take(queues, queue, visibility_s=self.tick_s)
         queues.delete(queue, message.receipt)
         queues.delete(queue, message.receipt)
-        assert queues.depth(queue) == 0
+        assert self.settled_depth(queues, queue, 0) == 0
         time.sleep(self.tick_s * 1.2)
         assert nothing(queues, queue)
 
@@ -125,7 +135,8 @@ class QueuesSuite:
                 queues.send(STANDARD, {}, delay_s=delay_s)
         with pytest.raises(InvalidRequest):
             queues.send(STANDARD, {"nan": float("nan")})
-        assert [queues.depth(queue) for queue in (FIFO, STANDARD)] == [0, 0]
+        assert nothing(queues, FIFO)
+        assert nothing(queues, STANDARD)
 
     def test_message_size_at_the_boundary(self, queues: Queues) -> None:
         room = MESSAGE_MAX_BYTES - len('{"t":""}')
@@ -212,33 +223,34 @@ class QueuesSuite:
         assert take(queues, queue).receives == 2
 
     @pytest.mark.parametrize("queue", [FIFO, STANDARD])
-    def test_a_receipt_that_was_overtaken_is_stale(self, queues: Queues, queue: str) -> None:
+    def test_whoever_has_a_message_now_can_keep_it_and_finish(self, queues: Queues, queue: str) -> None:
+        """Whatever an overtaken receipt does: the platform need not notice that."""
         queues.send(queue, {"n": 1}, group=self.group(queue))
         old = take(queues, queue, visibility_s=self.tick_s)
         new = take(queues, queue, wait_s=self.tick_s * 4)
-        with pytest.raises(StaleReceipt):
+        assert new.receipt != old.receipt
+        with suppress(StaleReceipt):
             queues.extend(queue, old.receipt, LONG_S)
         queues.extend(queue, new.receipt, LONG_S)
-
-    @pytest.mark.parametrize("queue", [FIFO, STANDARD])
-    def test_deleting_what_has_passed_on_leaves_it(self, queues: Queues, queue: str) -> None:
-        """AWS promises neither outcome; here the holder keeps its message."""
-        queues.send(queue, {"n": 1}, group=self.group(queue))
-        old = take(queues, queue, visibility_s=self.tick_s)
-        new = take(queues, queue, wait_s=self.tick_s * 4)
+        assert nothing(queues, queue)
         queues.delete(queue, old.receipt)
-        assert queues.depth(queue) == 1
         queues.delete(queue, new.receipt)
-        assert queues.depth(queue) == 0
+        assert self.settled_depth(queues, queue, 0) == 0
 
     @pytest.mark.parametrize("queue", [FIFO, STANDARD])
-    def test_stale_receipts(self, queues: Queues, queue: str) -> None:
+    def test_what_was_handed_back_is_not_held(self, queues: Queues, queue: str) -> None:
         queues.send(queue, {"n": 1}, group=self.group(queue))
         message = take(queues, queue)
         queues.extend(queue, message.receipt, 0)
         with pytest.raises(StaleReceipt):
             queues.extend(queue, message.receipt, LONG_S)
-        queues.delete(queue, take(queues, queue).receipt)
+        assert take(queues, queue).receives == 2
+
+    @pytest.mark.parametrize("queue", [FIFO, STANDARD])
+    def test_receipts_of_nothing(self, queues: Queues, queue: str) -> None:
+        queues.send(queue, {"n": 1}, group=self.group(queue))
+        message = take(queues, queue)
+        queues.delete(queue, message.receipt)
         for receipt in (message.receipt, "", "nonsense", "1.nonsense", "9" * 30 + ".x", "\uff11.x"):
             with pytest.raises(StaleReceipt):
                 queues.extend(queue, receipt, LONG_S)
@@ -259,8 +271,8 @@ class QueuesSuite:
         queues.send(FIFO, {"n": 2}, group="g", dedup_id="same")
         queues.send(FIFO, {"n": 3}, group="g", dedup_id="other")
         assert [take_and_delete(queues, FIFO) for _ in range(2)] == [1, 3]
-        queues.send(FIFO, {"n": 4}, group="h", dedup_id="same")
-        assert nothing(queues, FIFO)
+        queues.send(FIFO, {"n": 4}, group="h", dedup_id="h-1")
+        assert take_and_delete(queues, FIFO) == 4
         queues.send(FIFO, {"n": 5}, group="g")
         queues.send(FIFO, {"n": 5}, group="g")
         assert [take_and_delete(queues, FIFO) for _ in range(2)] == [5, 5]
@@ -280,7 +292,8 @@ class QueuesSuite:
     def test_after_max_receives_a_message_dies(self, queues: Queues, queue: str) -> None:
         queues.send(queue, {"n": 1}, group=self.group(queue))
         self.give_up(queues, queue)
-        assert (queues.depth(queue), queues.depth(f"{queue}-dead")) == (0, 1)
+        assert self.settled_depth(queues, queue, 0) == 0
+        assert self.settled_depth(queues, f"{queue}-dead", 1) == 1
         letter = take(queues, f"{queue}-dead")
         assert letter.body == {"n": 1}
         assert letter.group == self.group(queue)
@@ -295,7 +308,7 @@ class QueuesSuite:
         receives = [letter.receives for letter in letters]
         assert receives == list(range(receives[0], receives[0] + 5))
         queues.delete(f"{STANDARD}-dead", take(queues, f"{STANDARD}-dead").receipt)
-        assert queues.depth(f"{STANDARD}-dead") == 0
+        assert self.settled_depth(queues, f"{STANDARD}-dead", 0) == 0
 
     def test_the_group_goes_on_without_its_dead(self, queues: Queues) -> None:
         for n in range(2):
@@ -312,7 +325,7 @@ class QueuesSuite:
         queues.send(queue, {"n": 1}, group=self.group(queue))
         self.give_up(queues, queue)
         assert queues.redrive(queue) == 1
-        assert queues.depth(f"{queue}-dead") == 0
+        assert self.settled_depth(queues, f"{queue}-dead", 0) == 0
         message = take(queues, queue)
         assert (message.body, message.receives, message.group) == ({"n": 1}, 1, self.group(queue))
         queues.extend(queue, message.receipt, 0)
@@ -324,7 +337,7 @@ class QueuesSuite:
             self.give_up(queues, FIFO)
         queues.send(FIFO, {"n": 3}, group="g")
         assert queues.redrive(FIFO, max_messages=2) == 2
-        assert queues.depth(f"{FIFO}-dead") == 1
+        assert self.settled_depth(queues, f"{FIFO}-dead", 1) == 1
         assert [take_and_delete(queues, FIFO) for _ in range(3)] == [3, 0, 1]
         assert queues.redrive(FIFO) == 1
         assert take_and_delete(queues, FIFO) == 2
@@ -391,7 +404,7 @@ class QueuesSuite:
         def work(_: int) -> None:
             while True:
                 batch = queues.receive(FIFO, visibility_s=LONG_S, wait_s=self.tick_s)
-                if not batch and queues.depth(FIFO) == 0:
+                if not batch and len(done) == 60:
                     return
                 for message in batch:
                     with lock:

@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
-from tensafe.storage.ports import Queues
+from tensafe.storage.ports import Queues, StaleReceipt
 from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
 from tests.contract.processes import Child
-from tests.contract.queues_suite import FIFO, LONG_S, SPECS, STANDARD, QueuesSuite
+from tests.contract.queues_suite import FIFO, LONG_S, SPECS, STANDARD, QueuesSuite, take
 from tests.fakes import MemoryQueues
 
 
@@ -31,13 +31,41 @@ def sqlite_queues(tmp_path: Path, bell: UnixBell) -> Iterator[SqliteQueues]:
     queues.close()
 
 
-class TestSqliteQueues(QueuesSuite):
+class BeyondThePort:
+    """What one machine can promise and SQS cannot; nothing may rely on it that is to run on both."""
+
+    @pytest.mark.parametrize("queue", [FIFO, STANDARD])
+    def test_a_receipt_that_was_overtaken_is_stale(self, queues: Queues, queue: str) -> None:
+        queues.send(queue, {"n": 1}, group="g" if queue == FIFO else None)
+        old = take(queues, queue, visibility_s=0.15)
+        new = take(queues, queue)
+        with pytest.raises(StaleReceipt):
+            queues.extend(queue, old.receipt, LONG_S)
+        queues.extend(queue, new.receipt, LONG_S)
+
+    @pytest.mark.parametrize("queue", [FIFO, STANDARD])
+    def test_deleting_what_has_passed_on_leaves_it(self, queues: Queues, queue: str) -> None:
+        queues.send(queue, {"n": 1}, group="g" if queue == FIFO else None)
+        old = take(queues, queue, visibility_s=0.15)
+        new = take(queues, queue)
+        queues.delete(queue, old.receipt)
+        assert queues.depth(queue) == 1
+        queues.delete(queue, new.receipt)
+        assert queues.depth(queue) == 0
+
+    def test_a_dedup_id_is_dropped_in_another_group_too(self, queues: Queues) -> None:
+        queues.send(FIFO, {"n": 1}, group="g", dedup_id="same")
+        queues.send(FIFO, {"n": 2}, group="h", dedup_id="same")
+        assert queues.depth(FIFO) == 1
+
+
+class TestSqliteQueues(BeyondThePort, QueuesSuite):
     @pytest.fixture
     def queues(self, sqlite_queues: SqliteQueues) -> Queues:
         return sqlite_queues
 
 
-class TestMemoryQueues(QueuesSuite):
+class TestMemoryQueues(BeyondThePort, QueuesSuite):
     @pytest.fixture
     def queues(self) -> Queues:
         return MemoryQueues(SPECS)

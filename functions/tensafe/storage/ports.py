@@ -193,9 +193,13 @@ class Message:
 class Queues(Protocol):
     """At-least-once queues with visibility, FIFO groups and dead letters.
 
-    In a FIFO queue a group is locked while one of its messages is in flight, and messages of a group
-    arrive in send order. A dead queue is a queue of the same kind from which nothing dies further. A
-    queue that was not declared to the adapter raises InvalidRequest.
+    In a FIFO queue a group is locked while one of its messages is in flight: messages of a group arrive
+    in send order, no two of them in one receive. A dead queue is a queue of the same kind from which
+    nothing dies further. A queue that was not declared to the adapter raises InvalidRequest.
+
+    A queue wakes workers and decides nothing: a message may arrive twice, and a receipt may be overtaken
+    without its holder hearing of it, so who owns what a message is about is a matter of leases and
+    conditional writes. A platform may round durations up to whole seconds.
     """
 
     def send(
@@ -207,11 +211,12 @@ class Queues(Protocol):
         dedup_id: str | None = None,
         delay_s: float = 0.0,
     ) -> None:
-        """Enqueue durably. A FIFO queue needs `group`; a `dedup_id` seen within 5 minutes is dropped.
+        """Enqueue durably. A FIFO queue needs `group`; a `dedup_id` that it had within 5 minutes is dropped.
 
-        `delay_s` is for standard queues alone (0 to 900), `group` for FIFO queues alone; a standard
-        queue drops duplicates where the platform can (SQS cannot). Both labels are 1 to 128 printable
-        ASCII characters. Raises InvalidRequest, also over MESSAGE_MAX_BYTES.
+        That holds within a group: an id that another group had may be dropped or not, so use none in
+        two. A standard queue drops duplicates where the platform can (SQS cannot). `delay_s` is for
+        standard queues alone (0 to 900), `group` for FIFO queues alone. Both labels are 1 to 128
+        printable ASCII characters. Raises InvalidRequest, also over MESSAGE_MAX_BYTES.
         """
 
     def receive(
@@ -220,24 +225,28 @@ class Queues(Protocol):
         """Up to 10 messages, hidden for `visibility_s`; waits up to `wait_s` (at most 20) for one.
 
         A message received more than `max_receives` times is moved to the dead queue instead.
-        `visibility_s` is above 0 and at most 12 h.
+        `visibility_s` is above 0 and at most 12 h. Without a wait, a platform may miss what is there.
         """
 
     def extend(self, queue: str, receipt: str, visibility_s: float) -> None:
-        """Hide the message for `visibility_s` from now (0: hand it back at once). Raises StaleReceipt.
+        """Hide the message for `visibility_s` from now (0: hand it back at once).
 
-        It is never hidden for longer than 12 h after the receive: what takes longer must finish in
-        parts and send itself a new message.
+        Raises StaleReceipt if the message is not in flight. If it is, in somebody else's hand, the
+        platform may raise that or hide it for so long all the same. It is never hidden for longer
+        than 12 h after the receive: what takes longer must finish in parts and send itself a new message.
         """
 
     def delete(self, queue: str, receipt: str) -> None:
-        """Remove the message. Deleting what is already gone or has passed on is not an error."""
+        """Remove the message. What is already gone is not an error; what has passed on may go or stay."""
 
     def depth(self, queue: str) -> int:
-        """How many messages wait or are in flight (approximate on AWS)."""
+        """About how many messages wait or are in flight; on AWS as they were up to a minute ago."""
 
     def redrive(self, queue: str, *, max_messages: int = 100) -> int:
-        """Move dead letters of `queue` back to it with their receive count at zero; how many moved."""
+        """Move dead letters that nobody reads back to `queue`, behind what waits; how many moved.
+
+        Their receive count starts anew. If it is cut short, one letter may come twice.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ AWS_ADAPTERS = (
     "tensafe.storage.dynamodb_items",
     "tensafe.storage.kms_ring",
     "tensafe.storage.s3_blobs",
+    "tensafe.storage.sqs_queues",
 )
 
 

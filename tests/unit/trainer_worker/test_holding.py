@@ -300,6 +300,33 @@ def test_a_heartbeat_keeps_a_run_and_notices_a_loss(rig: Rig) -> None:
     assert len(rig.worker._hot) == 0
 
 
+def test_a_loss_is_noticed_where_the_queue_does_not_notice_an_overtaken_receipt(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQS may extend, and delete, what is in somebody else's hand: the lease decides."""
+    rig.begin()
+    rig.drain()
+    (run,) = rig.worker._hot.all()
+    rig.world.later(LEASE_S * 2)
+    (message,) = rig.world.queues.receive(TRAIN, visibility_s=600)
+    assert rig.world.open().leases.claim(RUN, "trainer-z") is not None
+    extended: list[str] = []
+    monkeypatch.setattr(rig.world.queues, "extend", lambda _, receipt, __: extended.append(receipt))
+    rig.submit(1, forward_backward())
+    rig.worker._hot.beat()
+    assert run.lost
+    assert extended == []
+    rig.worker.step()
+    assert len(rig.worker._hot) == 0
+    assert not rig.op(1).state.final
+    rig.world.queues.delete(TRAIN, message.receipt)  # and the new holder loses its message to us
+    rig.world.later(LEASE_S)
+    rig.restart()
+    rig.services.doorbell.send_run(run.stream)  # as the sweeper does for an operation that waits
+    rig.drain()
+    assert rig.op(1).state is OpState.COMPLETED
+
+
 def test_no_heartbeat_after_the_release(rig: Rig) -> None:
     rig.begin()
     rig.drain()
