@@ -169,6 +169,20 @@ class TestReceipts:
 
 
 class TestRedrive:
+    def test_a_letter_that_could_not_be_sent_stays(
+        self, queues: SqsQueues, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queues.send(STANDARD, {"n": 1})
+        QueuesSuite().give_up(queues, STANDARD)
+
+        def out(*_: Any, **__: Any) -> None:
+            raise Unavailable("an outage")
+
+        monkeypatch.setattr(queues, "_send", out)
+        with pytest.raises(Unavailable):
+            queues.redrive(STANDARD)
+        assert queues.depth(f"{STANDARD}-dead") == 1
+
     def test_a_letter_whose_move_was_cut_comes_once(
         self, queues: SqsQueues, wire: Wire, monkeypatch: pytest.MonkeyPatch
     ) -> None:
