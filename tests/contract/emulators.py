@@ -63,6 +63,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
+        self.called: list[str] = []  # "DynamoDB_20120810.GetItem" and so on, without S3's
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
 
@@ -71,8 +72,9 @@ class Wire:
         self._faults += faults
 
     def forget(self) -> None:
-        """Start `sent` anew."""
+        """Start `sent` and `called` anew."""
         self.sent.clear()
+        self.called.clear()
 
     @contextmanager
     def between(self) -> Iterator[Wire]:
@@ -82,6 +84,7 @@ class Wire:
             with self._lock:
                 if request.headers.get("Content-Type", b"").startswith(b"application/x-amz-json"):
                     self.sent.append(json.loads(request.body))
+                    self.called.append(request.headers["X-Amz-Target"].decode())
                 fault = self._faults.pop(0) if self._faults else None
                 if isinstance(fault, tuple):
                     return fault[0], {"content-type": "application/x-amz-json-1.0"}, json.dumps(fault[1])
