@@ -1,4 +1,4 @@
-"""Data and manifests that the tests of dealing share."""
+"""Data, manifests and terms of deals that the tests of dealing share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.training import Datum
 from tensafe.privacy.content import content_key, unit_content_hash
+from tensafe.privacy.dealing import DealTerms, exact_probability
 from tensafe.privacy.manifest import Manifest, ManifestBuilder
 
 KEY = content_key(bytes(range(32)))
+SEED = bytes(range(100, 132))
 
 
 def a_datum(unit_id: int | None = 7, *, start: int = 1, length: int = 5, weight: float = 1.0) -> Datum:
@@ -32,3 +34,7 @@ def manifest_of(data: Mapping[int, Sequence[Datum]], *, unit: str = "record") ->
     for unit_id, owned in data.items():
         builder.add(unit_id, unit_content_hash(KEY, unit_id, owned))
     return builder.finish()
+
+
+def deal_terms(units: int, q: float, cap: int) -> DealTerms:
+    return DealTerms("run-1", "0" * 64, units, exact_probability(q), cap)
