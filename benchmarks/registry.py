@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import (
+    dealing,
     footprint,
     get_info,
+    manifest,
     one_token,
     operations,
     private_step,
@@ -24,6 +26,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     training_step.CUDA_BENCHMARK,
     private_step.BENCHMARK,
     private_step.CUDA_BENCHMARK,
+    dealing.BENCHMARK,
+    manifest.BENCHMARK,
     sampling.BENCHMARK,
     footprint.BENCHMARK,
     storage.BENCHMARK,
