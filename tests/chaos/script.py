@@ -32,15 +32,22 @@ from tests.support.training_log import (
 )
 
 BASE = "acme/tiny"
-PRIVATE, PLAIN, LATE = "s-1:train:0", "s-1:train:1", "s-1:train:2"
-"""A private run that exists, a plain one, and a private one of another domain; the latter two are created."""
-DOMAINS = {PRIVATE: "letters", LATE: "notes"}
+PRIVATE, PLAIN, LATE, CORRELATED = (f"s-1:train:{number}" for number in range(4))
+"""A private run that exists, a plain one, and a private one of another domain; the latter two are created.
+The fourth exists too, and its noise is correlated over its steps."""
+DOMAINS = {PRIVATE: "letters", LATE: "notes", CORRELATED: "diaries"}
+BISR = {"noise": "bisr", "bisr_bandwidth": 2, "max_steps": 4, "max_participations": 2, "min_separation": 2}
+OPTIMIZERS = {
+    PRIVATE: private(),
+    LATE: private(domain=DOMAINS[LATE]),
+    CORRELATED: private(domain=DOMAINS[CORRELATED], **BISR),
+}
 LARGE = [[number % 300 for number in range(60)]] * 90
 """A payload and a result over 64 KB: both become blobs."""
 
 LOGS: dict[str, list[Step]] = {
     PRIVATE: [
-        create(optimizer=private()),
+        create(optimizer=OPTIMIZERS[PRIVATE]),
         forward_backward(1, units=[1, 2, 2]),
         forward_backward(2, units=[3]),
         optim_step(),
@@ -60,8 +67,16 @@ LOGS: dict[str, list[Step]] = {
         forward_backward(2),
     ],
     LATE: [
-        create(optimizer=private(domain=DOMAINS[LATE])),
+        create(optimizer=OPTIMIZERS[LATE]),
         forward_backward(1, units=[1]),
+        optim_step(),
+    ],
+    CORRELATED: [
+        create(optimizer=OPTIMIZERS[CORRELATED]),
+        forward_backward(1, units=[1]),
+        optim_step(),
+        optim_step(),
+        forward_backward(2, units=[1, 2]),
         optim_step(),
     ],
 }
@@ -87,7 +102,7 @@ def submit_one(services: Services, run_id: str, seq: int) -> None:
     if seq > 0:
         submit(services, run_id, seq, LOGS[run_id][seq])
         return
-    given = {"optimizer": private(domain=DOMAINS[run_id])} if run_id in DOMAINS else {}
+    given = {"optimizer": OPTIMIZERS[run_id]} if run_id in OPTIMIZERS else {}
     begin(services, run_id, BASE, LOGS[run_id][0], **given)
 
 
@@ -138,9 +153,9 @@ def outcome(services: Services) -> Outcome:
         states={run_id: [op.state.value for op in log] for run_id, log in logs.items()},
         results={
             run_id: [_without_ids(result_of(services, run_id, op.seq)) for op in logs[run_id]]
-            for run_id in (PRIVATE, PLAIN)
+            for run_id in (PRIVATE, PLAIN, CORRELATED)
         },
-        numbers={run_id: snapshot_of(services, run_id) for run_id in (PRIVATE, PLAIN)},
+        numbers={run_id: snapshot_of(services, run_id) for run_id in (PRIVATE, PLAIN, CORRELATED)},
         epsilons={run_id: ledger.epsilon for run_id, ledger in ledgers.items()},
         charges={run_id: ledger.steps for run_id, ledger in ledgers.items()},
         checkpoints={one.path for run_id in LOGS for one in services.checkpoints.of_run(run_id)},

@@ -21,6 +21,7 @@ from tensafe.operations.doorbell import train_queue
 from tensafe.services import Services
 from tests.chaos.script import (
     BASE,
+    CORRELATED,
     LOGS,
     PRIVATE,
     Outcome,
@@ -99,6 +100,7 @@ def submitted(space: Path, empty: Path, server: Server) -> Path:
     folder = _copy(empty, space / "submitted")
     services = open_folder(folder)
     submit_one(services, PRIVATE, 0)
+    submit_one(services, CORRELATED, 0)
     assert server.run("train", folder, "trainer-0")["status"] == 0
     list(submit_all(services))
     _close(services)

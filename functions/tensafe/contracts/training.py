@@ -8,13 +8,16 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 LORA_ALPHA: Final = 32.0
 """LoRA scale numerator: delta W = (LORA_ALPHA / rank) B A, as the Tinker service uses."""
 MAX_RANK: Final = 256
 WEAK_EPSILON: Final = 100.0
 """A mechanism whose epsilon passes this is refused unless the caller accepts it by name."""
+BISR_MAX_STEPS: Final = 1_000_000
+"""Steps of a run with correlated noise: its sensitivity is computed from all of them."""
+BISR_MAX_BANDWIDTH: Final = 256
 
 LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
 
@@ -56,9 +59,14 @@ class DpAdamWConfig(Strict):
     unit takes part in at most `max_participations` steps; each step releases one Gaussian mechanism
     of sensitivity `clip_norm` and noise multiplier sigma. No amplification by sampling is claimed.
     Give `noise_multiplier`, or `target_epsilon` with `max_steps`.
+
+    Two steps of one unit are at least `min_separation` steps apart. `noise="bisr"` correlates the noise of
+    the steps (privacy/bisr.py) over `bisr_bandwidth` of them; the run is then one Gaussian mechanism, and
+    needs `max_steps`.
     """
 
     type: Literal["tensafe_dp_adamw"]
+    mode: Literal["bounded"] = "bounded"
     clip_norm: float = Field(ge=1e-12, le=1e6)
     noise_multiplier: float | None = Field(default=None, ge=1e-3, le=1e6)
     target_epsilon: float | None = Field(default=None, gt=0, le=1e4)
@@ -66,6 +74,9 @@ class DpAdamWConfig(Strict):
     delta: float = Field(gt=0, le=1e-2)
     batch_size: int = Field(ge=1, le=10_000_000)
     max_participations: int = Field(default=1, ge=1, le=1_000_000)
+    min_separation: int = Field(default=1, ge=1, le=10_000_000)
+    noise: Literal["independent", "bisr"] = "independent"
+    bisr_bandwidth: int | None = Field(default=None, ge=2, le=BISR_MAX_BANDWIDTH)
     max_epsilon: float | None = Field(default=None, gt=0, le=1e6)
     domain: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     allow_weak_privacy: bool = False
@@ -78,6 +89,25 @@ class DpAdamWConfig(Strict):
             raise ValueError("give exactly one of noise_multiplier and target_epsilon")
         if self.target_epsilon is not None and self.max_steps is None:
             raise ValueError("target_epsilon needs max_steps")
+        return self
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _mode_is_served(cls, value: object) -> object:
+        if value in ("dealt", "attested"):
+            raise ValueError(f"mode={value!r} is not served yet; use mode='bounded'")
+        return value
+
+    @model_validator(mode="after")
+    def _correlated_noise_is_complete(self) -> DpAdamWConfig:
+        if self.noise == "independent":
+            if self.bisr_bandwidth is not None:
+                raise ValueError("bisr_bandwidth goes with noise='bisr'")
+            return self
+        if self.bisr_bandwidth is None or self.max_steps is None:
+            raise ValueError("noise='bisr' needs bisr_bandwidth and max_steps")
+        if not self.bisr_bandwidth <= self.max_steps <= BISR_MAX_STEPS:
+            raise ValueError(f"noise='bisr' needs max_steps from bisr_bandwidth to {BISR_MAX_STEPS}")
         return self
 
 

@@ -22,6 +22,9 @@ Participations = Mapping[str, tuple[float, int]]
 
 ACCOUNTANT: Final = "dp-accounting/gaussian-mechanism/v1"
 """Names the computation in ledger rows; its meaning never changes."""
+CORRELATED_ACCOUNTANT: Final = "dp-accounting/gaussian-mechanism/k-b-sensitivity/v1"
+"""The same for a run of correlated noise, which counts as one release of noise multiplier sigma over its
+sensitivity from its first step with a unit on."""
 
 _RELATIVE_SLACK: Final = 1e-6
 _ABSOLUTE_SLACK: Final = 1e-9
@@ -99,10 +102,14 @@ def _max_participations(max_epsilon: float, sigma: float, delta: float, spent: f
     return low
 
 
-def noise_multiplier_for(target_epsilon: float, participations: int, delta: float) -> float:
+def noise_multiplier_for(
+    target_epsilon: float, participations: int, delta: float, *, sensitivity: float = 1.0
+) -> float:
     """Smallest noise multiplier, rounded up to 6 significant digits, that keeps within the target.
 
-    `participations` is how often one unit may take part. The result is checked with `epsilon`.
+    `participations` is how often one unit may take part, `sensitivity` what each costs in units of the
+    clipping norm (the whole run's, with one participation, for correlated noise). The result is checked
+    with `epsilon`.
     """
     from dp_accounting import gaussian_mechanism  # noqa: PLC0415
 
@@ -112,8 +119,11 @@ def noise_multiplier_for(target_epsilon: float, participations: int, delta: floa
             f"no noise gives epsilon {target_epsilon!r} for {participations!r} participations"
         )
     sigma = float(gaussian_mechanism.get_sigma_gaussian(target_epsilon, delta)) * math.sqrt(participations)
+    sigma *= sensitivity
     exponent = math.floor(math.log10(sigma)) - 5
     digits = math.ceil(sigma / 10.0**exponent)
-    while epsilon({"run": (float(f"{digits}e{exponent}"), participations)}, delta) > target_epsilon:
+    while True:
+        rounded = float(f"{digits}e{exponent}")
+        if epsilon({"run": (rounded / sensitivity, participations)}, delta) <= target_epsilon:
+            return rounded
         digits += 1
-    return float(f"{digits}e{exponent}")

@@ -7,7 +7,7 @@ all units, and a recount by `replay` is independent of anything cached.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from tensafe.contracts.errors import IntegrityError
@@ -24,8 +24,7 @@ _PAGE: Final = 100
 class _Counted:
     """Counts of a run up to and including `last_step`."""
 
-    counts: units.ParticipationCounts = field(default_factory=units.ParticipationCounts)
-    steps: int = 0
+    counts: units.ParticipationCounts
     last_step: int = -1
 
 
@@ -51,13 +50,14 @@ class RunCounts:
 
         Raises IntegrityError if the rows do not add up to the record.
         """
-        counted = self._runs.setdefault(ref, _Counted())
+        fresh = _Counted(units.ParticipationCounts(record.mechanism.min_separation))
+        counted = self._runs.setdefault(ref, fresh)
         self._runs.move_to_end(ref)
         while len(self._runs) > _CACHED_RUNS:
             self._runs.popitem(last=False)
         while counted.last_step < record.last_step:
             self._read_page(ref, record, counted)
-        state = (counted.steps, counted.last_step, counted.counts.largest)
+        state = (counted.counts.steps, counted.last_step, counted.counts.largest)
         if state != (record.steps, record.last_step, record.participations):
             del self._runs[ref]
             raise IntegrityError(f"the ledger of run {ref.run_id} does not agree with its rows")
@@ -75,4 +75,4 @@ class RunCounts:
         for item in page:
             row, tags = open_tags(self._vault, ref, item)
             counted.counts.add(tags)
-            counted.steps, counted.last_step = counted.steps + 1, row.step
+            counted.last_step = row.step

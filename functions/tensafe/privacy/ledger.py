@@ -123,12 +123,21 @@ class Ledger:
         with self._lock:
             record = self._record(ref)
             limit = record.mechanism.max_participations
-            spent = self._counts.up_to(ref, record).spent_positions(tags, limit)
+            counts = self._counts.up_to(ref, record)
+            spent, early = counts.spent_positions(tags, limit), counts.early_positions(tags)
+            wait = counts.steps_to_wait(tags[early[0]]) if early else 0
         if spent:
             raise BudgetExceeded(
                 f"{len(spent)} of {len(tags)} data, the first at position {spent[0]}, belong to units that "
                 f"have taken part in max_participations={limit} steps of this run; leave them out",
                 field=units.unit_field(spent[0]),
+            )
+        if early:
+            raise InvalidRequest(
+                f"{len(early)} of {len(tags)} data belong to units whose last step in this run is less than "
+                f"min_separation={record.mechanism.min_separation} steps ago; the first, at position "
+                f"{early[0]}, may return after {wait} more step(s) without it: leave them out until then",
+                field=units.unit_field(early[0]),
             )
 
     def reserve(
@@ -224,7 +233,7 @@ class Ledger:
             if self._items.get(ref.scope.key_item) is None:
                 writes.append(self._vault.new_key(ref.scope))
         rules.refuse_unfit(head, mechanism)
-        head = head.with_run(ref.run_id, mechanism.noise_multiplier, 0)
+        head = head.with_run(ref.run_id, *mechanism.accounted(0))
         writes.append(Put(head_item(ref.scope), head.to_body(), head.item_version))
         return writes
 

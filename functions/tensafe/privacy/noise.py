@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from tensafe.contracts.errors import InvalidRequest
@@ -36,7 +37,9 @@ coordinates: sigma <= 165). 2**-20 would stop at sigma = 0.16.
 """
 MAX_STEP: Final = 2**63 - 1
 _PAIRS_PER_CHUNK: Final = 1 << 14
+_ZEROS: Final = bytes(16 * _PAIRS_PER_CHUNK)
 _STEP_LABEL: Final = b"tensafe/privacy/gaussian-noise/v1"
+_INDEX_LABEL: Final = b"tensafe/privacy/correlated-gaussian-noise/v1"
 _KEY_ID_LABEL: Final = b"tensafe/privacy/noise-key-id/v1"
 _MIN_DEVIATION: Final = 1e-200
 
@@ -113,25 +116,79 @@ def gaussian(
     on one machine; another CPU's log and tan may move rare samples by one grid spacing. Beyond
     the result it needs about 2 MB. Raises InvalidRequest.
     """
+    _check(step, count, offset)
+    spacing = grid_spacing(standard_deviation)
+    stream = _stream(key, _STEP_LABEL, step, offset)
+    result = np.empty(count, dtype=np.float64)
+    for begin, end, skip in _chunks(count, offset):
+        chunk = _normals(stream, end - begin, skip)
+        chunk *= standard_deviation / spacing
+        np.multiply(np.rint(chunk, out=chunk), spacing, out=result[begin:end])
+    return result
+
+
+def correlated_gaussian(
+    key: bytes,
+    index: int,
+    coefficients: Sequence[float],
+    count: int,
+    standard_deviation: float,
+    *,
+    offset: int = 0,
+) -> Float64Array:
+    """Samples [offset, offset + count) of sd * (c_0 z_index + c_1 z_{index-1} + ...), on the grid.
+
+    float64 [count]; z_t is the run's fresh vector at its step t, counted from 0 without gaps, and zero
+    before that; sd is the standard deviation of one z. Nothing is kept from step to step: every z comes
+    again from `key` and its index, so the cost is that of len(coefficients) draws. The sum is rounded once,
+    as a whole, to the grid of sd. The z share no stream with `gaussian`. The same promises and warning as
+    there: an (key, index) must never meet another sum. Raises InvalidRequest.
+    """
+    _check(index, count, offset)
+    spacing = grid_spacing(standard_deviation)
+    terms = [
+        (weight, _stream(key, _INDEX_LABEL, index - lag, offset))
+        for lag, weight in enumerate(coefficients[: index + 1])
+    ]
+    result = np.zeros(count, dtype=np.float64)
+    for begin, end, skip in _chunks(count, offset):
+        total = result[begin:end]
+        for weight, stream in terms:
+            chunk = _normals(stream, end - begin, skip)
+            chunk *= weight
+            total += chunk
+        total *= standard_deviation / spacing
+        np.rint(total, out=total)
+        total *= spacing
+    return result
+
+
+def _check(step: int, count: int, offset: int) -> None:
     if not 0 <= step <= MAX_STEP:
         raise InvalidRequest(f"step must be from 0 to {MAX_STEP}, got {step}")
     if count < 0 or offset < 0:
         raise InvalidRequest(f"count and offset must not be negative, got {count} and {offset}")
-    spacing = grid_spacing(standard_deviation)
-    step_key = _derive(key, _STEP_LABEL + struct.pack(">Q", step))
-    first_block = offset // 2
-    counter = struct.pack(">QQ", 0, first_block)
-    stream = Cipher(algorithms.AES256(step_key), modes.CTR(counter)).encryptor()
-    result = np.empty(count, dtype=np.float64)
-    skip, done = offset % 2, 0
-    zeros = bytes(16 * _PAIRS_PER_CHUNK)
-    while done < count:
-        pairs = min(_PAIRS_PER_CHUNK, (count - done + skip + 1) // 2)
-        keystream = stream.update(zeros if pairs == _PAIRS_PER_CHUNK else bytes(16 * pairs))
-        normals = _box_muller(np.frombuffer(keystream, dtype="<u8").reshape(pairs, 2)).reshape(-1)
-        taken = min(2 * pairs - skip, count - done)
-        chunk = normals[skip : skip + taken]
-        chunk *= standard_deviation / spacing
-        np.multiply(np.rint(chunk, out=chunk), spacing, out=result[done : done + taken])
-        done, skip = done + taken, 0
-    return result
+
+
+def _stream(key: bytes, label: bytes, number: int, offset: int) -> CipherContext:
+    """The keystream of one vector, at the pair that holds sample `offset`."""
+    vector_key = _derive(key, label + struct.pack(">Q", number))
+    counter = struct.pack(">QQ", 0, offset // 2)
+    return Cipher(algorithms.AES256(vector_key), modes.CTR(counter)).encryptor()
+
+
+def _chunks(count: int, offset: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, end, skip) of parts of a result: `skip` samples of the part's first pair lie before it."""
+    begin, skip = 0, offset % 2
+    while begin < count:
+        end = min(count, begin + 2 * _PAIRS_PER_CHUNK - skip)
+        yield begin, end, skip
+        begin, skip = end, 0
+
+
+def _normals(stream: CipherContext, count: int, skip: int) -> Float64Array:
+    """The next `count` standard normals of a stream, after `skip` of its next pair."""
+    pairs = (count + skip + 1) // 2
+    keystream = stream.update(_ZEROS if pairs == _PAIRS_PER_CHUNK else bytes(16 * pairs))
+    normals = _box_muller(np.frombuffer(keystream, dtype="<u8").reshape(pairs, 2)).reshape(-1)
+    return normals[skip : skip + count]

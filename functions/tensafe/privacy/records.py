@@ -3,7 +3,7 @@
 Partition `domain/<tenant>/<domain>`:
 
     key                       the domain's wrapped data key (vault)
-    head                      delta, length and hash of the chain, (sigma, m) of every run
+    head                      delta, length and hash of the chain, (sigma, m) of every run as accounted
     run/<run>                 the run's frozen mechanism, its steps, its largest count
     row/<run>/<step>          one step: the row as canonical JSON, its hash, its state, its sealed unit tags
 
@@ -26,7 +26,17 @@ from tensafe.privacy.mechanism import Mechanism
 from tensafe.storage.ports import Item, Items, JsonValue, Key
 from tensafe.vault.scope import Scope, domain_scope
 
-ROW_VERSION: Final = 1
+ROW_VERSIONS: Final = (1, 2)
+"""Version 2 is for mechanisms of version 2 and adds the fields of `_ADDED`; version 1 is still written."""
+_CHAIN_VERSION: Final = 1
+_ADDED: Final = (
+    "index",
+    "max_steps",
+    "min_separation",
+    "bisr_bandwidth",
+    "sensitivity",
+    "coefficient_hash",
+)
 STEP_MAX: Final = 10**15 - 1
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=+-]{0,127}")
 
@@ -85,7 +95,7 @@ def sha256_hex(text: str) -> str:
 
 def genesis(scope: Scope, delta: float) -> str:
     """`previous` of the first row: binds the chain to its tenant, domain and delta."""
-    return sha256_hex(canonical({"version": ROW_VERSION, "scope": scope.name, "delta": delta}))
+    return sha256_hex(canonical({"version": _CHAIN_VERSION, "scope": scope.name, "delta": delta}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,8 @@ class Row:
     `seq` counts the domain's rows from 1; `previous` is the hash of the row before. `participations` is
     the run's largest count and `epsilon` the domain's total, both after this step. `units` is the
     number of units in the step and `units_digest` a keyed digest of them. `binding` is the caller's
-    digest of what the step sums.
+    digest of what the step sums. From version 2 on: `index` counts the run's steps before this one and
+    names its fresh noise vector; the others are the mechanism's.
     """
 
     seq: int
@@ -118,10 +129,17 @@ class Row:
     participations: int
     run_epsilon: float
     epsilon: float
-    version: int = ROW_VERSION
+    version: int = 1
+    index: int | None = None
+    max_steps: int | None = None
+    min_separation: int = 1
+    bisr_bandwidth: int | None = None
+    sensitivity: float | None = None
+    coefficient_hash: str | None = None
 
     def to_text(self) -> str:
-        return canonical(asdict(self))
+        absent = _ADDED if self.version == 1 else ()
+        return canonical({name: value for name, value in asdict(self).items() if name not in absent})
 
     @classmethod
     def from_item(cls, item: Item) -> Row:
@@ -130,12 +148,14 @@ class Row:
         if sha256_hex(text) != item.body["hash"]:
             raise IntegrityError(f"ledger row {item.key.sort} does not match its hash")
         fields = cast(dict[str, Any], json.loads(text))
-        if fields.get("version") != ROW_VERSION:
+        if fields.get("version") not in ROW_VERSIONS:
             raise IntegrityError(f"ledger row {item.key.sort} is of version {fields.get('version')}")
         try:
             row = cls(**fields)
         except TypeError as error:
             raise IntegrityError(f"ledger row {item.key.sort} has other fields: {error}") from error
+        if any((name in fields) != (row.version > 1) for name in _ADDED):
+            raise IntegrityError(f"ledger row {item.key.sort} has fields of another version")
         if row_sort(row.run_id, row.step) != item.key.sort:
             raise IntegrityError(f"ledger row {item.key.sort} belongs to another step")
         return row
@@ -143,7 +163,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Present state of a domain: chain length and hash, and (sigma, m) of each run."""
+    """Present state of a domain: chain length and hash, and each run's `Mechanism.accounted`."""
 
     delta: float
     seq: int
@@ -164,7 +184,7 @@ class Head:
 
     def to_body(self) -> dict[str, JsonValue]:
         return {
-            "version": ROW_VERSION,
+            "version": _CHAIN_VERSION,
             "delta": self.delta,
             "seq": self.seq,
             "hash": self.hash,

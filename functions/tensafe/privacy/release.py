@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy.typing as npt
 
-from tensafe.contracts.errors import Conflict
-from tensafe.privacy.noise import Float64Array, gaussian, noise_key_id, round_to_grid
+from tensafe.contracts.errors import Conflict, IntegrityError
+from tensafe.privacy.bisr import coefficients
+from tensafe.privacy.noise import (
+    Float64Array,
+    correlated_gaussian,
+    gaussian,
+    noise_key_id,
+    round_to_grid,
+)
 from tensafe.privacy.statements import Charge
 
 
@@ -22,6 +29,16 @@ def noisy_mean(
     if noise_key_id(noise_secret) != charge.noise_key_id:
         raise Conflict(f"this is not the noise secret of run {charge.run.run_id}")
     total = round_to_grid(clipped_sum, charge.standard_deviation).reshape(-1)
-    total += gaussian(noise_secret, charge.step, total.size, charge.standard_deviation, offset=offset)
+    total += _noise(charge, noise_secret, total.size, offset)
     total /= charge.batch_size
     return total
+
+
+def _noise(charge: Charge, secret: bytes, count: int, offset: int) -> Float64Array:
+    deviation = charge.standard_deviation
+    if charge.bisr_bandwidth is None:
+        return gaussian(secret, charge.step, count, deviation, offset=offset)
+    if charge.index is None:
+        raise IntegrityError(f"the charge of step {charge.step} does not say which noise is its own")
+    weights = coefficients(charge.bisr_bandwidth)
+    return correlated_gaussian(secret, charge.index, weights, count, deviation, offset=offset)

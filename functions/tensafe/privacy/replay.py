@@ -13,7 +13,9 @@ from typing import Final
 
 from tensafe.contracts.errors import IntegrityError, NotFound, Unavailable
 from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.bisr import sensitivity
 from tensafe.privacy.counting import open_tags
+from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
     STEP_MAX,
     Head,
@@ -33,6 +35,8 @@ from tensafe.vault.vault import Vault
 
 _EPSILON_TOLERANCE: Final = 1e-6
 """Relative; another release of dp-accounting may find the same root with another last digit."""
+_SENSITIVITY_TOLERANCE: Final = 1e-9
+"""Relative; another processor may add in another order. It is rounded up by 1e-6."""
 _ATTEMPTS: Final = 5
 
 
@@ -78,9 +82,13 @@ def _rows(items: Items, ref: RunRef) -> Iterator[Item]:
 
 def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: RunRecord) -> Iterator[_Link]:
     ref = RunRef(scope.tenant, run.mechanism.domain, run_id)
-    counts = ParticipationCounts()
+    counts = ParticipationCounts(run.mechanism.min_separation)
     for item in _rows(items, ref):
         row, tags = open_tags(vault, ref, item)
+        if row.version > 1 and row.index != counts.steps:
+            raise IntegrityError(f"ledger row {item.key.sort} names the noise of another step")
+        if counts.early_positions(tags):
+            raise IntegrityError(f"ledger row {item.key.sort} charges a unit before its separation")
         counts.add(tags)
         if len(set(tags)) != len(tags) or counts.largest > run.mechanism.max_participations:
             raise IntegrityError(f"ledger row {item.key.sort} charges a unit beyond its participations")
@@ -89,7 +97,10 @@ def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: RunRecord
 
 def _verify(head: Head, runs: dict[str, RunRecord], links: list[_Link], scope: Scope) -> None:
     previous = genesis(scope, head.delta)
-    spent = {run_id: (run.mechanism.noise_multiplier, 0) for run_id, run in runs.items()}
+    for run_id, run in runs.items():
+        _check_sensitivity(run_id, run.mechanism)
+    spent = {run_id: run.mechanism.accounted(0) for run_id, run in runs.items()}
+    largest = dict.fromkeys(runs, 0)
     steps = dict.fromkeys(runs, 0)
     last = dict.fromkeys(runs, -1)
     for seq, link in enumerate(links, start=1):
@@ -97,9 +108,10 @@ def _verify(head: Head, runs: dict[str, RunRecord], links: list[_Link], scope: S
         if (row.seq, row.previous) != (seq, previous):
             raise IntegrityError(f"the ledger's chain breaks at row {seq} (run {row.run_id} step {row.step})")
         mechanism = runs[row.run_id].mechanism
-        spent[row.run_id] = (mechanism.noise_multiplier, link.participations)
+        largest[row.run_id] = link.participations
+        spent[row.run_id] = mechanism.accounted(link.participations)
         total = epsilon(spent, head.delta)
-        _compare(row, link.participations, mechanism.noise_multiplier, total)
+        _compare(row, link.participations, mechanism, total)
         steps[row.run_id] += 1
         last[row.run_id] = row.step
         previous = link.row_hash
@@ -108,12 +120,36 @@ def _verify(head: Head, runs: dict[str, RunRecord], links: list[_Link], scope: S
     if dict(head.runs) != spent:
         raise IntegrityError("the ledger's head and its rows differ in a run's participations or noise")
     for run_id, run in runs.items():
-        if (run.steps, run.last_step, run.participations) != (steps[run_id], last[run_id], spent[run_id][1]):
+        if (run.steps, run.last_step, run.participations) != (steps[run_id], last[run_id], largest[run_id]):
             raise IntegrityError(f"the record of run {run_id} does not agree with its rows")
 
 
-def _compare(row: Row, participations: int, sigma: float, total: float) -> None:
-    if (row.participations, row.noise_multiplier) != (participations, sigma):
+def _compare(row: Row, participations: int, mechanism: Mechanism, total: float) -> None:
+    if (row.participations, row.noise_multiplier) != (participations, mechanism.noise_multiplier):
         raise IntegrityError(f"row {row.seq} states another count or noise than its run")
+    if (row.version, row.mode) != (mechanism.version, mechanism.mode) or (
+        row.version > 1 and _correlation(row) != _correlation(mechanism)
+    ):
+        raise IntegrityError(f"row {row.seq} states another mechanism than its run")
     if not math.isclose(row.epsilon, total, rel_tol=_EPSILON_TOLERANCE):
         raise IntegrityError(f"row {row.seq} states epsilon {row.epsilon:.6f}, its rows give {total:.6f}")
+
+
+def _correlation(of: Row | Mechanism) -> tuple[object, ...]:
+    return (of.max_steps, of.min_separation, of.bisr_bandwidth, of.sensitivity, of.coefficient_hash)
+
+
+def _check_sensitivity(run_id: str, mechanism: Mechanism) -> None:
+    """Compute it anew from the coefficients: epsilon rests on it."""
+    if mechanism.bisr_bandwidth is None or mechanism.sensitivity is None or mechanism.max_steps is None:
+        return
+    exact = sensitivity(
+        mechanism.bisr_bandwidth,
+        steps=mechanism.max_steps,
+        participations=mechanism.max_participations,
+        min_separation=mechanism.min_separation,
+    )
+    if not math.isclose(mechanism.sensitivity, exact, rel_tol=_SENSITIVITY_TOLERANCE):
+        raise IntegrityError(
+            f"run {run_id} states sensitivity {mechanism.sensitivity:.9g}, its coefficients give {exact:.9g}"
+        )

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tensafe.contracts.errors import BudgetExceeded, Conflict, InvalidRequest
-from tensafe.privacy.accountant import ACCOUNTANT, epsilon
-from tensafe.privacy.mechanism import ADJACENCY, MODE, Mechanism
+from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.mechanism import ADJACENCY, Mechanism
 from tensafe.privacy.records import Head, Row, RunRecord
 from tensafe.privacy.units import ParticipationCounts
 
@@ -51,7 +51,7 @@ def refuse_unfit(head: Head, mechanism: Mechanism) -> None:
         )
     if mechanism.max_epsilon is None:
         return
-    first = epsilon({**head.runs, "": (mechanism.noise_multiplier, 1)}, head.delta)
+    first = epsilon({**head.runs, "": mechanism.accounted(1)}, head.delta)
     if first > mechanism.max_epsilon:
         raise BudgetExceeded(
             f"domain {mechanism.domain} stands at epsilon {epsilon(head.runs, head.delta):.4f}; the first "
@@ -61,12 +61,14 @@ def refuse_unfit(head: Head, mechanism: Mechanism) -> None:
 
 
 def next_row(state: State, step: Step, at_ms: int) -> Row:
-    """The row that charges the step. Raises BudgetExceeded or Conflict."""
+    """The row that charges the step. Raises BudgetExceeded, InvalidRequest (a unit too early) or Conflict."""
     head, record, mechanism = state.head, state.record, state.record.mechanism
     _refuse_going_back(record, step)
     _refuse_spent_units(state, step)
+    _refuse_early_units(state, step)
     participations = state.counts.largest_after(step.tags)
-    after = head.with_run(step.run_id, mechanism.noise_multiplier, participations)
+    accounted = mechanism.accounted(participations)
+    after = head.with_run(step.run_id, *accounted)
     total = epsilon(after.runs, head.delta)
     if step.tags and mechanism.max_epsilon is not None and total > mechanism.max_epsilon:
         raise BudgetExceeded(
@@ -74,7 +76,7 @@ def next_row(state: State, step: Step, at_ms: int) -> Row:
             f"{head.delta:g} (now {epsilon(head.runs, head.delta):.4f}); the run's max_epsilon is "
             f"{mechanism.max_epsilon:g}. No noise was drawn and nothing was applied"
         )
-    return Row(
+    row = Row(
         seq=head.seq + 1,
         previous=head.hash,
         run_id=step.run_id,
@@ -85,16 +87,31 @@ def next_row(state: State, step: Step, at_ms: int) -> Row:
         batch_size=mechanism.batch_size,
         max_participations=mechanism.max_participations,
         delta=head.delta,
-        mode=MODE,
+        mode=mechanism.mode,
         adjacency=ADJACENCY,
-        accountant=ACCOUNTANT,
+        accountant=mechanism.accountant,
         noise_key_id=record.noise_key_id,
         units=len(step.tags),
         units_digest=step.digest,
         binding=step.binding,
         participations=participations,
-        run_epsilon=epsilon({step.run_id: (mechanism.noise_multiplier, participations)}, head.delta),
+        run_epsilon=epsilon({step.run_id: accounted}, head.delta),
         epsilon=total,
+    )
+    return row if mechanism.version == 1 else _correlated(row, mechanism, record.steps)
+
+
+def _correlated(row: Row, mechanism: Mechanism, index: int) -> Row:
+    """The row with what version 2 adds."""
+    return replace(
+        row,
+        version=mechanism.version,
+        index=index,
+        max_steps=mechanism.max_steps,
+        min_separation=mechanism.min_separation,
+        bisr_bandwidth=mechanism.bisr_bandwidth,
+        sensitivity=mechanism.sensitivity,
+        coefficient_hash=mechanism.coefficient_hash,
     )
 
 
@@ -106,7 +123,7 @@ def advanced(state: State, row: Row, row_hash: str) -> tuple[RunRecord, Head]:
         last_step=row.step,
         participations=row.participations,
     )
-    head = state.head.with_run(row.run_id, row.noise_multiplier, row.participations)
+    head = state.head.with_run(row.run_id, *record.mechanism.accounted(row.participations))
     return record, replace(head, seq=row.seq, hash=row_hash)
 
 
@@ -128,4 +145,14 @@ def _refuse_spent_units(state: State, step: Step) -> None:
         raise BudgetExceeded(
             f"{len(spent)} of the {len(step.tags)} units of this step have taken part in "
             f"max_participations={limit} steps of this run. No noise was drawn and nothing was applied"
+        )
+
+
+def _refuse_early_units(state: State, step: Step) -> None:
+    early = state.counts.early_positions(step.tags)
+    if early:
+        raise InvalidRequest(
+            f"{len(early)} of the {len(step.tags)} units of this step took part in another one less than "
+            f"min_separation={state.record.mechanism.min_separation} steps ago. No noise was drawn and "
+            "nothing was applied"
         )

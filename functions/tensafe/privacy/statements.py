@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tensafe.contracts.errors import IntegrityError
 from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.mechanism import MODE
 from tensafe.privacy.records import Head, Row, RunRecord, RunRef
 
 
@@ -16,8 +17,9 @@ class Charge:
 
     `epsilon`: of everything the domain's runs have released, this step included, at `delta`, for
     add-or-remove-one-unit adjacency. `run_epsilon`: of this run alone. `participations`: the run's
-    largest count of any unit. `units`: how many units the step holds. `standard_deviation` is the
+    largest count of any unit. `units`: how many units the step holds. `standard_deviation` is the fresh
     noise's on the sum, `batch_size` the public divisor, `noise_key_id` names the secret to draw from.
+    With a `bisr_bandwidth` the noise is correlated, and `index` the step's place in it.
     """
 
     run: RunRef
@@ -31,6 +33,8 @@ class Charge:
     batch_size: int
     noise_key_id: str
     row_hash: str
+    index: int | None = None
+    bisr_bandwidth: int | None = None
 
     @classmethod
     def of(cls, run: RunRef, row: Row, row_hash: str) -> Charge:
@@ -46,12 +50,18 @@ class Charge:
             batch_size=row.batch_size,
             noise_key_id=row.noise_key_id,
             row_hash=row_hash,
+            index=row.index,
+            bisr_bandwidth=row.bisr_bandwidth,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatement:
-    """A run's part: largest count so far and the most it may reach; epsilon of the run alone."""
+    """A run's part: largest count so far and the most it may reach; epsilon of the run alone.
+
+    With correlated noise (`bisr_bandwidth`, its coefficients named by `coefficient_hash`, `sensitivity` of
+    all `max_steps` steps over the clipping norm) epsilon is that of the whole run from its first unit on.
+    """
 
     run_id: str
     noise_multiplier: float
@@ -60,6 +70,12 @@ class RunStatement:
     max_epsilon: float | None
     steps: int
     epsilon: float
+    mode: str = MODE
+    max_steps: int | None = None
+    min_separation: int = 1
+    bisr_bandwidth: int | None = None
+    sensitivity: float | None = None
+    coefficient_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +107,19 @@ class DomainStatement:
 
 
 def _run(run_id: str, head: Head, record: RunRecord) -> RunStatement:
-    sigma, participations = head.runs[run_id]
+    mechanism = record.mechanism
     return RunStatement(
         run_id=run_id,
-        noise_multiplier=sigma,
-        participations=participations,
-        max_participations=record.mechanism.max_participations,
-        max_epsilon=record.mechanism.max_epsilon,
+        noise_multiplier=mechanism.noise_multiplier,
+        participations=record.participations,
+        max_participations=mechanism.max_participations,
+        max_epsilon=mechanism.max_epsilon,
         steps=record.steps,
-        epsilon=epsilon({run_id: (sigma, participations)}, head.delta),
+        epsilon=epsilon({run_id: head.runs[run_id]}, head.delta),
+        mode=mechanism.mode,
+        max_steps=mechanism.max_steps,
+        min_separation=mechanism.min_separation,
+        bisr_bandwidth=mechanism.bisr_bandwidth,
+        sensitivity=mechanism.sensitivity,
+        coefficient_hash=mechanism.coefficient_hash,
     )

@@ -85,17 +85,28 @@ def unit_field(position: int) -> str:
 
 
 class ParticipationCounts:
-    """How many steps of one run each unit took part in; at most about 130 bytes per unit in memory."""
+    """How many steps of one run each unit took part in, and how long ago.
 
-    def __init__(self) -> None:
+    At most about 130 bytes per unit in memory, and 60 more if `min_separation` is over 1.
+    """
+
+    def __init__(self, min_separation: int = 1) -> None:
         self._counts: Counter[bytes] = Counter()
+        self._min_separation = min_separation
+        self._last: dict[bytes, int] = {}
+        """Index of the last step of each unit; empty if there is no separation to hold."""
         self.largest = 0
         """The largest count of any unit: the m of the accountant."""
+        self.steps = 0
+        """Steps added, with or without units: the index of the next one."""
 
     def add(self, tags: Sequence[bytes]) -> None:
-        """Count one more participation of each."""
+        """Count one more step, and one more participation of each unit."""
         self._counts.update(tags)
         self.largest = max(self.largest, max(map(self._counts.__getitem__, tags), default=0))
+        if self._min_separation > 1:
+            self._last.update(dict.fromkeys(tags, self.steps))
+        self.steps += 1
 
     def largest_after(self, tags: Sequence[bytes]) -> int:
         """What `largest` would be after `add`."""
@@ -104,3 +115,12 @@ class ParticipationCounts:
     def spent_positions(self, tags: Sequence[bytes], limit: int) -> list[int]:
         """Where in `tags` units stand that have no participation left."""
         return [position for position, tag in enumerate(tags) if self._counts[tag] >= limit]
+
+    def early_positions(self, tags: Sequence[bytes]) -> list[int]:
+        """Where in `tags` units stand whose last step is less than `min_separation` steps before the next."""
+        return [position for position, tag in enumerate(tags) if self.steps_to_wait(tag) > 0]
+
+    def steps_to_wait(self, tag: bytes) -> int:
+        """How many steps must be taken without the unit before it may return; 0 if it may now."""
+        last = self._last.get(tag)
+        return 0 if last is None else max(0, last + self._min_separation - self.steps)

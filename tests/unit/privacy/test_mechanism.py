@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.contracts.training import DpAdamWConfig
 from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.bisr import sensitivity
 from tensafe.privacy.mechanism import Mechanism, resolve
 
 
@@ -81,8 +83,93 @@ def test_a_budget_without_room_for_one_step_is_refused_and_the_advice_works() ->
     resolve(config(max_epsilon=float(limit)))
 
 
+BISR: dict[str, Any] = {"noise": "bisr", "bisr_bandwidth": 3, "max_steps": 10, "min_separation": 4}
+
+
+def test_a_separation_bounds_the_participations_that_can_happen() -> None:
+    assert resolve(config(max_participations=9, max_steps=10, min_separation=4)).max_participations == 3
+    assert resolve(config(max_participations=2, max_steps=10, min_separation=4)).max_participations == 2
+    assert (
+        resolve(config(max_participations=9, min_separation=4, noise_multiplier=3.0)).max_participations == 9
+    )
+
+
+def test_a_target_of_correlated_noise_is_met_by_the_whole_run() -> None:
+    mechanism = resolve(config(**BISR, noise_multiplier=None, target_epsilon=3.0, max_participations=9))
+    exact = sensitivity(3, steps=10, participations=3, min_separation=4)
+    assert (mechanism.sensitivity, mechanism.max_participations) == (exact, 3)
+    assert 2.999 < mechanism.epsilon_bound <= 3.0
+    assert mechanism.epsilon_bound == epsilon({"run": (mechanism.noise_multiplier / exact, 1)}, 1e-5)
+
+
+def test_weak_correlated_noise_is_refused_and_the_advice_works() -> None:
+    with pytest.raises(InvalidRequest, match="protects nobody") as caught:
+        resolve(config(**BISR, noise_multiplier=0.1, max_participations=3))
+    (sigma,) = re.search(r"noise_multiplier >= ([0-9.]+), or allow", str(caught.value)).groups()  # type: ignore[union-attr]
+    assert resolve(config(**BISR, noise_multiplier=float(sigma), max_participations=3)).epsilon_bound <= 100
+
+
+def test_a_budget_without_room_for_a_correlated_run_is_refused_and_the_advice_works() -> None:
+    with pytest.raises(InvalidRequest, match="the whole run, charged before its first step") as caught:
+        resolve(config(**BISR, max_epsilon=4.0))
+    sigma, limit = re.search(r"noise_multiplier >= (\S+) or max_epsilon >= (\S+)", str(caught.value)).groups()  # type: ignore[union-attr]
+    resolve(config(**BISR, max_epsilon=4.0, noise_multiplier=float(sigma)))
+    resolve(config(**BISR, max_epsilon=float(limit)))
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"max_steps": 7}, {"max_epsilon": 9.5}, {"max_steps": 7, "max_epsilon": 9}]
+    ("changes", "says"),
+    [
+        ({"mode": "dealt"}, "mode='dealt' is not served yet"),
+        ({"mode": "attested"}, "mode='attested' is not served yet"),
+        ({"mode": "poisson"}, "Input should be 'bounded'"),
+        ({"noise": "bisr", "max_steps": 10}, "needs bisr_bandwidth and max_steps"),
+        ({"noise": "bisr", "bisr_bandwidth": 4}, "needs bisr_bandwidth and max_steps"),
+        ({"noise": "bisr", "bisr_bandwidth": 11, "max_steps": 10}, "needs max_steps from bisr_bandwidth"),
+        ({"noise": "bisr", "bisr_bandwidth": 4, "max_steps": 1_000_001}, "to 1000000"),
+        ({"noise": "bisr", "bisr_bandwidth": 1, "max_steps": 10}, "greater than or equal to 2"),
+        ({"bisr_bandwidth": 4}, "goes with noise='bisr'"),
+        ({"min_separation": 0}, "greater than or equal to 1"),
+        ({"noise": "tree"}, "'independent' or 'bisr'"),
+    ],
+)
+def test_a_configuration_that_is_not_served_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(**changes)
+    assert says in str(caught.value)
+    assert resolve(config(mode="bounded")) == resolve(config())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coefficient_hash": "0" * 64},
+        {"bisr_bandwidth": 4},
+        {"bisr_bandwidth": None, "coefficient_hash": None},
+        {"bisr_bandwidth": 1000},
+        {"sensitivity": None},
+        {"mode": "bounded_participation_independent_gaussian"},
+        {"version": 1},
+        {"version": 3},
+    ],
+)
+def test_a_stored_correlation_that_does_not_add_up_is_refused(change: dict[str, Any]) -> None:
+    body = resolve(config(**BISR)).to_body()
+    assert body["version"] == 2
+    with pytest.raises(IntegrityError):
+        Mechanism.from_body(body | change)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"min_separation": 3},
+        BISR,
+        {"max_steps": 7},
+        {"max_epsilon": 9.5},
+        {"max_steps": 7, "max_epsilon": 9},
+    ],
 )
 def test_storage_round_trip(changes: dict[str, Any]) -> None:
     mechanism = resolve(config(**changes))

@@ -36,6 +36,7 @@ PRIVATE: list[Step] = [
 LOGS: dict[str, tuple[list[Step], dict[str, Any]]] = {
     "plain": (PLAIN, {}),
     "private": (PRIVATE, {"optimizer": private()}),
+    "correlated": (PRIVATE, {"optimizer": private(noise="bisr", bisr_bandwidth=3, max_steps=9)}),
 }
 
 
@@ -62,7 +63,7 @@ def outcome(rig: Rig, name: str) -> Outcome:
     assert rig.states() == [OpState.COMPLETED] * (count + 1)
     results = [_without_ids(rig.result(seq)) for seq in range(1, count + 1)]
     epsilon = None
-    if name == "private":
+    if name != "plain":
         services = rig.world.open()
         epsilon = replay(services.ports.items, services.vault, "acme", "letters").epsilon
         shown = Ledger(services.ports.items, services.vault).show("acme", "letters")
