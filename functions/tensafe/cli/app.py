@@ -7,7 +7,7 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from tensafe.cli import checkpoints, dead_letters, keys, ops, privacy, runs, service
+from tensafe.cli import checkpoints, dead_letters, keys, ops, privacy, privacy_plan, runs, service
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound, TensafeError, Unavailable
 
 FAILED: Final = 1
@@ -63,5 +63,6 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(ops.app, name="ops")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(dead_letters.app, name="dead-letters")
+privacy.app.command()(privacy_plan.plan)
 app.add_typer(privacy.app, name="privacy")
 app.command()(service.version)

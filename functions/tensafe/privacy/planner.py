@@ -1,0 +1,175 @@
+"""Which noise a planned training needs in each mode, and what is left of the signal: pure computation.
+
+The utility proxy is the root mean square error of the prefix sums of the clipped gradients, in units of
+`clip_norm` per coordinate: what plain gradient descent would carry in its weights (the workload of the
+matrix mechanism; Kalinin et al. 2025, arXiv 2505.12128, section 2). It is a proxy: it knows nothing of
+Adam, of learning rates, or of how much noise a task bears.
+
+Neighbouring relation: add or remove one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.training import BISR_MAX_STEPS, WEAK_EPSILON
+from tensafe.privacy.accountant import noise_multiplier_for
+from tensafe.privacy.bisr import coefficients, sensitivity
+
+BANDWIDTHS: Final = (2, 4, 8, 16, 32, 64)
+"""What is tried; the smallest whose error is within GOOD_ENOUGH of the best is suggested."""
+GOOD_ENOUGH: Final = 1.05
+MAX_UNITS: Final = 10**9
+ANY_LOOP: Final = "any loop over epochs"
+FIXED_ORDER: Final = "epochs in one fixed order"
+_DISCRETISATION: Final = 1e-3
+_SIGMA_TOLERANCE: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A data set of `units` units, `epochs` passes over it in batches of `batch_size`, and a target."""
+
+    units: int
+    batch_size: int
+    epochs: int
+    target_epsilon: float
+    delta: float
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.units // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to meet the target.
+
+    `prefix_error` is the proxy, per coordinate over `clip_norm`; `relative_error` is it over that of
+    Poisson-sampled DP-SGD. `served`: whether this service runs it today. `honest_for` says in which
+    training loop its epsilon is true. `min_separation`, `bisr_bandwidth`: what to configure, if anything.
+    """
+
+    name: str
+    noise_multiplier: float
+    prefix_error: float
+    relative_error: float
+    served: bool
+    honest_for: str
+    min_separation: int | None = None
+    bisr_bandwidth: int | None = None
+
+
+def default_delta(units: int) -> float:
+    """The smaller of 1e-5 and units to the power of -1.1."""
+    return min(1e-5, float(units**-1.1))
+
+
+def plan(question: Question) -> tuple[Option, ...]:
+    """Every mode's noise for the same target, Poisson last. Raises InvalidRequest naming the argument."""
+    _check(question)
+    poisson = _poisson_noise(question)
+    baseline = poisson * prefix_error(1, question.steps)
+    epochs = question.epochs
+    sigma = noise_multiplier_for(question.target_epsilon, epochs, question.delta)
+    error = sigma * prefix_error(1, question.steps)
+    options = [
+        Option("bounded, independent", sigma, error, error / baseline, True, ANY_LOOP),
+        _bisr(question, baseline, "bounded, bisr, reshuffled", 1, ANY_LOOP) if epochs > 1 else None,
+        _bisr(question, baseline, *_kept_order(question)),
+        Option(
+            "dealt Poisson (not served yet)",
+            poisson,
+            baseline,
+            1.0,
+            served=False,
+            honest_for="batches that the server draws",
+        ),
+    ]
+    return tuple(option for option in options if option is not None)
+
+
+def _kept_order(question: Question) -> tuple[str, int, str]:
+    """With one epoch there is but one order, and no unit returns."""
+    if question.epochs == 1:
+        return "bounded, bisr", 1, ANY_LOOP
+    return "bounded, bisr, fixed order", question.steps_per_epoch, FIXED_ORDER
+
+
+def prefix_error(bandwidth: int, steps: int) -> float:
+    """RMS over t < steps of the error of the sum of the first t + 1 steps, for noise multiplier 1.
+
+    The noise in that sum is sum over i <= t of g_i z_{t-i}, with g_i = c_0 + ... + c_i.
+    """
+    sums = np.cumsum(coefficients(bandwidth))
+    head = min(bandwidth, steps)
+    remaining = steps - np.arange(head, dtype=np.float64)
+    total = float(np.sum(sums[:head] ** 2 * remaining))
+    tail = steps - head
+    total += float(sums[-1]) ** 2 * tail * (tail + 1) / 2
+    return math.sqrt(total / steps)
+
+
+def _bisr(question: Question, baseline: float, name: str, apart: int, honest_for: str) -> Option | None:
+    """The suggested bandwidth; None if the run is too short for any."""
+    steps = question.steps
+    found = []
+    for bandwidth in (one for one in BANDWIDTHS if one <= steps):
+        whole = sensitivity(bandwidth, steps=steps, participations=question.epochs, min_separation=apart)
+        sigma = noise_multiplier_for(question.target_epsilon, 1, question.delta, sensitivity=whole)
+        found.append((sigma * prefix_error(bandwidth, steps), bandwidth, sigma))
+    if not found:
+        return None
+    best = min(error for error, _, _ in found)
+    error, bandwidth, sigma = next(one for one in found if one[0] <= best * GOOD_ENOUGH)
+    return Option(name, sigma, error, error / baseline, True, honest_for, apart, bandwidth)
+
+
+def _poisson_noise(question: Question) -> float:
+    """Noise multiplier of DP-SGD with Poisson sampling at rate batch_size / units, by PLD, rounded up."""
+    import dp_accounting  # noqa: PLC0415
+    from dp_accounting import pld  # noqa: PLC0415
+
+    rate = min(1.0, question.batch_size / question.units)
+
+    def fits(sigma: float) -> bool:
+        event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))
+        accountant = pld.PLDAccountant(value_discretization_interval=_DISCRETISATION)
+        accountant.compose(event, question.steps)
+        return float(accountant.get_epsilon(question.delta)) <= question.target_epsilon
+
+    # Without amplification it is never more than if every unit were in every step.
+    high = noise_multiplier_for(question.target_epsilon, question.steps, question.delta)
+    low = high / 2
+    while low > 1e-2 and fits(low):
+        low, high = low / 2, low
+    while high / low > 1 + _SIGMA_TOLERANCE:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _check(question: Question) -> None:
+    if not 1 <= question.units <= MAX_UNITS:
+        raise InvalidRequest(f"units must be from 1 to {MAX_UNITS}", field="units")
+    if not 1 <= question.batch_size <= question.units:
+        raise InvalidRequest("batch_size must be from 1 to the number of units", field="batch_size")
+    if question.epochs < 1 or question.steps > BISR_MAX_STEPS:
+        raise InvalidRequest(
+            f"epochs must be at least 1, and all steps together at most {BISR_MAX_STEPS}; "
+            f"this would be {question.steps}",
+            field="epochs",
+        )
+    if not 0.01 <= question.target_epsilon <= WEAK_EPSILON:
+        raise InvalidRequest(f"epsilon must be from 0.01 to {WEAK_EPSILON:g}", field="epsilon")
+    if not 1e-15 <= question.delta <= 1e-2:
+        raise InvalidRequest("delta must be from 1e-15 to 0.01", field="delta")
