@@ -114,6 +114,7 @@ def _make(folder: Path, recipe: Recipe, console: Console) -> BaseModel:
         train = torch.tensor(pretraining.encode(tokenizer, prose.train))
         heldout = torch.tensor(pretraining.encode(tokenizer, prose.heldout))
     model = pretraining.new_model(tokenizer, recipe)
+    console.print("training a small base model from scratch: a minute or two on two idle cores, then cached")
     started = time.monotonic()
     pretraining.train(model, train, recipe, console)
     train_s = time.monotonic() - started
