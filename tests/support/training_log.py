@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, LoadPayload, SavePayload
-from tensafe.contracts.training import AdamParams, AdamWConfig, DpAdamWConfig, LoraSpec, OptimizerConfig
+from tensafe.contracts.training import (
+    AdamParams,
+    AdamWConfig,
+    DpAdamWConfig,
+    DpSgdConfig,
+    LoraSpec,
+    OptimizerConfig,
+    SgdParams,
+)
 from tensafe.operations import layout
 from tensafe.operations.records import Operation, OpKind, StreamKind
 from tensafe.operations.submissions import Submission
@@ -43,6 +51,11 @@ def private(**changes: Any) -> DpAdamWConfig:
         "domain": "letters",
     }
     return DpAdamWConfig.model_validate({**settings, **changes})
+
+
+def private_sgd(**changes: Any) -> DpSgdConfig:
+    """The same with plain SGD."""
+    return DpSgdConfig.model_validate({**private().model_dump(), "type": "tensafe_dp_sgd", **changes})
 
 
 def create(lora: LoraSpec = LORA, optimizer: OptimizerConfig = ADAMW) -> Step:
@@ -100,6 +113,11 @@ def forward_backward(
 
 def optim_step(learning_rate: float = 1e-2, **changes: Any) -> Step:
     params = AdamParams(learning_rate=learning_rate, **changes)
+    return OpKind.OPTIM_STEP, params.model_dump_json().encode()
+
+
+def sgd_step(learning_rate: float = 1e-1, **changes: Any) -> Step:
+    params = SgdParams(learning_rate=learning_rate, **changes)
     return OpKind.OPTIM_STEP, params.model_dump_json().encode()
 
 

@@ -72,6 +72,12 @@ def check_rank(services: Services, base_model: str, rank: int, *, field: str) ->
         raise InvalidRequest(f"rank {rank} is over this deployment's limit; give 1 to {highest}", field=field)
 
 
+def optimizer_family(stream: StreamRecord) -> str | None:
+    """The type of the run's optimizer, fixed when it was created."""
+    chosen = stream.spec.get("optimizer")
+    return str(chosen["type"]) if isinstance(chosen, dict) and "type" in chosen else None
+
+
 def load_run(
     services: Services,
     tenant: str,

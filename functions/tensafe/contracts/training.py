@@ -52,8 +52,8 @@ class AdamWConfig(Strict):
     type: Literal["adamw"] = "adamw"
 
 
-class DpAdamWConfig(Strict):
-    """DP-AdamW over units with bounded participation; frozen when the run is created.
+class PrivateConfig(Strict):
+    """What every private optimizer is given: units with bounded participation; frozen at creation.
 
     Neighbouring relation: add or remove one unit (all examples that carry its `dp_unit_id`). Each
     unit takes part in at most `max_participations` steps; each step releases one Gaussian mechanism
@@ -65,7 +65,6 @@ class DpAdamWConfig(Strict):
     needs `max_steps`.
     """
 
-    type: Literal["tensafe_dp_adamw"]
     mode: Literal["bounded"] = "bounded"
     clip_norm: float = Field(ge=1e-12, le=1e6)
     noise_multiplier: float | None = Field(default=None, ge=1e-3, le=1e6)
@@ -84,7 +83,7 @@ class DpAdamWConfig(Strict):
     """The owner declares that weights loaded from a run without privacy hold nothing of the domain's data."""
 
     @model_validator(mode="after")
-    def _one_way_to_set_the_noise(self) -> DpAdamWConfig:
+    def _one_way_to_set_the_noise(self) -> PrivateConfig:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("give exactly one of noise_multiplier and target_epsilon")
         if self.target_epsilon is not None and self.max_steps is None:
@@ -99,7 +98,7 @@ class DpAdamWConfig(Strict):
         return value
 
     @model_validator(mode="after")
-    def _correlated_noise_is_complete(self) -> DpAdamWConfig:
+    def _correlated_noise_is_complete(self) -> PrivateConfig:
         if self.noise == "independent":
             if self.bisr_bandwidth is not None:
                 raise ValueError("bisr_bandwidth goes with noise='bisr'")
@@ -111,7 +110,24 @@ class DpAdamWConfig(Strict):
         return self
 
 
-OptimizerConfig = Annotated[AdamWConfig | DpAdamWConfig, Field(discriminator="type")]
+class DpAdamWConfig(PrivateConfig):
+    """AdamW on the noisy mean of clipped gradients."""
+
+    type: Literal["tensafe_dp_adamw"]
+
+
+class DpSgdConfig(PrivateConfig):
+    """Plain SGD on the noisy mean of clipped gradients (Abadi et al. 2016, algorithm 1), without momentum.
+
+    A step can be recomputed from the weights before and after it: see docs/privacy.md.
+    """
+
+    type: Literal["tensafe_dp_sgd"]
+
+
+OptimizerConfig = Annotated[AdamWConfig | DpAdamWConfig | DpSgdConfig, Field(discriminator="type")]
+PRIVATE_OPTIMIZERS: Final = ("tensafe_dp_adamw", "tensafe_dp_sgd")
+"""Types of the optimizers whose runs release nothing but what differential privacy protects."""
 
 
 class AdamParams(Strict):
@@ -124,6 +140,21 @@ class AdamParams(Strict):
     weight_decay: float = Field(default=0.0, ge=0, le=1e3)
     grad_clip_norm: float = Field(default=0.0, ge=0)
     """Global norm to which the gradient of the step is clipped; 0 means no clipping."""
+
+
+class SgdParams(Strict):
+    """Hyper-parameters of one step w <- (1 - learning_rate * weight_decay) w - learning_rate * gradient.
+
+    Weight decay is decoupled (Loshchilov and Hutter 2019, algorithm 1 without momentum).
+    """
+
+    type: Literal["tensafe_dp_sgd"] = "tensafe_dp_sgd"
+    """Kept with the step, so that the log says what its parameters mean."""
+    learning_rate: float = Field(ge=0, le=1e3)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e3)
+
+
+StepParams = AdamParams | SgdParams
 
 
 class ModelInfo(Strict):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
-from tensafe.contracts.training import WEAK_EPSILON, DpAdamWConfig
+from tensafe.contracts.training import WEAK_EPSILON, PrivateConfig
 from tensafe.privacy import bisr
 from tensafe.privacy.accountant import (
     ACCOUNTANT,
@@ -152,7 +152,7 @@ class Mechanism:
         return mechanism
 
 
-def resolve(config: DpAdamWConfig) -> Mechanism:
+def resolve(config: PrivateConfig) -> Mechanism:
     """Freeze a configuration: calibrate the noise, and refuse what could not keep its promise.
 
     Raises InvalidRequest (field `optimizer...`) when epsilon after the allowed participations would pass
@@ -189,7 +189,7 @@ def _number(value: JsonValue | None) -> float | None:
     return None if value is None else float(cast(float, value))
 
 
-def _sensitivity(config: DpAdamWConfig, participations: int) -> float | None:
+def _sensitivity(config: PrivateConfig, participations: int) -> float | None:
     if config.bisr_bandwidth is None:
         return None
     assert config.max_steps is not None  # noqa: S101 - the model's validator holds it
@@ -201,7 +201,7 @@ def _sensitivity(config: DpAdamWConfig, participations: int) -> float | None:
     )
 
 
-def _noise_multiplier(config: DpAdamWConfig, participations: int, sensitivity: float | None) -> float:
+def _noise_multiplier(config: PrivateConfig, participations: int, sensitivity: float | None) -> float:
     if config.noise_multiplier is not None:
         return config.noise_multiplier
     assert config.target_epsilon is not None  # noqa: S101 - the model's validator holds it

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tensafe.contracts.errors import InvalidRequest, PayloadTooLarge
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_BRANCH: Final = re.compile(r"(int|float|str|bool|adamw|tensafe_dp_adamw)$|(list|tuple|dict|function-\w+)\[")
+_BRANCH: Final = re.compile(
+    r"(int|float|str|bool|adamw|tensafe_dp_adamw|tensafe_dp_sgd)$|(list|tuple|dict|function-\w+)\["
+)
 """What pydantic puts into a path to say which type of a union it tried; no field is called so."""
 _UNION_MAX: Final = 8
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from tensafe.contracts.data_checks import TARGETS, check_request, resolve_config
-from tensafe.contracts.errors import InvalidRequest
-from tensafe.contracts.training import AdamParams, ForwardBackward, LoraSpec
+from tensafe.contracts.errors import IntegrityError, InvalidRequest
+from tensafe.contracts.training import ForwardBackward, LoraSpec, SgdParams, StepParams
 from tensafe_gpu.trainer.accumulate import ClippedSum, ExampleSink, SumSink
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.batching import Budget, Microbatch, build, plan, plan_units
@@ -24,7 +24,8 @@ from tensafe_gpu.trainer.head import HeadOutput, Loss, run_head
 from tensafe_gpu.trainer.layout import Layout
 from tensafe_gpu.trainer.lora import GradientSink
 from tensafe_gpu.trainer.losses import loss_metrics
-from tensafe_gpu.trainer.optimizer import adamw_step, clip_by_global_norm
+from tensafe_gpu.trainer.method import ADAMW, Method
+from tensafe_gpu.trainer.optimizer import adamw_step, clip_by_global_norm, sgd_step
 from tensafe_gpu.trainer.state import RunState
 
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
@@ -62,14 +63,14 @@ class Engine:
         self.base = base
         self._microbatch_tokens = microbatch_tokens or MICROBATCH_TOKENS[base.device.type]
 
-    def create(self, spec: LoraSpec) -> RunState:
+    def create(self, spec: LoraSpec, method: Method = ADAMW) -> RunState:
         """A new run: A as PEFT initialises it (Kaiming uniform, a = sqrt 5), from the spec's seed; B zero."""
         layout = self.base.layout(spec)
         params = torch.zeros(layout.numel)
         generator = torch.Generator().manual_seed(spec.seed)
         for a, _ in layout.pairs(params):
             torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-        return RunState(spec, self.base, params.to(self.base.device))
+        return RunState(spec, self.base, params.to(self.base.device), method)
 
     def forward_backward(
         self, state: RunState, request: ForwardBackward, *, clip_norm: float | None = None
@@ -101,18 +102,24 @@ class Engine:
 
     @torch.no_grad()
     def optim_step(
-        self, state: RunState, params: AdamParams, *, release: Release | None = None
+        self, state: RunState, params: StepParams, *, release: Release | None = None
     ) -> dict[str, float]:
-        """One AdamW step on the accumulated sum; the sum is cleared and the step counted.
+        """One step of the run's method on the accumulated sum; the sum is cleared and the step counted.
 
         `release` turns the clipped sum (float32 [P], in the layout's order) into what may be used of it
         (float64 [P], the noisy mean); nothing else of a private run's sum reaches the parameters.
         `grad_norm` in the result is that of the gradient used, before `grad_clip_norm` applies.
+        Raises IntegrityError, with the state unchanged, for parameters of another method.
         """
+        if isinstance(params, SgdParams) != (state.method.rule == "sgd"):
+            raise IntegrityError(f"these are not the parameters of a step of {state.method.rule}")
         gradient = state.grad_sum if release is None else _released(state, release)
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-        clip_by_global_norm(gradient, norm, params.grad_clip_norm)
-        adamw_step(state.params, state.exp_avg, state.exp_avg_sq, gradient, state.step + 1, params)
+        if isinstance(params, SgdParams):
+            sgd_step(state.params, gradient, params)
+        else:
+            clip_by_global_norm(gradient, norm, params.grad_clip_norm)
+            adamw_step(state.params, state.exp_avg, state.exp_avg_sq, gradient, state.step + 1, params)
         state.grad_sum.zero_()
         state.pending_data = 0
         state.step += 1

@@ -13,7 +13,16 @@ from pydantic import ValidationError
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, TensafeError
 from tensafe.contracts.payloads import JSON, PROTOBUF, CreatePayload, LoadPayload, SavePayload
-from tensafe.contracts.training import AdamParams, DpAdamWConfig, ForwardBackward, OptimizerConfig, Strict
+from tensafe.contracts.training import (
+    PRIVATE_OPTIMIZERS,
+    AdamParams,
+    ForwardBackward,
+    OptimizerConfig,
+    PrivateConfig,
+    SgdParams,
+    StepParams,
+    Strict,
+)
 from tensafe.operations.records import Operation, OpKind, Result
 from tensafe.services import Services
 from tensafe.storage.ports import Write
@@ -25,6 +34,7 @@ from tensafe.wire.tinker_responses.base import finite_metrics
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.loading import load_checkpoint
+from tensafe_gpu.trainer.method import Method
 from tensafe_gpu.trainer.private_steps import PrivateSteps
 from tensafe_gpu.trainer.saving import Saver
 from tensafe_gpu.trainer.state import RunState
@@ -106,7 +116,7 @@ class Executor:
     def _create(self, run: HotRun, payload: bytes) -> Executed:
         request = _parse(CreatePayload, payload)
         writes = self._open_private(run, request.optimizer)
-        run.state = self._engine.create(request.lora)
+        run.state = self._engine.create(request.lora, Method.of(request.optimizer))
         return Executed(_json({"type": "create_model", "model_id": run.stream.stream_id}), writes)
 
     def _load(self, run: HotRun, payload: bytes) -> Executed:
@@ -118,7 +128,7 @@ class Executor:
         return Executed(result, writes, with_snapshot=True)
 
     def _open_private(self, run: HotRun, optimizer: OptimizerConfig) -> Sequence[Write]:
-        if isinstance(optimizer, DpAdamWConfig):
+        if isinstance(optimizer, PrivateConfig):
             return self._private.open(run, optimizer)
         return ()
 
@@ -143,7 +153,7 @@ class Executor:
                 if datum.unit_id is not None:
                     raise InvalidRequest(
                         "this run is not private, so dp_unit_id has no effect; leave it out, or create the "
-                        "run with the optimizer tensafe_dp_adamw",
+                        f"run with one of the optimizers {', '.join(PRIVATE_OPTIMIZERS)}",
                         field=f"data[{index}].loss_fn_inputs.dp_unit_id",
                     )
         elif not request.forward_only:
@@ -156,8 +166,8 @@ class Executor:
         return done.logprobs, dict(done.metrics)
 
     def _optim_step(self, run: HotRun, operation: Operation, payload: bytes) -> Executed:
-        params = _parse(AdamParams, payload)
         state = _state(run)
+        params = _step_params(state, payload)
         if run.private is None:
             return Executed(_json({"metrics": finite_metrics(self._engine.optim_step(state, params))}))
         metrics, writes = self._private.step(run, operation.seq, params)
@@ -197,6 +207,12 @@ def _json(value: object) -> Result:
 def _waiting_session(request: SavePayload) -> str | None:
     """A session that the edge has created, and a sample in it that waits for the weights."""
     return None if request.create_session else request.sampling_session_id
+
+
+def _step_params(state: RunState, payload: bytes) -> StepParams:
+    if state.method.rule == "sgd":
+        return _parse(SgdParams, payload)
+    return _parse(AdamParams, payload)
 
 
 def _path(request: LoadPayload) -> str:

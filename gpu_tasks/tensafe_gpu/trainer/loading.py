@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.contracts.payloads import LoadPayload
-from tensafe.contracts.training import DpAdamWConfig
+from tensafe.contracts.training import PRIVATE_OPTIMIZERS, PrivateConfig
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import StreamRecord
 from tensafe.packages.bundle import unpack_files
 from tensafe.services import Services
 from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.method import Method
 from tensafe_gpu.trainer.peft_format import import_peft
 from tensafe_gpu.trainer.state import RunState
 
@@ -33,12 +34,13 @@ def load_checkpoint(
         raise NotFound("no such checkpoint", field="path")
     _check_optimizer(checkpoint, request)
     data = services.checkpoints.read(source, checkpoint)
+    method = Method.of(request.optimizer)
     if kind is CheckpointKind.SAMPLER:
-        return import_peft(unpack_files(data), engine.base, seed=request.lora.seed)
+        return import_peft(unpack_files(data), engine.base, seed=request.lora.seed, method=method)
     if not request.with_optimizer:
-        return RunState.load_weights(data, engine.base)
+        return RunState.load_weights(data, engine.base, method)
     state = RunState.load(data, engine.base)
-    if state.pending_data and isinstance(request.optimizer, DpAdamWConfig):
+    if state.pending_data and isinstance(request.optimizer, PrivateConfig):
         raise InvalidRequest("the checkpoint holds a gradient that was never clipped", field="path")
     return state
 
@@ -52,8 +54,8 @@ def _check_optimizer(checkpoint: Checkpoint, request: LoadPayload) -> None:
             "the weights alone",
             field="path",
         )
-    declared = not isinstance(request.optimizer, DpAdamWConfig) or request.optimizer.allow_nonprivate_weights
-    if saved != "tensafe_dp_adamw" and not declared:
+    declared = not isinstance(request.optimizer, PrivateConfig) or request.optimizer.allow_nonprivate_weights
+    if saved not in PRIVATE_OPTIMIZERS and not declared:
         raise InvalidRequest(
             "these weights were trained without differential privacy, and the run's epsilon would not cover "
             "what they hold; if none of it is data of the domain, say so with allow_nonprivate_weights=true "

@@ -1,14 +1,14 @@
-"""AdamW with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2) on flat fp32 vectors.
+"""AdamW and SGD with decoupled weight decay (Loshchilov and Hutter 2019) on flat fp32 vectors.
 
-The operations and their order are those of torch.optim.AdamW's single-tensor path, so that the two
-agree bit for bit on the CPU.
+The operations and their order are those of the single-tensor paths of torch.optim.AdamW and, without
+weight decay, of torch.optim.SGD, so that each agrees with its model bit for bit on the CPU.
 """
 
 from __future__ import annotations
 
 import torch
 
-from tensafe.contracts.training import AdamParams
+from tensafe.contracts.training import AdamParams, SgdParams
 
 
 def adamw_step(
@@ -19,7 +19,10 @@ def adamw_step(
     step: int,
     hyper: AdamParams,
 ) -> None:
-    """Update `params` and both moments in place; `step` counts from 1; all tensors are float32 [P]."""
+    """Update `params` and both moments in place (algorithm 2).
+
+    `step` counts from 1; all tensors are float32 [P].
+    """
     params.mul_(1 - hyper.learning_rate * hyper.weight_decay)
     exp_avg.lerp_(gradient, 1 - hyper.beta1)
     exp_avg_sq.mul_(hyper.beta2).addcmul_(gradient, gradient, value=1 - hyper.beta2)
@@ -27,6 +30,12 @@ def adamw_step(
     correction = (1 - hyper.beta2**step) ** 0.5
     denominator = exp_avg_sq.sqrt().div_(correction).add_(hyper.eps)
     params.addcdiv_(exp_avg, denominator, value=-step_size)
+
+
+def sgd_step(params: torch.Tensor, gradient: torch.Tensor, hyper: SgdParams) -> None:
+    """Update `params` in place (algorithm 1 without momentum); both tensors are float32 [P]."""
+    params.mul_(1 - hyper.learning_rate * hyper.weight_decay)
+    params.add_(gradient, alpha=-hyper.learning_rate)
 
 
 def clip_by_global_norm(gradient: torch.Tensor, norm: float, max_norm: float) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.training import LORA_ALPHA, MAX_RANK, LoraSpec
 from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
+from tensafe_gpu.trainer.method import ADAMW, Method
 from tensafe_gpu.trainer.state import RunState, Shapes
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -65,7 +66,9 @@ def export_peft(state: RunState, base_model_name: str) -> dict[str, bytes]:
     }
 
 
-def import_peft(files: Mapping[str, bytes], base: Shapes, *, seed: int = 0) -> RunState:
+def import_peft(
+    files: Mapping[str, bytes], base: Shapes, *, seed: int = 0, method: Method = ADAMW
+) -> RunState:
     """A run with a PEFT adapter's weights and a fresh optimizer; another lora_alpha is folded into B.
 
     Raises InvalidRequest for files that cannot be read or do not fit the base model, Unsupported for
@@ -80,7 +83,7 @@ def import_peft(files: Mapping[str, bytes], base: Shapes, *, seed: int = 0) -> R
     layout = base.layout(spec)
     params = torch.zeros(layout.numel)
     _fill(layout, params, tensors, float(config["lora_alpha"]) / LORA_ALPHA)
-    return RunState(spec, base, params.to(base.device))
+    return RunState(spec, base, params.to(base.device), method)
 
 
 def _leaves(spec: LoraSpec) -> list[str]:

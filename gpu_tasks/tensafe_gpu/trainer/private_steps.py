@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from tensafe.contracts.errors import IntegrityError
-from tensafe.contracts.training import AdamParams, DpAdamWConfig, ForwardBackward
+from tensafe.contracts.training import ForwardBackward, OptimizerConfig, PrivateConfig, StepParams
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
 from tensafe.privacy.ledger import Ledger
@@ -31,6 +33,7 @@ from tensafe_gpu.trainer.hot_run import HotRun, PrivateRun
 log = logging.getLogger(__name__)
 
 _PART: Final = "noise"
+_OPTIMIZER: Final[TypeAdapter[OptimizerConfig]] = TypeAdapter(OptimizerConfig)
 
 
 class PrivateSteps:
@@ -41,7 +44,7 @@ class PrivateSteps:
         self._engine = engine
         self._ledger = ledger
 
-    def open(self, run: HotRun, config: DpAdamWConfig) -> Sequence[Write]:
+    def open(self, run: HotRun, config: PrivateConfig) -> Sequence[Write]:
         """Freeze the mechanism and register the run in its domain. Idempotent."""
         mechanism = resolve(config)
         secret = self._noise_secret(run.stream)
@@ -52,11 +55,13 @@ class PrivateSteps:
         return ()
 
     def restore(self, run: HotRun) -> None:
-        """Attach what a restored DP run needs; a run without a mechanism in its spec is left alone."""
-        optimizer = run.stream.spec.get("optimizer")
-        if not isinstance(optimizer, dict) or optimizer.get("type") != "tensafe_dp_adamw":
+        """Attach what a restored DP run needs; a run without a mechanism in its spec is left alone.
+
+        Raises IntegrityError for an optimizer that this release does not know: it may be a private one.
+        """
+        config = _optimizer(run.stream)
+        if not isinstance(config, PrivateConfig):
             return
-        config = DpAdamWConfig.model_validate(optimizer)
         ref = RunRef(run.stream.tenant, config.domain, run.stream.stream_id)
         run.private = PrivateRun(ref, self._ledger.mechanism(ref), self._noise_secret(run.stream))
 
@@ -66,7 +71,7 @@ class PrivateSteps:
         unit_ids = [datum.unit_id for datum in request.data]
         self._ledger.check_units(private.ref, unit_ids, accumulated=private.units)
 
-    def step(self, run: HotRun, seq: int, params: AdamParams) -> tuple[dict[str, float], list[Write]]:
+    def step(self, run: HotRun, seq: int, params: StepParams) -> tuple[dict[str, float], list[Write]]:
         """Charge, add the noise, step. Returns the metrics and the writes that commit the charge."""
         private, state = _private(run), run.state
         if state is None:
@@ -111,6 +116,16 @@ def _charged(charge: Charge, mechanism: Mechanism) -> dict[str, float]:
         "dp/participations": float(charge.participations),
         "dp/noise_multiplier": mechanism.noise_multiplier,
     }
+
+
+def _optimizer(stream: StreamRecord) -> OptimizerConfig | None:
+    stored = stream.spec.get("optimizer")
+    if stored is None:
+        return None
+    try:
+        return _OPTIMIZER.validate_python(stored)
+    except ValidationError as error:
+        raise IntegrityError("the run's optimizer is one that this release cannot read") from error
 
 
 def _private(run: HotRun) -> PrivateRun:

@@ -2,14 +2,16 @@
 
 Both forms are safetensors files with one metadata entry, `tensafe`, that holds JSON. A *state* has all
 that is needed to go on bit for bit; *weights* have the parameters alone. Tensors that are zero by
-definition (moments before the first step, a sum to which nothing was added) are left out.
+definition (moments before the first step and those of SGD, a sum to which nothing was added) are left out.
+
+Format 1, of earlier releases, has no `method`: its runs are trained by AdamW. It is read, not written.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import safetensors
@@ -21,8 +23,9 @@ from safetensors.torch import save as save_tensors
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.contracts.training import LoraSpec
 from tensafe_gpu.trainer.layout import Layout, Pair
+from tensafe_gpu.trainer.method import ADAMW, Method
 
-FORMAT = 1
+FORMAT = 2
 _METADATA = "tensafe"
 
 
@@ -41,20 +44,26 @@ class _Header:
     """The metadata of a serialised run."""
 
     spec: LoraSpec
+    method: Method
     fingerprint: str
     step: int
     pending_data: int
 
 
 class RunState:
-    """One run's adapter and optimizer. The vectors are float32 [P] in the order of `layout`."""
+    """One run's adapter and optimizer. The vectors are float32 [P] in the order of `layout`.
 
-    def __init__(self, spec: LoraSpec, base: Shapes, params: torch.Tensor) -> None:
+    The moments are empty where `method` has none.
+    """
+
+    def __init__(self, spec: LoraSpec, base: Shapes, params: torch.Tensor, method: Method = ADAMW) -> None:
         self.spec = spec
+        self.method = method
         self.layout = base.layout(spec)
         self.params = params
-        self.exp_avg = torch.zeros_like(params)
-        self.exp_avg_sq = torch.zeros_like(params)
+        moments = params.numel() if method.rule == "adamw" else 0
+        self.exp_avg = torch.zeros(moments, device=params.device)
+        self.exp_avg_sq = torch.zeros(moments, device=params.device)
         self.grad_sum = torch.zeros_like(params)
         self.step = 0
         self.pending_data = 0
@@ -81,7 +90,7 @@ class RunState:
     def dump(self) -> bytes:
         """Everything, bit exact; equal states give equal bytes."""
         tensors = {"params": self.params}
-        if self.step:
+        if self.step and self.method.rule == "adamw":
             tensors |= {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         if self.pending_data:
             tensors["grad_sum"] = self.grad_sum
@@ -98,9 +107,9 @@ class RunState:
         Raises IntegrityError for bytes that `dump` did not write, InvalidRequest for another base model.
         """
         header, tensors = _read(data, base)
-        state = cls(header.spec, base, tensors["params"])
+        state = cls(header.spec, base, tensors["params"], header.method)
         state.step, state.pending_data = header.step, header.pending_data
-        wanted = ("exp_avg", "exp_avg_sq") if header.step else ()
+        wanted = ("exp_avg", "exp_avg_sq") if header.step and header.method.rule == "adamw" else ()
         for name in (*wanted, *(("grad_sum",) if header.pending_data else ())):
             if name not in tensors:
                 raise IntegrityError(f"the run state lacks {name}; it is damaged")
@@ -108,15 +117,16 @@ class RunState:
         return state
 
     @classmethod
-    def load_weights(cls, data: bytes, base: Shapes) -> RunState:
+    def load_weights(cls, data: bytes, base: Shapes, method: Method = ADAMW) -> RunState:
         """The parameters of `dump_weights` or `dump`, with a fresh optimizer at step 0. Raises as `load`."""
         header, tensors = _read(data, base)
-        return cls(header.spec, base, tensors["params"])
+        return cls(header.spec, base, tensors["params"], method)
 
     def _save(self, tensors: dict[str, torch.Tensor], *, step: int, pending_data: int) -> bytes:
         header = {
             "format": FORMAT,
             "spec": self.spec.model_dump(),
+            "method": asdict(self.method),
             "layout": self.layout.fingerprint,
             "step": step,
             "pending_data": pending_data,
@@ -147,10 +157,11 @@ def _header(data: bytes) -> _Header:
     if length > len(data) - 8:
         raise ValueError("header is longer than the file")
     fields = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA])
-    if fields["format"] != FORMAT:
+    if fields["format"] not in (1, FORMAT):
         raise ValueError(f"format {fields['format']!r}")
     return _Header(
         spec=LoraSpec.model_validate(fields["spec"]),
+        method=ADAMW if fields["format"] == 1 else Method.from_json(fields["method"]),
         fingerprint=str(fields["layout"]),
         step=int(fields["step"]),
         pending_data=int(fields["pending_data"]),

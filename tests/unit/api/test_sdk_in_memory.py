@@ -7,13 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tinker
-from fastapi import FastAPI
 from tinker import types
-from tinker.lib import internal_client_holder
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
@@ -22,6 +19,7 @@ from tensafe.contracts.payloads import JSON, PROTOBUF, SavePayload
 from tensafe.operations.records import Operation, OpKind, OpState, Result, StreamRecord
 from tensafe.wire.forward_backward import decode_request
 from tensafe.wire.results import encode_forward_backward
+from tests.support.sdk_in_memory import Edge, service_client
 from tests.unit.operations.world import BASE, TENANT, World
 
 CHUNK = 1024
@@ -62,29 +60,6 @@ class Trainer(threading.Thread):
         outcomes.complete(stream, running, result)
 
 
-class Edge:
-    """The application as the SDK's transport. `asked` has the path of every request.
-
-    The next answer of each path in `lost` never arrives.
-    """
-
-    def __init__(self, app: FastAPI) -> None:
-        self.asked: list[str] = []
-        self.lost: list[str] = []
-        self._app = httpx.ASGITransport(app, raise_app_exceptions=False)
-
-    async def handle(self, request: httpx.Request) -> httpx.Response:
-        path = request.url.path.removeprefix("/api/v1/")
-        self.asked.append(path)
-        await request.aread()
-        answer = await self._app.handle_async_request(request)
-        content = await answer.aread()
-        if path in self.lost:
-            self.lost.remove(path)
-            raise httpx.ReadError("the connection was reset", request=request)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
-
-
 @pytest.fixture
 def edge(world: World) -> Edge:
     return Edge(create_app(world.services, EdgeLimits(long_poll_s=0.2)))
@@ -96,18 +71,9 @@ def key(world: World) -> str:
 
 
 @pytest.fixture
-def service(edge: Edge, key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tinker.ServiceClient]:
-    real = internal_client_holder.AsyncTinker
-
-    def in_memory(**kwargs: Any) -> Any:
-        client = httpx.AsyncClient(transport=httpx.MockTransport(edge.handle), base_url=kwargs["base_url"])
-        return real(http_client=client, **kwargs)
-
-    monkeypatch.setattr(internal_client_holder, "AsyncTinker", in_memory)
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    client = tinker.ServiceClient(base_url="http://edge", api_key=key)
-    yield client
-    client.close("success").result(timeout=20)
+def service(edge: Edge, key: str) -> Iterator[tinker.ServiceClient]:
+    with service_client(edge, key) as client:
+        yield client
 
 
 @pytest.fixture

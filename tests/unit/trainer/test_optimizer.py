@@ -1,4 +1,4 @@
-"""The optimizer step against torch.optim.AdamW on separate tensors, and its private form."""
+"""The optimizer steps against torch.optim on separate tensors, and their private form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tensafe.contracts.training import AdamParams
+from tensafe.contracts.errors import IntegrityError
+from tensafe.contracts.training import AdamParams, LoraSpec, SgdParams
 from tensafe_gpu.trainer.engine import accumulated_sum
+from tensafe_gpu.trainer.method import Method
 from tests.support.training_data import random_request, warm_run
 
 STEPS = [
@@ -52,6 +54,35 @@ def test_steps_equal_torch_adamw_bit_for_bit_and_clipping_closely(engine):
         assert torch.allclose(state.params, expected, rtol=1e-5, atol=1e-7)
         assert not accumulated_sum(state).any()
         assert (state.step, state.pending_data) == (seed + 1, 0)
+
+
+def test_sgd_equals_torch_sgd_bit_for_bit_and_decays_beside_the_gradient(engine):
+    state = engine.create(LoraSpec(rank=4, seed=3), Method(rule="sgd"))
+    for seed in range(2):
+        engine.forward_backward(state, random_request((6, 9), seed=seed))
+        parameter = torch.nn.Parameter(state.params.clone())
+        parameter.grad = torch.from_numpy(accumulated_sum(state))
+        torch.optim.SGD([parameter], lr=3e-3, foreach=False).step()
+        engine.optim_step(state, SgdParams(learning_rate=3e-3))
+        assert torch.equal(state.params, parameter.detach())
+    before = state.params.double()
+    engine.forward_backward(state, random_request((6, 9), seed=5))
+    gradient = torch.from_numpy(accumulated_sum(state)).double()
+    metrics = engine.optim_step(state, SgdParams(learning_rate=3e-3, weight_decay=50))
+    expected = before - 3e-3 * 50 * before - 3e-3 * gradient
+    assert torch.allclose(state.params.double(), expected, rtol=1e-6, atol=1e-6)
+    assert metrics == {"grad_norm": pytest.approx(float(gradient.norm())), "step": 3.0}
+    assert (state.pending_data, state.exp_avg.numel(), state.exp_avg_sq.numel()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("rule", "hyper"), [("sgd", AdamParams()), ("adamw", SgdParams(learning_rate=1))])
+def test_parameters_of_another_method_change_nothing(engine, rule, hyper):
+    state = engine.create(LoraSpec(rank=4, seed=3), Method(rule=rule))
+    engine.forward_backward(state, random_request((6, 9)))
+    before = state.dump()
+    with pytest.raises(IntegrityError, match=rule):
+        engine.optim_step(state, hyper)
+    assert state.dump() == before
 
 
 def test_the_released_mean_and_nothing_else_moves_the_parameters(engine):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
-from tensafe.contracts.training import AdamParams
+from tensafe.contracts.training import AdamParams, LoraSpec, SgdParams
 from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.method import ADAMW, Method
 from tensafe_gpu.trainer.state import RunState
 from tests.support.training_data import random_request, warm_run
 
@@ -33,6 +38,53 @@ def test_dump_and_load_are_bit_exact(engine, steps, pending):
         assert torch.equal(getattr(back, name), getattr(state, name)), name
     assert (back.step, back.pending_data, back.spec) == (state.step, state.pending_data, state.spec)
     assert back.dump() == state.dump()
+
+
+def header_of(data: bytes) -> dict:
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tensafe"])
+
+
+def with_header(data: bytes, header: dict) -> bytes:
+    return save_tensors(load_tensors(data), metadata={"tensafe": json.dumps(header, sort_keys=True)})
+
+
+def test_a_state_of_format_1_is_read_as_one_of_adamw(engine):
+    """What releases before the method was stored have left in data directories."""
+    state = trained(engine)
+    header = header_of(state.dump())
+    old = {name: header[name] for name in ("spec", "layout", "step", "pending_data")} | {"format": 1}
+    back = RunState.load(with_header(state.dump(), old), engine.base)
+    assert (back.method, back.dump()) == (ADAMW, state.dump())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 3},
+        {"method": {"rule": "lion"}},
+        {"method": {"rule": "sgd", "momentum": 1}},
+        {"method": None},
+    ],
+)
+def test_a_state_of_another_release_is_refused(engine, change):
+    data = trained(engine).dump()
+    with pytest.raises(IntegrityError):
+        RunState.load(with_header(data, header_of(data) | change), engine.base)
+
+
+def test_a_run_of_sgd_keeps_no_moments_and_goes_on_bit_for_bit(engine):
+    straight = engine.create(LoraSpec(rank=4, seed=3), Method(rule="sgd"))
+    for seed in range(2):
+        engine.forward_backward(straight, random_request((6, 9), seed=seed))
+        engine.optim_step(straight, SgdParams(learning_rate=0.1))
+    engine.forward_backward(straight, random_request((5,), seed=9))
+    resumed = RunState.load(straight.dump(), engine.base)
+    assert sorted(load_tensors(straight.dump())) == ["grad_sum", "params"]
+    assert (resumed.method, resumed.step) == (Method(rule="sgd"), 2)
+    for state in (straight, resumed):
+        engine.optim_step(state, SgdParams(learning_rate=0.1))
+    assert resumed.dump() == straight.dump()
 
 
 def test_resuming_equals_going_on_bit_for_bit(engine):

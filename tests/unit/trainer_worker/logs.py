@@ -1,4 +1,4 @@
-"""Two logs that hold every kind of step, and what must be the same however they are run."""
+"""Logs that hold every kind of step, and what must be the same however they are run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from tensafe.operations.records import OpState
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.replay import replay
 from tensafe_gpu.trainer.base_model import BaseModel
-from tests.support.training_log import Step, forward_backward, optim_step, private, save
+from tests.support.training_log import (
+    Step,
+    forward_backward,
+    optim_step,
+    private,
+    private_sgd,
+    save,
+    sgd_step,
+)
 from tests.unit.trainer_worker.rig import Rig
 
 PLAIN: list[Step] = [
@@ -33,10 +41,20 @@ PRIVATE: list[Step] = [
     optim_step(),
     forward_backward(5, units=[8]),
 ]
+SGD: list[Step] = [
+    forward_backward(1, units=[1, 2, 2]),
+    sgd_step(weight_decay=0.1),
+    save("middle"),
+    forward_backward(2, units=[3]),
+    forward_backward(3, units=[4, 5]),
+    sgd_step(),
+    forward_backward(4, units=[6]),
+]
 LOGS: dict[str, tuple[list[Step], dict[str, Any]]] = {
     "plain": (PLAIN, {}),
     "private": (PRIVATE, {"optimizer": private()}),
     "correlated": (PRIVATE, {"optimizer": private(noise="bisr", bisr_bandwidth=3, max_steps=9)}),
+    "sgd": (SGD, {"optimizer": private_sgd()}),
 }
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tensafe.contracts.errors import InvalidRequest, PayloadTooLarge, TensafeError, Unsupported
 from tensafe.contracts.payloads import SavePayload
-from tensafe.contracts.training import AdamParams, DpAdamWConfig
+from tensafe.contracts.training import AdamParams, DpAdamWConfig, DpSgdConfig, SgdParams
 from tensafe.wire.ids import RequestId, RunId, SamplerId
 from tensafe.wire.json_body import parse_json
 from tensafe.wire.tinker_requests.futures import RetrieveFutureBody, RetrieveFuturesBody
@@ -138,6 +138,16 @@ WRONG: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (OptimStepBody, {"adam_params": {"lr": 1}}, "adam_params.lr"),
     (OptimStepBody, {"adam_params": {"beta1": 1.0}}, "adam_params.beta1"),
     (OptimStepBody, {"adam_params": ..., "optimizer_params": {"learning_rate": 1}}, "optimizer_params.type"),
+    (
+        OptimStepBody,
+        {"adam_params": ..., "optimizer_params": {"type": "tensafe_dp_sgd", "learning_rate": 1, "eps": 1e-8}},
+        "optimizer_params.eps",
+    ),
+    (
+        OptimStepBody,
+        {"adam_params": ..., "optimizer_params": {"type": "tensafe_dp_sgd"}},
+        "optimizer_params.learning_rate",
+    ),
     (OptimStepBody, {"model_id": "nope"}, "model_id"),
     (SaveWeightsBody, {"path": "a/b"}, "path"),
     (SaveWeightsBody, {"path": ...}, "path"),
@@ -240,6 +250,8 @@ def test_a_run_is_created_with_the_seed_of_the_client_or_ours() -> None:
     seeded = parse(CreateModelBody, lora_config={"rank": 8, "seed": 0}, optimizer_config=DP)
     assert seeded.to_payload(seed_if_absent=7).lora.seed == 0
     assert isinstance(seeded.to_payload(seed_if_absent=7).optimizer, DpAdamWConfig)
+    sgd = parse(CreateModelBody, optimizer_config=DP | {"type": "tensafe_dp_sgd"})
+    assert isinstance(sgd.to_payload(seed_if_absent=7).optimizer, DpSgdConfig)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +270,13 @@ def test_a_step_under_each_of_its_names(given: dict[str, Any], optimizer: str | 
     assert step.request_id == RequestId(RunId("s-1", 0), 2)
     assert step.params == AdamParams(learning_rate=0.1, eps=1e-8)
     assert step.optimizer == optimizer
+
+
+def test_a_step_of_sgd_has_sgds_parameters() -> None:
+    given = {"type": "tensafe_dp_sgd", "learning_rate": 0.1, "weight_decay": 0.2}
+    step = parse(OptimStepBody, adam_params=..., optimizer_params=given).to_optim_step()
+    assert step.params == SgdParams(learning_rate=0.1, weight_decay=0.2)
+    assert step.optimizer == "tensafe_dp_sgd"
 
 
 def test_weights_for_a_sampling_session_have_a_name_of_their_own() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
 from tensafe.api.futures import Future
 from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SamplingParams
-from tensafe.contracts.training import MAX_RANK, AdamWConfig, OptimizerConfig, Strict
+from tensafe.contracts.training import MAX_RANK, AdamParams, AdamWConfig, OptimizerConfig, SgdParams, Strict
 from tensafe.operations.checkpoints import Checkpoint
 from tensafe.operations.records import StreamRecord
 from tensafe.wire.tinker_requests.fields import UserMetadata
@@ -31,6 +31,21 @@ class CreateTrainingClient(Strict):
     lora: LoraRequest = LoraRequest()
     optimizer: OptimizerConfig = AdamWConfig()
     user_metadata: UserMetadata = Field(default_factory=dict)
+
+
+class AdamStep(AdamParams):
+    """A step of the optimizers adamw and tensafe_dp_adamw."""
+
+    type: str | None = Field(default=None, max_length=64)
+    """The run's optimizer, if the caller wants it checked."""
+
+    def to_params(self) -> AdamParams:
+        """What the log keeps."""
+        return AdamParams(**self.model_dump(exclude={"type"}))
+
+
+class OptimStep(RootModel[AdamStep | SgdParams]):
+    """Hyper-parameters of one step, those of the run's optimizer."""
 
 
 class SaveState(Strict):

@@ -22,7 +22,7 @@ from tensafe.contracts.data_checks import check_request
 from tensafe.contracts.errors import Conflict, Forbidden, InvalidRequest
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, SavePayload
 from tensafe.contracts.sampling import SampleRequest
-from tensafe.contracts.training import AdamParams, LoraSpec
+from tensafe.contracts.training import LoraSpec, SgdParams, StepParams
 from tensafe.operations.records import OpKind, StreamRecord
 from tensafe.operations.submissions import Submission
 from tensafe.wire.forward_backward_json import ForwardBackwardJson
@@ -127,14 +127,14 @@ async def forward_backward(
     return await _append(context, stream, OpKind.FORWARD_BACKWARD, await context.call(checked), key)
 
 
-@router.post("/{client_id}/optim_step", status_code=202, openapi_extra=documented(AdamParams))
+@router.post("/{client_id}/optim_step", status_code=202, openapi_extra=documented(models.OptimStep))
 async def optim_step(
     client_id: str, request: Request, principal: TrainCaller, context: Edge, key: IdempotencyKey = None
 ) -> models.FutureState:
     """One optimizer step on what has accumulated."""
     stream = _numbered_here(context, principal, client_id)
-    body = await read(AdamParams, request, context)
-    return await _append(context, stream, OpKind.OPTIM_STEP, body.model_dump_json().encode(), key)
+    params = await _step_params(request, context, runs.optimizer_family(stream))
+    return await _append(context, stream, OpKind.OPTIM_STEP, params.model_dump_json().encode(), key)
 
 
 @router.post("/{client_id}/save_state", status_code=202, openapi_extra=documented(models.SaveState))
@@ -234,6 +234,16 @@ def _numbered_here(context: Context, principal: Principal, client_id: str) -> St
             code="sdk_session_run",
         )
     return stream
+
+
+async def _step_params(request: Request, context: Context, family: str | None) -> StepParams:
+    """The body as the parameters of the run's optimizer. Raises InvalidRequest for those of another one."""
+    if family == "tensafe_dp_sgd":
+        return await read(SgdParams, request, context)
+    body = await read(models.AdamStep, request, context)
+    if body.type not in (None, family):
+        raise InvalidRequest(f"this run's optimizer is {family}, fixed when it was created", field="type")
+    return body.to_params()
 
 
 async def _append(

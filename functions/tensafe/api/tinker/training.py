@@ -15,7 +15,7 @@ from tensafe.api.tinker.refusals import or_failed_future, or_tombstone, protobuf
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.keys import Principal
 from tensafe.contracts.data_checks import check_request
-from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe.contracts.errors import Unsupported
 from tensafe.contracts.network import LOOPBACK
 from tensafe.contracts.payloads import PROTOBUF
 from tensafe.contracts.training import LoraSpec
@@ -115,12 +115,7 @@ async def optim_step(request: Request, principal: TrainCaller, context: Edge) ->
     async def submit_step(raw: bytes) -> Response:
         step = parse(models.OptimStepBody, raw).to_optim_step()
         stream = context.run(principal, str(step.request_id.owner))
-        chosen = stream.spec.get("optimizer")
-        family = chosen.get("type") if isinstance(chosen, dict) else None
-        if step.optimizer is not None and step.optimizer != family:
-            raise InvalidRequest(
-                f"this run's optimizer is {family}, fixed when it was created", field="optimizer_params.type"
-            )
+        step.check_family(runs.optimizer_family(stream))
         return await submit(context, stream, step.request_id, OpKind.OPTIM_STEP, step.params)
 
     return await or_tombstone(context, principal, OpKind.OPTIM_STEP, request, submit_step)

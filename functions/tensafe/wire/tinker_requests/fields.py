@@ -8,7 +8,15 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, Field, JsonValue
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
-from tensafe.contracts.training import AdamWConfig, DpAdamWConfig
+from tensafe.contracts.training import (
+    AdamParams,
+    AdamWConfig,
+    DpAdamWConfig,
+    DpSgdConfig,
+    OptimizerConfig,
+    SgdParams,
+    StepParams,
+)
 from tensafe.wire.ids import COUNT_MAX
 from tensafe.wire.json_body import build
 
@@ -43,9 +51,10 @@ UserMetadata = Annotated[dict[str, str], AfterValidator(_check_metadata)]
 TtlSeconds = Annotated[int, Field(ge=TTL_MIN_S, le=TTL_MAX_S)]
 OptimizerJson = dict[str, JsonValue]
 
-_OPTIMIZERS: Final[Mapping[str, type[AdamWConfig | DpAdamWConfig]]] = {
+_OPTIMIZERS: Final[Mapping[str, type[OptimizerConfig]]] = {
     "adamw": AdamWConfig,
     "tensafe_dp_adamw": DpAdamWConfig,
+    "tensafe_dp_sgd": DpSgdConfig,
 }
 
 
@@ -62,8 +71,16 @@ def optimizer_type(values: Mapping[str, Any], field: str) -> str:
     return name
 
 
-def to_optimizer_config(values: OptimizerJson | None) -> AdamWConfig | DpAdamWConfig:
+def to_optimizer_config(values: OptimizerJson | None) -> OptimizerConfig:
     """The optimizer that a run is created with; none given means AdamW."""
     if values is None:
         return AdamWConfig()
     return build(_OPTIMIZERS[optimizer_type(values, "optimizer_config")], values, field="optimizer_config")
+
+
+def to_step_params(values: OptimizerJson, family: str, *, field: str) -> StepParams:
+    """The parameters of a step of an optimizer of this type; what it does not have is refused by name."""
+    given = {name: value for name, value in values.items() if name != "type"}
+    if family == "tensafe_dp_sgd":
+        return build(SgdParams, given, field=field)
+    return build(AdamParams, given, field=field)

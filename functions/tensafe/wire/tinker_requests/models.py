@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.payloads import CreatePayload
-from tensafe.contracts.training import AdamParams, LoraSpec
+from tensafe.contracts.training import LoraSpec, StepParams
 from tensafe.wire.ids import RequestId, RunId, check_session_id
 from tensafe.wire.json_body import RequestModel, build
 from tensafe.wire.tinker_requests.fields import (
@@ -21,6 +21,7 @@ from tensafe.wire.tinker_requests.fields import (
     UserMetadata,
     optimizer_type,
     to_optimizer_config,
+    to_step_params,
 )
 
 
@@ -79,11 +80,24 @@ class GetInfoBody(RequestModel):
 
 @dataclass(frozen=True, slots=True)
 class OptimStep:
-    """One optimizer step. `optimizer` None: Adam's parameters, valid for every optimizer we have."""
+    """One optimizer step. `optimizer` None: Adam's parameters, which the SDK sends without a type."""
 
     request_id: RequestId
-    params: AdamParams
+    params: StepParams
     optimizer: str | None
+
+    def check_family(self, family: object) -> None:
+        """Raise InvalidRequest unless the step is for an optimizer of this type: that of its run."""
+        if self.optimizer not in (None, family):
+            raise InvalidRequest(
+                f"this run's optimizer is {family}, fixed when it was created", field="optimizer_params.type"
+            )
+        if self.optimizer is None and family == "tensafe_dp_sgd":
+            raise InvalidRequest(
+                f"these are Adam's parameters, and this run's optimizer is {family}; send its own: "
+                f"OptimParamsBase(type={family!r}, learning_rate=...)",
+                field="adam_params",
+            )
 
 
 class OptimStepBody(RequestModel):
@@ -97,7 +111,7 @@ class OptimStepBody(RequestModel):
     type: Literal["optim_step"] = "optim_step"
 
     def to_optim_step(self) -> OptimStep:
-        """The step; a parameter that AdamW does not have is refused by name."""
+        """The step; a parameter that its optimizer does not have is refused by name."""
         given = {
             name: value
             for name in ("adam_params", "optimizer_params", "optim_params")
@@ -109,8 +123,7 @@ class OptimStepBody(RequestModel):
         optimizer = None
         if field == "optimizer_params" or "type" in values:
             optimizer = optimizer_type(values, field)
-            values = {name: value for name, value in values.items() if name != "type"}
-        params = build(AdamParams, values, field=field)
+        params = to_step_params(values, optimizer or "adamw", field=field)
         return OptimStep(RequestId(RunId.parse(self.model_id), self.seq_id), params, optimizer)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.payloads import SavePayload
-from tensafe.contracts.training import AdamWConfig, DpAdamWConfig
+from tensafe.contracts.training import OptimizerConfig
 from tensafe.wire.age_recipients import check_recipients
 from tensafe.wire.ids import RequestId, RunId, SamplerId, check_session_id
 from tensafe.wire.json_body import RequestModel
@@ -105,7 +105,7 @@ class LoadWeights:
     creates_run: bool
     with_optimizer: bool
     base_model: str | None
-    optimizer_config: AdamWConfig | DpAdamWConfig | None
+    optimizer_config: OptimizerConfig | None
     user_metadata: dict[str, str] | None
 
 
