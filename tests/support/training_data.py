@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tensafe.contracts.training import Datum, ForwardBackward, LoraSpec
+from tensafe_gpu.trainer.method import ADAMW, Method
 
 SAMPLED_LOSSES = ("importance_sampling", "ppo", "cispo", "dro")
 
@@ -52,9 +53,9 @@ def random_request(
     return ForwardBackward(data, loss_fn, config or {}, forward_only)
 
 
-def warm_run(engine, *, rank: int = 4, seed: int = 3, spread: float = 0.05, **spec):
+def warm_run(engine, *, rank: int = 4, seed: int = 3, spread: float = 0.05, method: Method = ADAMW, **spec):
     """A run whose B matrices are not zero, so that A has a gradient."""
-    state = engine.create(LoraSpec(rank=rank, seed=seed, **spec))
+    state = engine.create(LoraSpec(rank=rank, seed=seed, **spec), method)
     noise = torch.randn(state.params.shape, generator=torch.Generator().manual_seed(seed)) * spread
     state.params.add_(noise.to(state.params.device))
     state.refresh()

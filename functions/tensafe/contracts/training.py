@@ -81,6 +81,12 @@ class PrivateConfig(Strict):
     allow_weak_privacy: bool = False
     allow_nonprivate_weights: bool = False
     """The owner declares that weights loaded from a run without privacy hold nothing of the domain's data."""
+    freeze_lora_a: bool = False
+    """Train B alone, with A as the run began (FFA-LoRA, Sun et al. 2024, arXiv 2403.12313).
+
+    The clip norm bounds B's gradient, and noise falls on B alone: the product of noise on A with noise on
+    B, which grows with the square of its deviation, is gone.
+    """
 
     @model_validator(mode="after")
     def _one_way_to_set_the_noise(self) -> PrivateConfig:

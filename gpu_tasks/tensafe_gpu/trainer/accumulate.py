@@ -1,8 +1,9 @@
 """Gradient sums of one call: plain, or clipped per unit for differential privacy.
 
 Neighbouring relation of the clipped sum: add or remove one unit, that is all examples of a call that
-carry one unit id. Each unit adds a vector of norm at most clip_norm (1 - 2^-10) over all LoRA
-parameters together; the margin covers rounding. A unit whose gradient is not finite adds zero.
+carry one unit id. Each unit adds a vector of norm at most clip_norm (1 - 2^-10) over all trained
+parameters together (a frozen matrix is none); the margin covers rounding. A unit whose gradient is not
+finite adds zero.
 Norms and sums are fp32 or better, whatever the dtype of the base model.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tensafe_gpu.trainer.layout import Layout, Pair
+from tensafe_gpu.trainer.layout import Layout, Trained
 from tensafe_gpu.trainer.lora import Factors, Segment
 
 ROUNDING_MARGIN = 2.0**-10
@@ -20,84 +21,87 @@ _NORM_BLOCK = 4096
 
 
 class SumSink:
-    """Adds the gradients of all rows into `total`, float32 [P]."""
+    """Adds the gradients of all rows into `total`, float32 [Q]."""
 
     def __init__(self, layout: Layout, device: torch.device) -> None:
-        self.total = torch.zeros(layout.numel, dtype=torch.float32, device=device)
-        self._pairs = layout.pairs(self.total)
+        self.total = torch.zeros(layout.trained_numel, dtype=torch.float32, device=device)
+        self._trained = layout.trained(self.total)
 
     def add(self, site: int, factors: Factors) -> None:
-        a, b = self._pairs[site]
-        _add_product(a, factors.grad_low, factors.x)
-        _add_product(b, factors.grad, factors.low)
+        totals = self._trained[site]
+        for total, (left, right) in zip(totals, _products(factors, len(totals)), strict=True):
+            _add_product(total, left, right)
 
     def add_packed(self, site: int, factors: Factors, segments: list[Segment]) -> None:
         self.add(site, factors)
 
 
 class ExampleSink:
-    """Keeps the gradient of each example of one microbatch: pairs of [B, rank, in] and [B, out, rank]."""
+    """Keeps the gradient of each example of one microbatch: [B, rank, in] of A and [B, out, rank] of B."""
 
     def __init__(self, layout: Layout, examples: int) -> None:
         self._layout = layout
         self._examples = examples
-        self._pairs: dict[int, Pair] = {}
+        self._trained: dict[int, Trained] = {}
 
     def add(self, site: int, factors: Factors) -> None:
-        low, x, grad, activation = (
-            rows.view(self._examples, -1, rows.shape[-1])
-            for rows in (factors.grad_low, factors.x, factors.grad, factors.low)
+        self._trained[site] = tuple(
+            _batched_product(self._by_example(left), self._by_example(right))
+            for left, right in _products(factors, self._matrices)
         )
-        self._pairs[site] = (_batched_product(low, x), _batched_product(grad, activation))
 
     def add_packed(self, site: int, factors: Factors, segments: list[Segment]) -> None:
-        a, b = self._pairs.get(site) or self._zeros(site, factors.x.device)
-        self._pairs[site] = (a, b)
-        for segment in segments:
-            rows = slice(segment.start, segment.stop)
-            _add_product(a[segment.example], factors.grad_low[rows], factors.x[rows])
-            _add_product(b[segment.example], factors.grad[rows], factors.low[rows])
+        grads = self._trained.get(site) or self._zeros(site, factors.x.device)
+        self._trained[site] = grads
+        for grad, (left, right) in zip(grads, _products(factors, self._matrices), strict=True):
+            for segment in segments:
+                rows = slice(segment.start, segment.stop)
+                _add_product(grad[segment.example], left[rows], right[rows])
 
-    def pairs(self) -> list[Pair]:
+    def gradients(self) -> list[Trained]:
         """The gradients in the layout's order. A site that the backward pass did not reach is an error."""
-        return [self._pairs[site] for site in range(len(self._layout.sites))]
+        return [self._trained[site] for site in range(len(self._layout.sites))]
 
-    def _zeros(self, site: int, device: torch.device) -> Pair:
+    @property
+    def _matrices(self) -> int:
+        return 1 if self._layout.freeze_a else 2
+
+    def _by_example(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(self._examples, -1, rows.shape[-1])
+
+    def _zeros(self, site: int, device: torch.device) -> Trained:
         shape, n = self._layout.sites[site], self._examples
-        return (
-            torch.zeros(n, self._layout.rank, shape.in_features, device=device),
-            torch.zeros(n, shape.out_features, self._layout.rank, device=device),
-        )
+        sizes = ((n, self._layout.rank, shape.in_features), (n, shape.out_features, self._layout.rank))
+        return tuple(torch.zeros(size, device=device) for size in sizes[-self._matrices :])
 
 
 class ClippedSum:
-    """The sum over units of their clipped gradients, float32 [P] in `total`, and what was counted.
+    """The sum over units of their clipped gradients, float32 [Q] in `total`, and what was counted.
 
     `units`, `clipped` and `nonfinite` are not differentially private.
     """
 
     def __init__(self, layout: Layout, clip_norm: float, device: torch.device) -> None:
-        self.total = torch.zeros(layout.numel, dtype=torch.float32, device=device)
+        self.total = torch.zeros(layout.trained_numel, dtype=torch.float32, device=device)
         self.units = 0
         self.clipped = 0
         self.nonfinite = 0
-        self._pairs = layout.pairs(self.total)
-        self._layout = layout
+        self._trained = layout.trained(self.total)
         self._bound = clip_norm * (1 - ROUNDING_MARGIN)
 
-    def add_units(self, examples: Sequence[Pair], unit_of: Sequence[int], units: int) -> None:
+    def add_units(self, examples: Sequence[Trained], unit_of: Sequence[int], units: int) -> None:
         """Add whole units, given the gradients of their examples; `unit_of[i]` is the unit of example i."""
-        grads = [grad for pair in examples for grad in pair]
+        grads = [grad for site in examples for grad in site]
         if len(unit_of) != units:
             grads = [_sum_by_unit(grad, unit_of, units) for grad in grads]
         weights = self._weights(grads)
         if weights is None:
             return
-        for total, grad in zip((t for pair in self._pairs for t in pair), grads, strict=True):
+        for total, grad in zip((t for site in self._trained for t in site), grads, strict=True):
             total.view(-1).addmv_(grad.flatten(1).t(), weights)
 
     def add_unit(self, gradient: torch.Tensor) -> None:
-        """Add one unit, given its gradient float32 [P]."""
+        """Add one unit, given its gradient float32 [Q]."""
         weights = self._weights([gradient.view(1, -1)])
         if weights is not None:
             self.total.addcmul_(gradient, weights)
@@ -136,6 +140,11 @@ def _sum_by_unit(grad: torch.Tensor, unit_of: Sequence[int], units: int) -> torc
     """Sum [B, ...] over the examples of each unit to [U, ...]. Not a matrix product: 0 x NaN is NaN."""
     index = torch.tensor(list(unit_of), device=grad.device)
     return torch.zeros((units, *grad.shape[1:]), device=grad.device).index_add_(0, index, grad)
+
+
+def _products(factors: Factors, matrices: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Left and right of the products left^T right that are dA and dB, or with one matrix dB alone."""
+    return [(factors.grad_low, factors.x), (factors.grad, factors.low)][-matrices:]
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -106,8 +106,8 @@ class Engine:
     ) -> dict[str, float]:
         """One step of the run's method on the accumulated sum; the sum is cleared and the step counted.
 
-        `release` turns the clipped sum (float32 [P], in the layout's order) into what may be used of it
-        (float64 [P], the noisy mean); nothing else of a private run's sum reaches the parameters.
+        `release` turns the clipped sum (float32 [Q], in the layout's order) into what may be used of it
+        (float64 [Q], the noisy mean); nothing else of a private run's sum reaches the parameters.
         `grad_norm` in the result is that of the gradient used, before `grad_clip_norm` applies.
         Raises IntegrityError, with the state unchanged, for parameters of another method.
         """
@@ -115,11 +115,13 @@ class Engine:
             raise IntegrityError(f"these are not the parameters of a step of {state.method.rule}")
         gradient = state.grad_sum if release is None else _released(state, release)
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        trained = state.layout.gather(state.params)
         if isinstance(params, SgdParams):
-            sgd_step(state.params, gradient, params)
+            sgd_step(trained, gradient, params)
         else:
             clip_by_global_norm(gradient, norm, params.grad_clip_norm)
-            adamw_step(state.params, state.exp_avg, state.exp_avg_sq, gradient, state.step + 1, params)
+            adamw_step(trained, state.exp_avg, state.exp_avg_sq, gradient, state.step + 1, params)
+        state.layout.scatter(trained, state.params)
         state.grad_sum.zero_()
         state.pending_data = 0
         state.step += 1
@@ -136,7 +138,7 @@ class Engine:
     def _summed(
         self, layout: Layout, request: ForwardBackward, loss: Loss
     ) -> tuple[list[_Pass], torch.Tensor]:
-        """The plain gradient sum, float32 [P]."""
+        """The plain gradient sum, float32 [Q]."""
         sink = SumSink(layout, self.base.device)
         passes = []
         for indices in plan(_lengths(request), self._budget(None)):
@@ -154,7 +156,7 @@ class Engine:
                 batch = build(request, group.microbatches[0], self.base.device)
                 examples = ExampleSink(layout, len(batch.indices))
                 passes.append(self._pass(batch, loss, examples))
-                clipped.add_units(examples.pairs(), group.unit_of, group.units)
+                clipped.add_units(examples.gradients(), group.unit_of, group.units)
                 continue
             whole = SumSink(layout, self.base.device)
             for indices in group.microbatches:
@@ -188,12 +190,12 @@ class Engine:
         if layout is not None and self.base.dtype != torch.float32:
             examples = 1
         elif layout is not None:
-            examples = max(1, EXAMPLE_GRADIENT_BYTES // (4 * layout.numel))
+            examples = max(1, EXAMPLE_GRADIENT_BYTES // (4 * layout.trained_numel))
         return Budget(self._microbatch_tokens, examples)
 
 
 def accumulated_sum(state: RunState) -> npt.NDArray[np.float32]:
-    """A copy of the gradient sum since the last step, float32 [P] in the layout's order. Not private."""
+    """A copy of the gradient sum since the last step, float32 [Q] in the layout's order. Not private."""
     return state.grad_sum.cpu().numpy().copy()
 
 
@@ -215,9 +217,9 @@ def _units(request: ForwardBackward) -> list[int]:
 
 
 def _released(state: RunState, release: Release) -> torch.Tensor:
-    """What `release` gives for the run's sum, as float32 [P]. Raises ValueError for anything else."""
+    """What `release` gives for the run's sum, as float32 [Q]. Raises ValueError for anything else."""
     mean = release(state.grad_sum.cpu().numpy())
-    size = state.layout.numel
+    size = state.layout.trained_numel
     if mean.shape != (size,) or mean.dtype != np.float64 or not np.isfinite(mean).all():
         raise ValueError(f"a release must be {size} finite float64 values")
     return torch.from_numpy(mean).to(device=state.grad_sum.device, dtype=torch.float32)

@@ -2,7 +2,8 @@
 
 The order is part of the snapshot format and of the noise stream, so it never changes: decoder layers
 from the first to the last; in each q, k, v, o, gate, up, down projection (those that the run trains);
-then lm_head. Each site holds A [rank, in_features], then B [out_features, rank], both row-major.
+then lm_head. Each site holds A [rank, in_features], then B [out_features, rank], both row-major. What a
+run does not train is left out of its gradients, moments and noise, whose vectors are then shorter.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ UNEMBED = "lm_head"
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """A [rank, in_features] and B [out_features, rank], or their gradients."""
+Trained = tuple[torch.Tensor, ...]
+"""Of a site, what is trained of it or the gradients of that: A and B, or B alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Layout:
-    """The sites that a run trains, in order, and the split of a flat vector into their pairs."""
+    """The sites that a run trains, in order, and the split of a flat vector into their pairs.
+
+    P is the number of parameters, Q that of the trained ones: all, or with `freeze_a` those of the Bs.
+    """
 
     sites: tuple[Site, ...]
     rank: int
+    freeze_a: bool = False
 
     @property
     def scale(self) -> float:
@@ -54,12 +61,21 @@ class Layout:
 
     @cached_property
     def numel(self) -> int:
-        """Length of the flat vector."""
+        """P, the length of the vector of all parameters."""
         return sum(self.sizes)
 
     @cached_property
+    def trained_numel(self) -> int:
+        """Q, the length of a vector of gradients, moments or noise."""
+        return sum(self._trained_sizes)
+
+    @cached_property
+    def _trained_sizes(self) -> tuple[int, ...]:
+        return self.sizes[1::2] if self.freeze_a else self.sizes
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and order: equal if and only if flat vectors mean the same."""
+        """SHA-256 over names, shapes and order: equal if and only if vectors [P] mean the same."""
         text = json.dumps([self.rank, [[s.name, s.in_features, s.out_features] for s in self.sites]])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -70,6 +86,24 @@ class Layout:
             (pieces[2 * i].view(self.rank, s.in_features), pieces[2 * i + 1].view(s.out_features, self.rank))
             for i, s in enumerate(self.sites)
         ]
+
+    def trained(self, flat: torch.Tensor) -> list[Trained]:
+        """Views of what is trained of each site in `flat` [Q], such as a sum of gradients."""
+        if not self.freeze_a:
+            return [*self.pairs(flat)]
+        pieces = torch.split(flat, list(self._trained_sizes))
+        return [(b.view(s.out_features, self.rank),) for b, s in zip(pieces, self.sites, strict=True)]
+
+    def gather(self, params: torch.Tensor) -> torch.Tensor:
+        """The trained ones of all parameters [P], as a vector [Q]: `params` itself, or a copy of the Bs."""
+        return torch.cat([b.flatten() for _, b in self.pairs(params)]) if self.freeze_a else params
+
+    def scatter(self, trained: torch.Tensor, params: torch.Tensor) -> None:
+        """Write a vector [Q] that `gather` gave back into `params` [P]; nothing else of them is touched."""
+        if not self.freeze_a:
+            return
+        for (b,), (_, target) in zip(self.trained(trained), self.pairs(params), strict=True):
+            target.copy_(b)
 
 
 def wanted(spec: LoraSpec, site_name: str) -> bool:

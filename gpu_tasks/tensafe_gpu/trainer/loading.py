@@ -22,8 +22,8 @@ def load_checkpoint(
 
     A private run begins from what differential privacy protects already, or from weights that its owner
     declares to hold nothing of the data. Raises NotFound (also for another tenant's), Gone, InvalidRequest
-    for a kind without weights, a base model of another shape, another optimizer's state, or weights that
-    would void the run's privacy.
+    for a kind without weights, a base model of another shape, another optimizer's state, weights that
+    would void the run's privacy, or with which a run that freezes A could not learn.
     """
     kind = CheckpointKind(request.source.kind)
     if kind is CheckpointKind.EXTERNAL or (kind is CheckpointKind.SAMPLER and request.with_optimizer):
@@ -36,12 +36,32 @@ def load_checkpoint(
     data = services.checkpoints.read(source, checkpoint)
     method = Method.of(request.optimizer)
     if kind is CheckpointKind.SAMPLER:
-        return import_peft(unpack_files(data), engine.base, seed=request.lora.seed, method=method)
+        state = import_peft(unpack_files(data), engine.base, seed=request.lora.seed, method=method)
+        return _able_to_learn(state)
     if not request.with_optimizer:
-        return RunState.load_weights(data, engine.base, method)
+        return _able_to_learn(RunState.load_weights(data, engine.base, method))
     state = RunState.load(data, engine.base)
+    if state.method != method:
+        raise InvalidRequest(
+            "freeze_lora_a is not the same in the run whose state this is and in this run; load the weights "
+            "alone",
+            field="path",
+        )
     if state.pending_data and isinstance(request.optimizer, PrivateConfig):
         raise InvalidRequest("the checkpoint holds a gradient that was never clipped", field="path")
+    return state
+
+
+def _able_to_learn(state: RunState) -> RunState:
+    """The state, unless it freezes an A of zeros: B has no gradient then, and noise alone would move it."""
+    if state.method.freeze_a:
+        for site, (a, _) in zip(state.layout.sites, state.layout.pairs(state.params), strict=True):
+            if not bool(a.any()):
+                raise InvalidRequest(
+                    f"these weights have an A of zeros ({site.name}), so with freeze_lora_a=true its B could "
+                    "not learn; leave freeze_lora_a out, or begin from other weights",
+                    field="path",
+                )
     return state
 
 

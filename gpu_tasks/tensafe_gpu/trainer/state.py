@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import safetensors
@@ -51,20 +51,21 @@ class _Header:
 
 
 class RunState:
-    """One run's adapter and optimizer. The vectors are float32 [P] in the order of `layout`.
+    """One run's adapter and optimizer, float32 in the order of `layout`.
 
-    The moments are empty where `method` has none.
+    `params` is [P], the gradient sum [Q], and so are the moments, empty where `method` has none.
     """
 
     def __init__(self, spec: LoraSpec, base: Shapes, params: torch.Tensor, method: Method = ADAMW) -> None:
         self.spec = spec
         self.method = method
-        self.layout = base.layout(spec)
+        self.layout = _layout(spec, method, base)
         self.params = params
-        moments = params.numel() if method.rule == "adamw" else 0
+        trained = self.layout.trained_numel
+        moments = trained if method.rule == "adamw" else 0
         self.exp_avg = torch.zeros(moments, device=params.device)
         self.exp_avg_sq = torch.zeros(moments, device=params.device)
-        self.grad_sum = torch.zeros_like(params)
+        self.grad_sum = torch.zeros(trained, device=params.device)
         self.step = 0
         self.pending_data = 0
         """Data whose gradients are in `grad_sum` since the last step."""
@@ -136,19 +137,23 @@ class RunState:
 
 
 def _read(data: bytes, base: Shapes) -> tuple[_Header, dict[str, torch.Tensor]]:
-    """Header and float32 [P] tensors on the base model's device, checked against its shapes."""
+    """Header and float32 tensors on the base model's device, checked against its shapes."""
     try:
         header = _header(data)
         loaded = load_tensors(data)
     except (safetensors.SafetensorError, ValidationError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError("not a run state or weights file of this format") from error
-    layout = base.layout(header.spec)
+    layout = _layout(header.spec, header.method, base)
     if header.fingerprint != layout.fingerprint:
         raise InvalidRequest("these weights belong to a base model of another shape", field="path")
     tensors = dict(_checked(loaded, layout, base.device))
     if "params" not in tensors:
         raise IntegrityError("the file lacks params; it is damaged")
     return header, tensors
+
+
+def _layout(spec: LoraSpec, method: Method, base: Shapes) -> Layout:
+    return replace(base.layout(spec), freeze_a=method.freeze_a)
 
 
 def _header(data: bytes) -> _Header:
@@ -172,8 +177,9 @@ def _checked(
     loaded: dict[str, torch.Tensor], layout: Layout, device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in loaded.items():
-        if tensor.dtype != torch.float32 or tensor.shape != (layout.numel,):
-            raise IntegrityError(f"{name} is not float32 [{layout.numel}]; the file is damaged")
+        size = layout.numel if name == "params" else layout.trained_numel
+        if tensor.dtype != torch.float32 or tensor.shape != (size,):
+            raise IntegrityError(f"{name} is not float32 [{size}]; the file is damaged")
         # A copy: memory from the allocator has the alignment that it had before the dump. On the file's own
         # bytes matrix products may differ in the last bit, and a resumed run from an uninterrupted one.
         yield name, tensor.to(device, copy=True)

@@ -55,6 +55,7 @@ LOGS: dict[str, tuple[list[Step], dict[str, Any]]] = {
     "private": (PRIVATE, {"optimizer": private()}),
     "correlated": (PRIVATE, {"optimizer": private(noise="bisr", bisr_bandwidth=3, max_steps=9)}),
     "sgd": (SGD, {"optimizer": private_sgd()}),
+    "frozen": (PRIVATE, {"optimizer": private(freeze_lora_a=True)}),
 }
 
 

@@ -23,7 +23,7 @@ from tensafe.services import Ports, Services, wire
 from tensafe_gpu.trainer.layout import Layout
 from tensafe_gpu.trainer.peft_format import export_peft
 from tensafe_gpu.trainer.state import RunState
-from tests.support.checked_step import Vector, clipped_sum, noisy_mean, weights_of
+from tests.support.checked_step import Vector, clipped_sum, is_b, noisy_mean, weights_of
 from tests.support.sdk_data import supervised
 from tests.support.sdk_in_memory import Edge, service_client
 from tests.unit.operations.world import BASE, TENANT
@@ -156,6 +156,38 @@ def test_a_step_is_recomputed_from_exported_weights(
     assert np.abs(moved - weights_of(before, layout)).max() > 1e-2
     without = (1 - 0.3 * 0.1) * weights_of(before, layout) - 0.3 * total / 4
     assert np.abs(moved - without).max() > 1e-2, "the noise is in it"
+
+
+def test_a_step_that_trains_b_alone_is_recomputed(
+    rig: Rig, http: TestClient, service: tinker.ServiceClient
+) -> None:
+    """freeze_lora_a: the norm is that of B's gradient, the noise has B's length, A keeps every bit."""
+    before, after, seq, secret = step_through_the_sdk(
+        rig, http, service, {"learning_rate": 0.3}, freeze_lora_a=True
+    )
+    layout = layout_of(rig)
+    chosen, began = is_b(layout), weights_of(before, layout)
+    total = clipped_sum(rig.base.info.path, before, layout, DATA, 0.5, b_alone=True)
+    moved = weights_of(after, layout)
+    assert np.array_equal(moved[~chosen], began[~chosen])
+    expected = began[chosen] - 0.3 * noisy_mean(total, secret, seq, 0.5, 4)
+    assert np.abs(moved[chosen] - expected).max() <= 1e-6
+
+
+def test_freezing_a_is_refused_by_name_where_nothing_is_private(http: TestClient) -> None:
+    optimizer = {"type": "adamw", "freeze_lora_a": True}
+    answer = http.post("/v1/training_clients", json={"base_model": BASE, "optimizer": optimizer})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "optimizer.freeze_lora_a")
+    session = http.post("/api/v1/create_session", json={"tags": [], "sdk_version": "0.38.0"}).json()
+    body = {
+        "session_id": session["session_id"],
+        "model_seq_id": 0,
+        "base_model": BASE,
+        "lora_config": {"rank": 2},
+        "optimizer_config": optimizer,
+    }
+    answer = http.post("/api/v1/create_model", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "optimizer_config.freeze_lora_a")
 
 
 def test_with_tiny_noise_the_weights_move_by_the_clipped_sum(
