@@ -17,6 +17,11 @@ from tensafe.contracts.sampling import SampleResult, StopReason, TopkLogprobs
 from tensafe.contracts.sampling import Sequence as SampledSequence
 from tensafe.wire import tinker_v0_38_pb2 as pb
 
+NON_DP: Final = "non_dp/outputs:max"
+"""Metric of value 1 in every forward and forward_backward of a private run: their outputs are not private.
+
+Not meant are the metrics that begin with `dp_`, which say what has been spent.
+"""
 _METRIC: Final = re.compile(r"[^:]+:[a-z0-9_]+")
 _EMPTY_TOKEN: Final = 0
 _EMPTY_LOGPROB: Final = -99999.0
@@ -123,9 +128,19 @@ def _bytes(array: npt.NDArray[Any], dtype: str) -> bytes:
 def forward_backward_json(
     logprobs: Sequence[Logprobs] | None, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The same result for the native face; a number that is not finite becomes null."""
+    """The same result for the native face; a number that is not finite becomes null.
+
+    With the metric NON_DP, `non_dp` lists the fields that are not differentially private.
+    """
     outputs = None if logprobs is None else [{"logprobs": _numbers(array)} for array in logprobs]
-    return {"loss_fn_outputs": outputs, "metrics": {name: _number(value) for name, value in metrics.items()}}
+    body: dict[str, Any] = {
+        "loss_fn_outputs": outputs,
+        "metrics": {name: _number(value) for name, value in metrics.items()},
+    }
+    if NON_DP in metrics:
+        others = (name for name in metrics if name != NON_DP and not name.startswith("dp_"))
+        body["non_dp"] = ["loss_fn_outputs", *(f"metrics.{name}" for name in others)]
+    return body
 
 
 def sample_json(result: SampleResult) -> dict[str, Any]:

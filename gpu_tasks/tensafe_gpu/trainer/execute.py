@@ -29,7 +29,7 @@ from tensafe.storage.ports import Write
 from tensafe.vault.artifacts import ArtifactRef
 from tensafe.wire.forward_backward import decode_request
 from tensafe.wire.forward_backward_json import request_json_to_forward_backward
-from tensafe.wire.results import encode_forward_backward, forward_backward_json
+from tensafe.wire.results import NON_DP, encode_forward_backward, forward_backward_json
 from tensafe.wire.tinker_responses.base import finite_metrics
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun
@@ -134,12 +134,14 @@ class Executor:
 
     def _forward_backward(self, run: HotRun, operation: Operation, payload: bytes) -> Executed:
         request = decode(operation, payload)
-        spent = {}
-        if run.private is not None and not request.forward_only:
-            spent = self._private.metrics(run)
+        labels: dict[str, float] = {}
+        if run.private is not None:
+            labels[NON_DP] = 1.0
+            if not request.forward_only:
+                labels |= self._private.metrics(run)
         logprobs, metrics = self._compute(run, request)
         try:
-            return Executed(_forward_backward_result(operation, logprobs, {**metrics, **spent}))
+            return Executed(_forward_backward_result(operation, logprobs, {**metrics, **labels}))
         except TensafeError as error:  # the sum has grown: never a failure that the run survives
             raise IntegrityError("the result of a computed operation cannot be encoded") from error
 

@@ -55,7 +55,8 @@ class Saver:
         state = run.state
         if state is None:
             raise IntegrityError("the run has no state")
-        if run.private is not None and op_kind is OpKind.SAVE and run.private.units:
+        half_done = run.private is not None and bool(run.private.units or state.pending_data)
+        if half_done and op_kind is OpKind.SAVE:
             raise Conflict(
                 "this private run has accumulated gradients without a step: call optim_step, then save; if "
                 "its budget is spent, save sampler weights, which hold no gradients"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,20 +11,15 @@ from starlette.testclient import TestClient
 from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase, OptimParamsBase
 
-from tensafe.api.app import create_app
-from tensafe.api.context import EdgeLimits
 from tensafe.contracts.training import Datum, LoraSpec
-from tensafe.operations.doorbell import queue_specs
 from tensafe.operations.records import OpKind
 from tensafe.packages.bundle import unpack_files
-from tensafe.services import Ports, Services, wire
 from tensafe_gpu.trainer.layout import Layout
 from tensafe_gpu.trainer.peft_format import export_peft
 from tensafe_gpu.trainer.state import RunState
 from tests.support.checked_step import Vector, clipped_sum, is_b, noisy_mean, weights_of
 from tests.support.sdk_data import supervised
-from tests.support.sdk_in_memory import Edge, service_client
-from tests.unit.operations.world import BASE, TENANT
+from tests.unit.operations.world import BASE
 from tests.unit.trainer_worker.rig import Rig
 
 SETTINGS: dict[str, Any] = {
@@ -49,53 +42,6 @@ DATA = [
     )
     for tokens, unit in EXAMPLES
 ]
-
-
-class Working(threading.Thread):
-    """The rig's worker, stepping until it is told to stop."""
-
-    def __init__(self, rig: Rig) -> None:
-        super().__init__(daemon=True)
-        self.rig = rig
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.005):
-            self.rig.drain()
-
-
-@pytest.fixture
-def edge_services(rig: Rig) -> Services:
-    """The rooms as the API has them: with the base models."""
-    world = rig.world
-    ports = Ports(
-        world.items, world.queues, world.blobs, world.keyring, world.bell, tuple(queue_specs([BASE]))
-    )
-    return wire(ports, {BASE: rig.base.info}, clock_ms=world.clock_ms)
-
-
-@pytest.fixture
-def key(edge_services: Services) -> str:
-    return edge_services.api_keys.create(TENANT, ["train", "sample"])[0]
-
-
-@pytest.fixture
-def http(edge_services: Services, key: str) -> Iterator[TestClient]:
-    """The native face."""
-    app = create_app(edge_services, EdgeLimits(long_poll_s=0.2))
-    with TestClient(app, headers={"X-API-Key": key}) as client:
-        yield client
-
-
-@pytest.fixture
-def service(rig: Rig, edge_services: Services, key: str) -> Iterator[tinker.ServiceClient]:
-    """The official SDK, with a trainer that works behind the API."""
-    working = Working(rig)
-    working.start()
-    with service_client(Edge(create_app(edge_services, EdgeLimits(long_poll_s=0.2))), key) as client:
-        yield client
-    working.done.set()
-    working.join()
 
 
 def layout_of(rig: Rig) -> Layout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from tensafe.contracts.errors import NotFound
 from tensafe.operations.records import OpKind, OpState
 from tensafe.privacy import units
 from tensafe_gpu.trainer import execute
-from tests.support.training_log import forward_backward, load, optim_step, private, save
+from tests.support.training_log import Step, forward_backward, load, optim_step, private, save
 from tests.unit.trainer_worker.rig import RUN, Rig
 
 PLAIN = "s-1:train:5"
@@ -135,3 +137,65 @@ def test_loading_drops_a_sum_that_no_budget_can_pay(rig: Rig) -> None:
     assert rig.do(6, save("never")).state is OpState.FAILED
     rig.do(7, load(RUN, "start", optimizer=optimizer))
     assert rig.do(8, save("again")).state is OpState.COMPLETED
+
+
+@pytest.mark.parametrize("kind", [OpKind.SAVE_SAMPLER, OpKind.SAVE_EXTERNAL])
+def test_weights_that_leave_before_the_step_hold_nothing_of_its_sum(rig: Rig, kind: OpKind) -> None:
+    """They are the same bytes as before the gradients came; the state, which would hold the sum, stays."""
+    rig.begin(optimizer=private())
+    rig.do(1, save("before", kind))
+    rig.do(2, forward_backward(units=(1, 2)))
+    rig.do(3, save("state"))
+    assert "call optim_step, then save" in failure_of(rig, 3)
+    rig.do(4, save("during", kind))
+    rig.do(5, optim_step())
+    rig.do(6, save("after", kind))
+    stream = rig.world.stream(RUN)
+    saved = {one.name: one for one in rig.services.checkpoints.of_run(RUN)}
+    before, during, after = (
+        rig.services.checkpoints.read(stream, saved[name]) for name in ("before", "during", "after")
+    )
+    assert before == during
+    assert during != after
+
+
+def not_finite(step: Step, index: int) -> Step:
+    """The data with one whose loss and gradient overflow."""
+    kind, payload = step
+    body = json.loads(payload)
+    weights = body["data"][index]["loss_fn_inputs"]["weights"]
+    body["data"][index]["loss_fn_inputs"]["weights"] = [3e38] * len(weights)
+    return kind, json.dumps(body).encode()
+
+
+def test_a_unit_that_is_not_finite_is_charged_adds_zero_and_is_told_to_its_owner_alone(
+    new_rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    both = {}
+    for name, change in (("with", not_finite), ("without", lambda step, _: step)):
+        rig = both[name] = new_rig()
+        rig.begin(optimizer=private())
+        kept = [0, 1, 2] if name == "with" else [0, 2]
+        step = forward_backward(tokens=[rows[i] for i in kept], units=kept)
+        body = json.loads(step[1])
+        for datum in body["data"]:
+            datum["loss_fn_inputs"]["weights"] = [1.0] * 3
+        step = (step[0], json.dumps(body).encode())
+        with caplog.at_level(logging.DEBUG):
+            rig.do(1, change(step, 1))
+        metrics = rig.result(1)["metrics"]
+        assert metrics["non_dp/nonfinite_units:sum"] == (1 if name == "with" else 0)
+        assert metrics["non_dp/units:sum"] == len(kept)
+        assert rig.do(2, optim_step()).state is OpState.COMPLETED
+    states = []
+    for rig in both.values():
+        (run,) = rig.worker._hot.all()
+        assert run.state is not None
+        states.append(run.state.params.numpy())
+    # 1e-5: the two batches have other shapes, and Adam's first step is of the size of the learning rate.
+    np.testing.assert_allclose(states[0], states[1], rtol=0, atol=1e-5)
+    both["with"].do(3, forward_backward(units=(1,)))
+    assert "max_participations=1" in failure_of(both["with"], 3)
+    for record in caplog.records:
+        assert not [name for name in vars(record) if "finite" in name or "clipped" in name or "loss" in name]

@@ -10,6 +10,7 @@ import pytest
 from tensafe.contracts.errors import TensafeError
 from tensafe.contracts.sampling import SampleResult, Sequence, TopkLogprobs
 from tensafe.wire.results import (
+    NON_DP,
     encode_forward_backward,
     encode_sample,
     forward_backward_json,
@@ -43,7 +44,15 @@ def test_forward_backward() -> None:
         "metrics": {"loss:sum": 3.0, "grad:max": None},
     }
     assert forward_backward_json(None, {})["loss_fn_outputs"] is None
+
     json.dumps(value, allow_nan=False)
+
+
+def test_what_is_not_private_is_listed_where_a_run_is() -> None:
+    metrics = {"loss:sum": 1.0, "non_dp/units:sum": 2.0, "dp_epsilon:max": 0.5}
+    assert "non_dp" not in forward_backward_json([], metrics)
+    listed = forward_backward_json([], {**metrics, NON_DP: 1.0})["non_dp"]
+    assert listed == ["loss_fn_outputs", "metrics.loss:sum", "metrics.non_dp/units:sum"]
 
 
 def test_sample() -> None:
