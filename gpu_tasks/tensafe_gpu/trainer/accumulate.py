@@ -109,7 +109,8 @@ class ClippedSum:
     def _weights(self, grads: list[torch.Tensor]) -> torch.Tensor | None:
         """Factor of each unit, float32 [U]; rows of non-finite units become zero in place.
 
-        Edge cases: norm 0 or below the bound gives 1; a norm that overflows fp32 counts as non-finite.
+        Edge cases: norm 0 or below the bound gives 1; a norm that overflows fp32 counts as non-finite; a
+        factor below 2^-126 is 0.
         """
         norms = torch.stack([_squared_norms(grad.flatten(1)) for grad in grads]).sum(0).sqrt_()
         finite = norms.isfinite()
@@ -120,7 +121,9 @@ class ClippedSum:
             norms = torch.where(finite, norms, torch.zeros_like(norms))
         self.units += norms.shape[0]
         self.clipped += int((norms > self._bound).sum())
-        return (self._bound / norms).clamp_(max=1.0).float()
+        weights = (self._bound / norms).clamp_(max=1.0)
+        # Below its smallest normal number fp32 has few bits: rounding up could exceed the bound by half.
+        return weights.where(weights >= torch.finfo(torch.float32).tiny, 0.0).float()
 
 
 def _squared_norms(rows: torch.Tensor) -> torch.Tensor:
