@@ -181,18 +181,16 @@ def test_equals_autograd_of_one_datum_at_a_time_in_peft(engine, llama_reference)
     assert relative(accumulated_sum(state), expected) <= 1e-5
 
 
-def test_per_example_gradients_equal_opacus(base_of, model_path, tmp_path):
+@pytest.fixture
+def opacus_module(base_of, model_path, tmp_path):
+    """Opacus' per-example gradients of the cross entropy of three texts, on the model in PEFT."""
     from opacus.grad_sample import GradSampleModule
 
-    from tensafe_gpu.trainer.accumulate import ExampleSink
-    from tensafe_gpu.trainer.batching import build
-    from tensafe_gpu.trainer.head import Loss
     from tensafe_gpu.trainer.peft_format import export_peft
     from tests.support.peft_reference import load_reference
 
-    engine = Engine(base_of("qwen2"))
-    state = warm_run(engine)
-    request = random_request((9, 9, 9))
+    state = warm_run(Engine(base_of("qwen2")))
+    request = random_request((9, 9, 9), units=(1, 2, 3))
     reference = load_reference(model_path("qwen2"), export_peft(state, "q"), tmp_path, is_trainable=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -202,17 +200,60 @@ def test_per_example_gradients_equal_opacus(base_of, model_path, tmp_path):
         targets = torch.from_numpy(np.stack([d.inputs["target_tokens"] for d in request.data]))
         weights = torch.from_numpy(np.stack([d.inputs["weights"] for d in request.data]))
         (-(table.gather(2, targets[..., None])[..., 0] * weights).sum()).backward()
-    samples = {
-        name.removeprefix("_module."): p.grad_sample
-        for name, p in sampled.named_parameters()
-        if p.requires_grad
-    }
+    return request, sampled
 
+
+def by_site(module, layout, attribute: str) -> list[torch.Tensor]:
+    """An attribute of the LoRA parameters, in the layout's order: A, B of each site."""
+    found = {
+        name.removeprefix("_module."): getattr(parameter, attribute)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+    return [
+        found[f"base_model.model.{site.name}.lora_{letter}.default.weight"]
+        for site in layout.sites
+        for letter in "AB"
+    ]
+
+
+def test_per_example_gradients_equal_opacus(base_of, opacus_module):
+    from tensafe_gpu.trainer.accumulate import ExampleSink
+    from tensafe_gpu.trainer.batching import build
+    from tensafe_gpu.trainer.head import Loss
+
+    request, sampled = opacus_module
+    engine = Engine(base_of("qwen2"))
+    state = warm_run(engine)
     batch = build(request, (0, 1, 2), engine.base.device)
     sink = ExampleSink(state.layout, 3)
     with engine.base.bound(state):
         engine._pass(batch, Loss("cross_entropy", {}), sink)
-    for site, pair in zip(state.layout.sites, sink.gradients(), strict=True):
-        for letter, mine in zip("AB", pair, strict=True):
-            theirs = samples[f"base_model.model.{site.name}.lora_{letter}.default.weight"]
-            assert float((mine - theirs).norm() / theirs.norm()) < 1e-5, site.name
+    ours = [gradient for pair in sink.gradients() for gradient in pair]
+    for mine, theirs in zip(ours, by_site(sampled, state.layout, "grad_sample"), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("clip_norm", "clipped"), [(20.0, 3), (1e6, 0)])
+def test_the_clipped_sum_equals_opacus(base_of, opacus_module, clip_norm, clipped):
+    """DPOptimizer with the noise off; it is given our bound, which lies 2^-10 below the clip norm."""
+    from opacus.optimizers import DPOptimizer
+
+    request, sampled = opacus_module
+    engine = Engine(base_of("qwen2"))
+    trained = [parameter for parameter in sampled.parameters() if parameter.requires_grad]
+    theirs = DPOptimizer(
+        torch.optim.SGD(trained, lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=clip_norm * (1 - ROUNDING_MARGIN),
+        expected_batch_size=None,
+        loss_reduction="sum",
+    )
+    theirs.clip_and_accumulate()
+    layout = warm_run(engine).layout
+    expected = (
+        torch.cat([part.flatten() for part in by_site(sampled, layout, "summed_grad")]).double().numpy()
+    )
+    ours, metrics = clipped_sum(engine, request, clip_norm)
+    assert metrics["non_dp/clipped_units:sum"] == clipped
+    assert relative(ours, expected) <= 1e-5
