@@ -137,7 +137,7 @@ def _gradients(
 
 
 def pairs_of(layout: Layout, gradients: torch.Tensor) -> list[Pair]:
-    """Per-unit gradients float32 [U, P] as the trainer holds them: [U, rank, in] and [U, out, rank] by site."""
+    """Per-unit gradients float32 [U, P] as the trainer holds them: [U, rank, in], [U, out, rank] by site."""
     pieces = torch.split(gradients, list(layout.sizes), dim=1)
     return [
         (

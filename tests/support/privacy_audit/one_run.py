@@ -9,9 +9,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 
 
-def correct_guesses(
-    scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], guesses: int
-) -> int:
+def correct_guesses(scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], guesses: int) -> int:
     """How many of `guesses` are right: half the guesses say "in" of the highest scores, half "out" of the
     lowest. All other canaries are abstained from."""
     order = np.argsort(scores, kind="stable")

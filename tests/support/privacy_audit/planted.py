@@ -72,9 +72,7 @@ def bill_as_poisson(rate: float, steps: int) -> Plant:
 
     @lru_cache
     def poisson(sigma: float, delta: float) -> float:
-        accountant = PLDAccountant(
-            NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-3
-        )
+        accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-3)
         accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
         return float(accountant.get_epsilon(delta))
 
