@@ -24,7 +24,9 @@ from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.submissions import Submissions
 from tensafe.operations.sweeper import Sweeper
 from tensafe.operations.worker_status import WorkerStatus
+from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
+from tensafe.storage.signing import Signer
 from tensafe.vault.artifacts import Artifacts
 from tensafe.vault.vault import Vault
 
@@ -40,6 +42,8 @@ class Ports:
     blobs: Blobs
     keyring: KeyRing
     bell: Bell
+    signer: Signer
+    anchors: Anchors
     queue_specs: tuple[QueueSpec, ...]
 
 

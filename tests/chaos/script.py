@@ -147,7 +147,9 @@ def outcome(services: Services) -> Outcome:
         assert all(op.state is OpState.COMPLETED for op in logs[run_id]), [op.failure for op in logs[run_id]]
     ledgers = {run_id: replay(items, vault, "acme", domain) for run_id, domain in DOMAINS.items()}
     for run_id, domain in DOMAINS.items():
-        assert ledgers[run_id] == Ledger(items, vault).show("acme", domain)
+        assert ledgers[run_id] == Ledger(items, vault, services.ports.signer, services.ports.anchors).show(
+            "acme", domain
+        )
         _check_secret(services, run_id, domain)
     return Outcome(
         states={run_id: [op.state.value for op in log] for run_id, log in logs.items()},

@@ -15,6 +15,7 @@ FATAL = {
     "blobs": {"put", "delete"},
     "queues": {"send", "receive", "extend", "delete"},
     "keyring": {"wrap", "unwrap"},
+    "anchors": {"put"},
 }
 
 

@@ -42,16 +42,24 @@ def init(
             "(default: $TENSAFE_KEY_FILE or key.json in the data directory)",
         ),
     ] = None,
+    anchor_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to keep the privacy ledger's anchors, such as another disk, out of reach of the data "
+            "directory's backups. (default: anchors in the data directory)",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a data directory and its key file."""
+    """Make a data directory, its key file, its signing key and the anchors of its privacy ledger."""
     from tensafe.local.composition import initialise, key_location
     from tensafe.local.settings import read_settings
 
     directory = data_directory(data_dir)
     chosen = read_settings(data_dir=directory, models=(), **key_file_option(key_file)).key_file
     with progress("making the data directory"):
-        key_id = initialise(directory, chosen)
+        key_id = initialise(directory, chosen, anchor_dir and anchor_dir.expanduser())
     facts = {"data_dir": str(directory), "key_file": str(key_location(directory)), "key_id": key_id}
     print_object(facts, as_json=as_json)
     if chosen is None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
@@ -12,10 +15,15 @@ from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.dead_letters import DeadLetter
 from tensafe.operations.reader import snapshot_seq
 from tensafe.operations.records import Operation, OpState, StreamKind, StreamRecord, StreamState
-from tensafe.privacy.ledger import Ledger
+from tensafe.operations.streams import now_ms
+from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.export import Exporter, rows_in_order
+from tensafe.privacy.ledger import show_domain as show_statement
+from tensafe.privacy.records import head_item
 from tensafe.privacy.statements import DomainStatement
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue
+from tensafe.vault.scope import domain_scope
 from tensafe.wire.paths import CheckpointPath
 
 
@@ -126,23 +134,37 @@ def export_checkpoint(services: Services, checkpoint: Checkpoint, output: Path) 
     if stream is None or stream.state is StreamState.ERASED:
         raise NotFound(f"the run of {checkpoint.path} has been erased, and its checkpoints with it")
     data = services.checkpoints.read(stream, checkpoint)
+    write_new_file(output, (data,))
+
+
+def write_new_file(output: Path, parts: Iterable[bytes]) -> None:
+    """Write a new file, mode 0600, durably; nothing is left of one that could not be finished.
+
+    Raises ConfigurationError if it exists.
+    """
     try:
         fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise ConfigurationError(f"{output} exists; choose a new file") from None
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with open(fd, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(fd)
+    except BaseException:
+        output.unlink(missing_ok=True)
+        raise
 
 
 def show_domain(services: Services, domain: str, tenant: str | None) -> DomainStatement:
     """What the domain has spent. Raises NotFound, InvalidRequest if several tenants have one of this name."""
-    ledger = Ledger(services.ports.items, services.vault)
+    items = services.ports.items
+    anchoring = Anchoring(items, services.ports.anchors)
     found: list[DomainStatement] = []
     for name in tenants(services) if tenant is None else [tenant]:
         try:
-            found.append(ledger.show(name, domain))
+            found.append(show_statement(items, anchoring, name, domain))
         except (InvalidRequest, NotFound):
             continue
     if not found:
@@ -151,3 +173,46 @@ def show_domain(services: Services, domain: str, tenant: str | None) -> DomainSt
         names = ", ".join(statement.tenant for statement in found)
         raise InvalidRequest(f"several tenants have a domain {domain!r}: choose one with --tenant ({names})")
     return found[0]
+
+
+def ledger_rows(
+    services: Services, domain: str, tenant: str | None, *, limit: int
+) -> list[dict[str, JsonValue]]:
+    """The last rows of the domain's ledger, oldest first. Raises as `show_domain`."""
+    statement = show_domain(services, domain, tenant)
+    scope = domain_scope(statement.tenant, statement.domain)
+    last = deque(rows_in_order(services.ports.items, scope, up_to=statement.steps), maxlen=limit)
+    return [
+        {
+            **json.loads(str(item.body["row"])),
+            "state": item.body["state"],
+            "hash": item.body["hash"],
+            "key_id": item.body.get("key_id"),
+            "signature": item.body.get("signature"),
+        }
+        for item in last
+    ]
+
+
+def export_ledger(services: Services, domain: str, tenant: str | None, output: Path) -> dict[str, JsonValue]:
+    """Write the domain's signed ledger to a new file; what it is. Raises as `show_domain` and `Exporter`."""
+    statement = show_domain(services, domain, tenant)
+    ports = services.ports
+    anchoring = Anchoring(ports.items, ports.anchors)
+    exporter = Exporter(ports.items, services.vault, ports.signer, anchoring)
+    write_new_file(output, exporter.lines(statement.tenant, statement.domain, at_ms=now_ms()))
+    return {
+        "file": str(output),
+        "tenant": statement.tenant,
+        "domain": statement.domain,
+        "key_id": ports.signer.key_id,
+    }
+
+
+def abandon_domain(services: Services, tenant: str, domain: str) -> None:
+    """Close a domain for ever. Raises NotFound for one that was never charged here."""
+    scope = domain_scope(tenant, domain)
+    ports = services.ports
+    if ports.anchors.get(scope.name) is None and ports.items.get(head_item(scope)) is None:
+        raise NotFound(f"tenant {tenant[:128]!r} has no privacy domain {domain[:128]!r}")
+    Anchoring(ports.items, ports.anchors).abandon(scope)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe.local import evidence
 from tensafe.local.process import forbid_core_dumps
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.doorbell import queue_specs
@@ -20,14 +21,14 @@ from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
 
 LAYOUT_VERSION: Final = "1"
-_ITEMS: Final = "items.db"
+ITEMS: Final = "items.db"
 _VERSION: Final = "VERSION"
 _KEY_FILE: Final = "key.json"
 _KEY_LOCATION: Final = "key-location"
 
 
-def initialise(data_dir: Path, key_file: Path | None = None) -> str:
-    """Make the data directory and its key file, by default in it; the key's id.
+def initialise(data_dir: Path, key_file: Path | None = None, anchor_dir: Path | None = None) -> str:
+    """Make the data directory, its key file and the anchors' folder, both by default in it; the key's id.
 
     Another place is noted in the data directory. Raises ConfigurationError if there is a key already, or
     data that belongs to a lost one: no new key could open it. Also if the directory holds something of
@@ -40,13 +41,14 @@ def initialise(data_dir: Path, key_file: Path | None = None) -> str:
                 f"{data_dir} is initialised already; its key file is {path}. To begin anew choose another "
                 "directory"
             )
-    if (data_dir / _ITEMS).exists():
+    if (data_dir / ITEMS).exists():
         raise ConfigurationError(
             f"{data_dir} holds data whose key file is missing; put {key_location(data_dir)} back from your "
             "backup. To begin anew choose another directory"
         )
     if key_file is not None:
         check_new_key_file(key_file)
+    evidence.check_new_anchors(anchor_dir)
     try:
         make_directory(data_dir, mode=0o700)
         data_dir.chmod(0o700)
@@ -58,10 +60,15 @@ def initialise(data_dir: Path, key_file: Path | None = None) -> str:
             (data_dir / _KEY_LOCATION).unlink(missing_ok=True)
         else:
             replace_file(data_dir / _KEY_LOCATION, f"{key_file.absolute()}\n")
+        evidence.make_anchors(data_dir, anchor_dir)
+        # Sealed under a key that is gone: of an `init` that did not get this far.
+        evidence.signing_key_path(data_dir).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
-    # Last: a directory with a key is a whole one.
-    return create_key_file(key_file or data_dir / _KEY_FILE)
+    # After all else: a directory with a key is whole, but for the signing key, which is sealed under it.
+    key_id = create_key_file(key_file or data_dir / _KEY_FILE)
+    evidence.make_signing_key(data_dir, KeyFileRing(key_location(data_dir)))
+    return key_id
 
 
 def key_location(data_dir: Path) -> Path:
@@ -79,23 +86,29 @@ def key_location(data_dir: Path) -> Path:
 
 
 def open_services(settings: LocalSettings) -> Services:
-    """Open the data directory. Raises ConfigurationError: no directory, no key, key refused.
+    """Open the data directory. Raises ConfigurationError: no directory, no key or signing key, no anchors.
 
     Every process that holds the key comes through here, so this also forbids its core dumps.
     """
     forbid_core_dumps()
     check_directory(settings.data_dir)
     keyring = check_key(settings)
+    signer, anchors = (
+        evidence.open_signer(settings.data_dir, keyring),
+        evidence.open_anchors(settings.data_dir),
+    )
     specs = tuple(queue_specs(model.name for model in settings.models))
     bell = UnixBell(settings.data_dir / "bells")
     # Separate secrets for separate uses; this one only signs download URLs of this installation.
     url_secret = keyring.derive(b"url")
     ports = Ports(
-        items=SqliteItems(settings.data_dir / _ITEMS),
+        items=SqliteItems(settings.data_dir / ITEMS),
         queues=SqliteQueues(settings.data_dir / "queues.db", specs, bell),
         blobs=FileBlobs(settings.data_dir / "blobs", url_secret=url_secret, base_url=settings.base_url),
         keyring=keyring,
         bell=bell,
+        signer=signer,
+        anchors=anchors,
         queue_specs=specs,
     )
     models = {model.name: model for model in settings.models}

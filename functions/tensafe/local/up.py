@@ -21,6 +21,7 @@ from tensafe.local.models import ModelSource
 from tensafe.local.settings import LocalSettings, read_settings
 from tensafe.local.status import all_workers_announced
 from tensafe.local.supervisor import Events, Supervisor
+from tensafe.privacy.anchoring import check_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class UpRequest:
 def up(request: UpRequest, events: Events) -> None:
     """Serve until told to stop; `events.ready` gets the URL.
 
-    Raises ConfigurationError before anything starts, or when a child cannot be kept alive.
+    Raises ConfigurationError before anything starts, or when a child cannot be kept alive; IntegrityError if
+    the store was put back to an older copy.
     """
     data_dir = request.data_dir
     check_directory(data_dir)
@@ -50,6 +52,7 @@ def up(request: UpRequest, events: Events) -> None:
         log_to_file(data_dir / "logs" / "supervisor.log", "supervisor", settings.log_level)
         lock.describe({"url": endpoint.url, "models": [model.name for model in settings.models]})
         with local_services(settings) as services:
+            check_all(services.ports.items, services.ports.anchors)
             watch = Watch(services, endpoint.answers)
             duties = local_duties(services, sqlite_items(services), data_dir / "logs")
             Supervisor(

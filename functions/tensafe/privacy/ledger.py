@@ -1,8 +1,8 @@
 """The durable privacy ledger: charge first, draw noise afterwards, never refund.
 
-The order of a step is: `reserve` (durable) -> draw noise -> apply -> `commit`. A crash after reserve
-counts as spent, and the retry gets the stored charge, so that it regenerates the same noise for the
-same sum. Scope is the privacy domain: forks, reruns and sweeps are runs of one domain and compose.
+The order of a step is: `reserve` (signed, durable, anchored) -> draw noise -> apply -> `commit`. A crash
+after reserve counts as spent, and the retry gets the stored charge, so that it regenerates the same noise
+for the same sum. Scope is the privacy domain: forks, reruns and sweeps are runs of one domain and compose.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tensafe.contracts.errors import (
 )
 from tensafe.privacy import rules, units
 from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import RunCounts
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
@@ -38,8 +39,11 @@ from tensafe.privacy.records import (
     read_runs,
     sha256_hex,
 )
+from tensafe.privacy.signing import row_digest
 from tensafe.privacy.statements import Charge, DomainStatement
-from tensafe.storage.ports import ConditionFailed, Item, Items, Put, Write
+from tensafe.storage.anchors import Anchors
+from tensafe.storage.ports import ConditionFailed, Item, Items, JsonValue, Put, Write
+from tensafe.storage.signing import Signer
 from tensafe.vault.scope import Scope, domain_scope
 from tensafe.vault.vault import Vault
 
@@ -57,9 +61,21 @@ def _now_ms() -> int:
 class Ledger:
     """Charges steps of private runs. Thread-safe; any number of processes may use one domain."""
 
-    def __init__(self, items: Items, vault: Vault, *, clock_ms: Callable[[], int] = _now_ms) -> None:
+    def __init__(
+        self,
+        items: Items,
+        vault: Vault,
+        signer: Signer,
+        anchors: Anchors,
+        *,
+        clock_ms: Callable[[], int] = _now_ms,
+    ) -> None:
+        """`signer` vouches for every row; `anchors` remember, outside `items`, how far the chain has come."""
         self._items = items
         self._vault = vault
+        self._signer = signer
+        self._anchoring = Anchoring(items, anchors)
+        self._checked: set[Scope] = set()
         self._clock_ms = clock_ms
         self._lock = threading.Lock()
         self._counts = RunCounts(items, vault)
@@ -69,9 +85,11 @@ class Ledger:
 
         `noise_key_id` names the run's noise secret (`noise.noise_key_id`), which no run may share.
         Raises Conflict (another mechanism or secret), InvalidRequest (another delta than the domain's,
-        too many runs), BudgetExceeded (no participation fits what the domain has left).
+        too many runs), BudgetExceeded (no participation fits what the domain has left), IntegrityError (the
+        store is older than the domain's anchor).
         """
         ref = RunRef(tenant, mechanism.domain, run_id)
+        self._anchoring.check(ref.scope)
         record = RunRecord(mechanism, noise_key_id)
         for attempt in range(_ATTEMPTS):
             stored = self._items.get(ref.run_item)
@@ -79,6 +97,7 @@ class Ledger:
                 known = RunRecord.from_item(stored)
                 if (known.mechanism, known.noise_key_id) != (mechanism, noise_key_id):
                     raise Conflict(f"run {run_id} is in the privacy ledger with another mechanism or secret")
+                self._anchoring.begin(ref.scope, mechanism.delta)
                 return ref
             try:
                 self._items.write(self._opening(ref, record))
@@ -87,6 +106,7 @@ class Ledger:
                     self._refuse_shared_secret(ref, noise_key_id)
                 _back_off(attempt)
                 continue
+            self._anchoring.begin(ref.scope, mechanism.delta)
             logger.info("privacy run opened", extra={"run_id": run_id, "domain": mechanism.domain})
             return ref
         raise _busy(ref)
@@ -119,6 +139,7 @@ class Ledger:
                     "forward_backward; send all data of a unit in one call, or in another step",
                     field=units.unit_field(position),
                 )
+        self._check_once(ref.scope)
         tags = units.unit_tags(self._secret(ref.scope), ids)
         with self._lock:
             record = self._record(ref)
@@ -158,24 +179,30 @@ class Ledger:
 
         Raises BudgetExceeded (nothing was written), Conflict (the step is taken by other units or
         another binding, or lies before the run's last), ConditionFailed (an extra write lost; `index`
-        counts in `extra_writes`), InvalidRequest, NotFound, Unavailable.
+        counts in `extra_writes`), InvalidRequest, NotFound, IntegrityError (the store is older than the
+        domain's anchor), Unavailable (if only the anchor could not be moved, the step stays charged).
         """
         _check_arguments(step, binding, extra_writes)
+        self._check_once(ref.scope)
         secret = self._secret(ref.scope)
         tags = units.unit_tags(secret, units.checked_set(unit_ids))
         asked = rules.Step(ref.run_id, step, tags, units.set_digest(secret, tags), binding)
-        sealed = self._vault.seal(ref.scope, ref.tags_part(step), units.pack(tags))
+        packed = units.pack(tags)
+        sealed = self._vault.seal(ref.scope, ref.tags_part(step), packed)
         for attempt in range(_ATTEMPTS):
             with self._lock:
                 # The record before the row: a row that is absent afterwards was absent then.
                 state = self._state(ref)
                 stored = self._items.get(ref.row_item(step))
                 if stored is not None:
-                    return _stored_charge(ref, stored, asked)
+                    return self._stored_charge(ref, stored, asked)
                 row = rules.next_row(state, asked, self._clock_ms())
             text = row.to_text()
+            row_hash = sha256_hex(text)
+            body = {"row": text, "hash": row_hash, "state": "reserved", **self._signed(row_hash, packed)}
+            charging = _charging(ref, state, row, row_hash)
             try:
-                self._items.write([*extra_writes, *_charging(ref, state, row, text, sealed)])
+                self._items.write([*extra_writes, Put(ref.row_item(step), body, 0, sealed=sealed), *charging])
             except ConditionFailed as error:
                 if error.index < len(extra_writes):
                     raise
@@ -183,7 +210,8 @@ class Ledger:
                 continue
             ids = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
             logger.info("privacy step charged", extra={**ids, "epsilon": row.epsilon})
-            return Charge.of(ref, row, sha256_hex(text))
+            self._anchoring.cover(ref, row, row_hash)
+            return Charge.of(ref, row, row_hash)
         raise _busy(ref)
 
     def commit(self, ref: RunRef, step: int, *, extra_writes: Sequence[Write] = ()) -> None:
@@ -212,12 +240,8 @@ class Ledger:
         return epsilon(head.runs, head.delta)
 
     def show(self, tenant: str, domain: str) -> DomainStatement:
-        """What the domain has spent, and each run's part. Raises NotFound."""
-        scope = domain_scope(tenant, domain)
-        head = self._head(scope)
-        if head is None:
-            raise NotFound(f"there is no privacy domain {domain!r}")
-        return DomainStatement.of(tenant, domain, head, read_runs(self._items, scope))
+        """`show_domain` of this ledger's store."""
+        return show_domain(self._items, self._anchoring, tenant, domain)
 
     def _opening(self, ref: RunRef, record: RunRecord) -> list[Write]:
         """Writes that register a run; the claim on its noise secret is the first."""
@@ -259,9 +283,43 @@ class Ledger:
         item = self._items.get(head_item(scope))
         return None if item is None else Head.from_item(item)
 
+    def _signed(self, row_hash: str, packed_tags: bytes) -> dict[str, JsonValue]:
+        signature = self._signer.sign(row_digest(row_hash, packed_tags))
+        return {"key_id": self._signer.key_id, "signature": signature.hex()}
+
+    def _check_once(self, scope: Scope) -> None:
+        """Hold the domain to its anchor at its first use here; every charge is held to it afterwards."""
+        if scope not in self._checked:
+            self._anchoring.check(scope)
+            self._checked.add(scope)
+
+    def _stored_charge(self, ref: RunRef, item: Item, asked: rules.Step) -> Charge:
+        """The charge that a row proves; anchored first, for the crash may have come before that."""
+        row, row_hash = Row.from_item(item), str(item.body["hash"])
+        if (row.units_digest, row.binding) != (asked.digest, asked.binding):
+            raise Conflict(
+                f"step {row.step} of run {ref.run_id} is charged for other units or another sum; "
+                "its noise must not be used twice"
+            )
+        self._anchoring.cover(ref, row, row_hash)
+        return Charge.of(ref, row, row_hash)
+
     def _secret(self, scope: Scope) -> bytes:
         """32-byte secret of the domain's unit tags: a keyed digest under the domain's data key."""
         return bytes.fromhex(self._vault.fingerprint(scope, "privacy/unit-tags/v1", b""))
+
+
+def show_domain(items: Items, anchoring: Anchoring, tenant: str, domain: str) -> DomainStatement:
+    """What the domain has spent, and each run's part.
+
+    Raises NotFound, IntegrityError (also if the store is older than the anchor: it would say too little).
+    """
+    scope = domain_scope(tenant, domain)
+    anchoring.check(scope)
+    item = items.get(head_item(scope))
+    if item is None:
+        raise NotFound(f"there is no privacy domain {domain!r}")
+    return DomainStatement.of(tenant, domain, Head.from_item(item), read_runs(items, scope))
 
 
 def _check_arguments(step: int, binding: str, extra_writes: Sequence[Write]) -> None:
@@ -273,26 +331,13 @@ def _check_arguments(step: int, binding: str, extra_writes: Sequence[Write]) -> 
         raise InvalidRequest(f"at most {MAX_EXTRA_WRITES} extra writes, got {len(extra_writes)}")
 
 
-def _charging(ref: RunRef, state: rules.State, row: Row, text: str, sealed: bytes) -> list[Write]:
-    """The writes that charge a step, each conditional on what the row was computed from."""
-    row_hash = sha256_hex(text)
+def _charging(ref: RunRef, state: rules.State, row: Row, row_hash: str) -> list[Write]:
+    """What changes beside the new row, each conditional on what the row was computed from."""
     record, head = rules.advanced(state, row, row_hash)
-    body = {"row": text, "hash": row_hash, "state": "reserved"}
     return [
-        Put(ref.row_item(row.step), {**body}, 0, sealed=sealed),
         Put(ref.run_item, record.to_body(), record.item_version),
         Put(head_item(ref.scope), head.to_body(), head.item_version),
     ]
-
-
-def _stored_charge(ref: RunRef, item: Item, asked: rules.Step) -> Charge:
-    row = Row.from_item(item)
-    if (row.units_digest, row.binding) != (asked.digest, asked.binding):
-        raise Conflict(
-            f"step {row.step} of run {ref.run_id} is charged for other units or another sum; "
-            "its noise must not be used twice"
-        )
-    return Charge.of(ref, row, str(item.body["hash"]))
 
 
 def _back_off(attempt: int) -> None:

@@ -30,7 +30,9 @@ def build_worker(
 ) -> TrainerWorker:
     """The trainer's parts, put together."""
     engine = Engine(base)
-    private_steps = PrivateSteps(services, engine, Ledger(services.ports.items, services.vault))
+    ports = services.ports
+    ledger = Ledger(ports.items, services.vault, ports.signer, ports.anchors)
+    private_steps = PrivateSteps(services, engine, ledger)
     executor = Executor(services, engine, private_steps)
     snapshots = Snapshots(services, engine)
     return TrainerWorker(services, name, executor, snapshots, private_steps, owner=owner, settings=settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,7 +12,7 @@ from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.contracts.training import ModelInfo
 from tensafe.operations.doorbell import queue_specs
-from tensafe.services import Ports, Services, wire
+from tensafe.services import Services, wire
 from tests.unit.operations.world import BASE, TENANT, World
 
 MODEL = ModelInfo(name=BASE, path="model", arch="qwen3", vocab_size=300, max_context_tokens=64)
@@ -20,7 +21,7 @@ MODEL = ModelInfo(name=BASE, path="model", arch="qwen3", vocab_size=300, max_con
 @pytest.fixture
 def world() -> World:
     made = World()
-    ports = Ports(made.items, made.queues, made.blobs, made.keyring, made.bell, tuple(queue_specs([BASE])))
+    ports = replace(made.services.ports, queue_specs=tuple(queue_specs([BASE])))
     made.services = wire(ports, {BASE: MODEL}, clock_ms=made.clock_ms)
     return made
 

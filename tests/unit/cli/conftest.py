@@ -132,7 +132,7 @@ def domain(services: Services, run_id: str) -> str:
     mechanism = Mechanism(
         clip_norm=1.0, noise_multiplier=2.0, batch_size=8, max_participations=3, delta=1e-5, domain="letters"
     )
-    ledger = Ledger(services.ports.items, services.vault)
+    ledger = Ledger(services.ports.items, services.vault, services.ports.signer, services.ports.anchors)
     ref = ledger.open_run("acme", run_id, mechanism, noise_key_id="noise-1")
     ledger.reserve(ref, 1, [42])
     return "letters"

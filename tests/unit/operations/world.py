@@ -17,7 +17,15 @@ from tensafe.services import Ports, Services, wire
 from tensafe.storage.ports import Blobs, Item, Items, Queues, Write
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.storage.sqlite_queues import SqliteQueues
-from tests.fakes import MemoryBell, MemoryBlobs, MemoryItems, MemoryKeyRing, MemoryQueues
+from tests.fakes import (
+    MemoryAnchors,
+    MemoryBell,
+    MemoryBlobs,
+    MemoryItems,
+    MemoryKeyRing,
+    MemoryQueues,
+    memory_signer,
+)
 
 BASE = "acme/tiny"
 TENANT = "acme"
@@ -34,6 +42,8 @@ class World:
         self._numbers = itertools.count()
         self.bell = MemoryBell()
         self.keyring = MemoryKeyRing()
+        self.signer = memory_signer()
+        self.anchors = MemoryAnchors()
         self.blobs: Blobs = MemoryBlobs()
         specs = queue_specs([BASE])
         if folder is None:
@@ -52,6 +62,8 @@ class World:
             "blobs": self.blobs,
             "keyring": self.keyring,
             "bell": self.bell,
+            "signer": self.signer,
+            "anchors": self.anchors,
             "queue_specs": tuple(queue_specs([BASE])),
         }
         return wire(Ports(**{**chosen, **ports}), {}, lease_s=LEASE_S, clock_ms=self.clock_ms)

@@ -12,7 +12,7 @@ from tensafe.storage.ports import Items
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.vault.vault import Vault
 from tests.fakes import MemoryItems
-from tests.unit.privacy.support import new_vault
+from tests.unit.privacy.support import new_ledger, new_vault
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -32,4 +32,4 @@ def vault(items: Items) -> Vault:
 
 @pytest.fixture
 def ledger(items: Items, vault: Vault) -> Ledger:
-    return Ledger(items, vault, clock_ms=lambda: 1_700_000_000_000)
+    return new_ledger(items, vault, clock_ms=lambda: 1_700_000_000_000)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 import mpmath
 
@@ -13,9 +14,10 @@ from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.noise import noise_key_id
 from tensafe.privacy.records import RunRef
+from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Blobs, Items, Write
 from tensafe.vault.vault import Vault
-from tests.fakes import MemoryKeyRing
+from tests.fakes import MemoryAnchors, MemoryKeyRing, memory_signer
 
 
 class FlakyItems:
@@ -42,6 +44,21 @@ class NoBlobs:
 
 def new_vault(items: Items) -> Vault:
     return Vault(items, cast(Blobs, NoBlobs()), MemoryKeyRing())
+
+
+SIGNER: Final = memory_signer()
+_anchors_of: Final[weakref.WeakKeyDictionary[Vault, Anchors]] = weakref.WeakKeyDictionary()
+
+
+def anchors_of(vault: Vault) -> Anchors:
+    """The anchors of the installation that has this vault: one for all ledgers over it."""
+    return _anchors_of.setdefault(vault, MemoryAnchors())
+
+
+def new_ledger(items: Items, vault: Vault, *, clock_ms: Callable[[], int] | None = None) -> Ledger:
+    """A ledger as another process over the same stores would have it."""
+    given = {} if clock_ms is None else {"clock_ms": clock_ms}
+    return Ledger(items, vault, SIGNER, anchors_of(vault), **given)
 
 
 MECHANISM = Mechanism(

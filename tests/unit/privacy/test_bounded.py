@@ -19,7 +19,7 @@ from tensafe.privacy.release import noisy_mean
 from tensafe.privacy.replay import replay
 from tensafe.storage.ports import Items, Put
 from tensafe.vault.vault import Vault
-from tests.unit.privacy.support import open_run, secret_of
+from tests.unit.privacy.support import new_ledger, open_run, secret_of
 
 SENSITIVITY = sensitivity(4, steps=12, participations=3, min_separation=4)
 BISR: dict[str, Any] = {
@@ -60,11 +60,11 @@ def test_the_refusal_names_the_position_and_the_wait(ledger: Ledger) -> None:
 def test_the_separation_outlives_the_process(ledger: Ledger, items: Items, vault: Vault) -> None:
     run = open_run(ledger, min_separation=2)
     ledger.reserve(run, 0, {1})
-    fresh = Ledger(items, vault)
+    fresh = new_ledger(items, vault)
     with pytest.raises(InvalidRequest):
         fresh.reserve(run, 1, {1})
     fresh.reserve(run, 1, ())
-    Ledger(items, vault).reserve(run, 2, {1})
+    new_ledger(items, vault).reserve(run, 2, {1})
 
 
 def test_independent_noise_with_a_separation_is_charged_as_ever(ledger: Ledger) -> None:
@@ -203,7 +203,7 @@ def test_a_row_that_states_another_mechanism_is_found(
 
 def test_a_run_that_understates_its_sensitivity_is_found(items: Items, vault: Vault) -> None:
     """Everything agrees with everything, except with the coefficients."""
-    ledger = Ledger(items, vault)
+    ledger = new_ledger(items, vault)
     run = open_run(ledger, **{**BISR, "sensitivity": SENSITIVITY * 0.999})
     ledger.reserve(run, 0, {1})
     with pytest.raises(IntegrityError, match="its coefficients give"):
@@ -212,7 +212,7 @@ def test_a_run_that_understates_its_sensitivity_is_found(items: Items, vault: Va
 
 def test_a_row_before_the_separation_is_found(items: Items, vault: Vault) -> None:
     """Rows written under a smaller separation than the run states now."""
-    ledger = Ledger(items, vault)
+    ledger = new_ledger(items, vault)
     run = open_run(ledger, min_separation=2)
     for step, unit in ((0, 1), (1, 2), (2, 1)):
         ledger.reserve(run, step, {unit})

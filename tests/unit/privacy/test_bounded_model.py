@@ -9,11 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tensafe.contracts.errors import BudgetExceeded, InvalidRequest, Unavailable
 from tensafe.privacy.bisr import sensitivity
-from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.replay import replay
 from tensafe.privacy.statements import Charge
 from tests.fakes import MemoryItems
-from tests.unit.privacy.support import FlakyItems, exact_epsilon, new_vault, open_run
+from tests.unit.privacy.support import FlakyItems, exact_epsilon, new_ledger, new_vault, open_run
 
 STEPS, PARTICIPATIONS, APART, SIGMA = 9, 2, 3, 1.5
 WHOLE = sensitivity(3, steps=STEPS, participations=PARTICIPATIONS, min_separation=APART)
@@ -29,7 +28,7 @@ class BoundedMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.items = FlakyItems(MemoryItems())
         self.vault = new_vault(self.items)
-        self.ledger = Ledger(self.items, self.vault)
+        self.ledger = new_ledger(self.items, self.vault)
         self.steps: dict[str, list[frozenset[int]]] = {run: [] for run in RUNS}
         self.charges: dict[tuple[str, int], Charge] = {}
         self.refs = {
@@ -98,7 +97,7 @@ class BoundedMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.ledger = Ledger(self.items, self.vault)
+        self.ledger = new_ledger(self.items, self.vault)
 
     @invariant()
     def the_ledger_agrees_with_the_model(self) -> None:

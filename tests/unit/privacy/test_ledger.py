@@ -24,7 +24,7 @@ from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Items, Key, Put
 from tensafe.vault.vault import Vault
-from tests.unit.privacy.support import MECHANISM, FlakyItems, open_run, secret_of
+from tests.unit.privacy.support import MECHANISM, FlakyItems, new_ledger, open_run, secret_of
 
 
 def test_one_participation_costs_4_377(ledger: Ledger) -> None:
@@ -65,7 +65,7 @@ def test_a_retry_returns_the_charge_without_charging(ledger: Ledger, items: Item
     charge = ledger.reserve(run, 4, {1, 2}, binding="sum-1")
     before = ledger.show("acme", "letters")
     assert ledger.reserve(run, 4, [2, 1], binding="sum-1") == charge
-    assert Ledger(items, vault).reserve(run, 4, {1, 2}, binding="sum-1") == charge
+    assert new_ledger(items, vault).reserve(run, 4, {1, 2}, binding="sum-1") == charge
     ledger.reserve(run, 5, {3})
     assert ledger.reserve(run, 4, {1, 2}, binding="sum-1") == charge
     assert ledger.show("acme", "letters").epsilon == before.epsilon
@@ -251,7 +251,7 @@ def test_a_crash_between_reserve_and_commit_counts_as_spent(
 ) -> None:
     run = open_run(ledger, max_participations=1)
     charge = ledger.reserve(run, 0, {1})
-    restarted = Ledger(items, vault)
+    restarted = new_ledger(items, vault)
     assert restarted.show("acme", "letters").epsilon == charge.epsilon
     with pytest.raises(BudgetExceeded):
         restarted.check_units(run, [1])
@@ -263,7 +263,7 @@ def test_a_crash_between_reserve_and_commit_counts_as_spent(
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_lost_answer_is_charged_once(items: Items, vault: Vault, when: str) -> None:
     flaky = FlakyItems(items)
-    ledger = Ledger(flaky, vault)
+    ledger = new_ledger(flaky, vault)
     run = open_run(ledger, max_participations=1)
     flaky.fail = when
     with pytest.raises(Unavailable):
@@ -282,7 +282,7 @@ def test_counts_are_rebuilt_over_many_rows(ledger: Ledger, items: Items, vault: 
     run = open_run(ledger, max_participations=250)
     for step in range(230):
         ledger.reserve(run, step * 3, {1, 1000 + step})
-    restarted = Ledger(items, vault)
+    restarted = new_ledger(items, vault)
     assert restarted.reserve(run, 1000, {1}).participations == 231
     assert ledger.reserve(run, 1001, {1}).participations == 232
     assert replay(items, vault, "acme", "letters").runs[0].participations == 232
@@ -329,7 +329,7 @@ def test_damaged_storage_is_refused(ledger: Ledger, items: Items, vault: Vault) 
     assert record is not None
     items.write([Put(record.key, {**record.body, "participations": 0}, record.version)])
     with pytest.raises(IntegrityError, match="does not agree with its rows"):
-        Ledger(items, vault).check_units(run, [1])
+        new_ledger(items, vault).check_units(run, [1])
 
 
 def test_a_full_domain_is_refused_by_name(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_the_largest_step_and_the_largest_domain_fit_an_item(items: Items, vault
     from tensafe.privacy.units import MAX_UNITS_PER_STEP
     from tensafe.storage.ports import ITEM_MAX_BYTES
 
-    ledger = Ledger(items, vault)
+    ledger = new_ledger(items, vault)
     run = open_run(ledger, "r" * 128, tenant="t" * 128, domain="d" * 128)
     ledger.reserve(run, 0, range(MAX_UNITS_PER_STEP), binding="b" * 128)
     full = Head(

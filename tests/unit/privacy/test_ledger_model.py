@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tensafe.contracts.errors import BudgetExceeded, Conflict, Unavailable
-from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
 from tensafe.privacy.statements import Charge
 from tests.fakes import MemoryItems
-from tests.unit.privacy.support import FlakyItems, exact_epsilon, new_vault, open_run
+from tests.unit.privacy.support import FlakyItems, exact_epsilon, new_ledger, new_vault, open_run
 
 SIGMAS = {"a": 1.0, "b": 2.0, "c": 0.8}
 LIMIT = 9.0
@@ -31,7 +30,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.items = FlakyItems(MemoryItems())
         self.vault = new_vault(self.items)
-        self.ledger = Ledger(self.items, self.vault)
+        self.ledger = new_ledger(self.items, self.vault)
         self.refs: dict[str, RunRef] = {}
         self.steps: dict[str, dict[int, frozenset[int]]] = {}
         self.charges: dict[tuple[str, int], Charge] = {}
@@ -105,7 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.ledger = Ledger(self.items, self.vault)
+        self.ledger = new_ledger(self.items, self.vault)
 
     @invariant()
     def the_ledger_agrees_with_the_model(self) -> None:

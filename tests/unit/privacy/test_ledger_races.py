@@ -10,12 +10,11 @@ import pytest
 
 from tensafe.contracts.errors import BudgetExceeded
 from tensafe.privacy.accountant import max_participations_within
-from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.replay import replay
 from tensafe.privacy.statements import Charge
 from tensafe.storage.ports import Items
 from tensafe.vault.vault import Vault
-from tests.unit.privacy.support import open_run
+from tests.unit.privacy.support import new_ledger, open_run
 
 WORKERS = 6
 
@@ -38,8 +37,8 @@ def race(acts: list[Callable[[], object]]) -> list[object]:
 @pytest.mark.parametrize("shared", [True, False], ids=["one-ledger", "ledger-each"])
 def test_the_last_of_a_budget_is_spent_once(items: Items, vault: Vault, shared: bool) -> None:
     """Room for exactly one of them (sigma 1: 4.377 once, 6.573 twice)."""
-    first = Ledger(items, vault)
-    ledgers = [first if shared else Ledger(items, vault) for _ in range(WORKERS)]
+    first = new_ledger(items, vault)
+    ledgers = [first if shared else new_ledger(items, vault) for _ in range(WORKERS)]
     runs = [open_run(first, f"run-{n}", max_epsilon=5.0) for n in range(WORKERS)]
     outcomes = race(
         [
@@ -59,7 +58,7 @@ def test_many_runs_spend_a_budget_to_its_end_and_not_beyond(items: Items, vault:
     assert room == 12
 
     def spend(number: int) -> int:
-        ledger = Ledger(items, vault)
+        ledger = new_ledger(items, vault)
         run = open_run(ledger, f"run-{number}", noise_multiplier=5.0, max_participations=100, max_epsilon=3.0)
         for step in range(room + 1):
             try:
@@ -68,25 +67,25 @@ def test_many_runs_spend_a_budget_to_its_end_and_not_beyond(items: Items, vault:
                 return step
         return room + 1
 
-    open_run(Ledger(items, vault), "first", noise_multiplier=5.0)
+    open_run(new_ledger(items, vault), "first", noise_multiplier=5.0)
     steps = race([lambda number=number: spend(number) for number in range(WORKERS)])
     assert sum(step for step in steps if isinstance(step, int)) == room
-    statement = Ledger(items, vault).show("acme", "letters")
+    statement = new_ledger(items, vault).show("acme", "letters")
     assert 2.8 < statement.epsilon <= 3.0
     assert replay(items, vault, "acme", "letters") == statement
 
 
 def test_two_holders_of_one_step_get_one_charge(items: Items, vault: Vault) -> None:
-    run = open_run(Ledger(items, vault))
+    run = open_run(new_ledger(items, vault))
     for step in range(5):
         charges = race(
-            [lambda step=step: Ledger(items, vault).reserve(run, step, {step}) for _ in range(WORKERS)]
+            [lambda step=step: new_ledger(items, vault).reserve(run, step, {step}) for _ in range(WORKERS)]
         )
         assert len(set(charges)) == 1
-    assert Ledger(items, vault).show("acme", "letters").steps == 5
+    assert new_ledger(items, vault).show("acme", "letters").steps == 5
 
 
 def test_opening_races_leave_one_domain(items: Items, vault: Vault) -> None:
-    acts = [lambda n=n: open_run(Ledger(items, vault), f"run-{n % 3}") for n in range(WORKERS)]
+    acts = [lambda n=n: open_run(new_ledger(items, vault), f"run-{n % 3}") for n in range(WORKERS)]
     assert len(set(race(acts))) == 3
-    assert len(Ledger(items, vault).show("acme", "letters").runs) == 3
+    assert len(new_ledger(items, vault).show("acme", "letters").runs) == 3

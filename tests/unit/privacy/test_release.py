@@ -13,13 +13,13 @@ from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.noise import gaussian
 from tensafe.privacy.release import noisy_mean
 from tests.fakes import MemoryItems
-from tests.unit.privacy.support import new_vault, open_run, secret_of
+from tests.unit.privacy.support import new_ledger, new_vault, open_run, secret_of
 
 
 @pytest.fixture
 def ledger() -> Ledger:
     items = MemoryItems()
-    return Ledger(items, new_vault(items))
+    return new_ledger(items, new_vault(items))
 
 
 def test_the_release_is_sum_plus_noise_over_the_public_batch_size(ledger: Ledger) -> None:

@@ -10,13 +10,12 @@ from typing import Any, cast
 import pytest
 
 from tensafe.contracts.errors import IntegrityError, NotFound
-from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.records import RunRef, canonical, head_item, sha256_hex
 from tensafe.privacy.replay import replay
 from tensafe.storage.ports import Blobs, Delete, Item, Put
 from tensafe.vault.vault import Vault
 from tests.fakes import MemoryItems, MemoryKeyRing
-from tests.unit.privacy.support import new_vault, open_run
+from tests.unit.privacy.support import new_ledger, new_vault, open_run
 
 
 class Domain:
@@ -25,7 +24,7 @@ class Domain:
     def __init__(self) -> None:
         self.items = MemoryItems()
         self.vault: Vault = new_vault(self.items)
-        self.ledger = Ledger(self.items, self.vault)
+        self.ledger = new_ledger(self.items, self.vault)
         self.one = open_run(self.ledger, "one")
         self.two = open_run(self.ledger, "two", noise_multiplier=2.0)
         self.ledger.reserve(self.one, 0, {1, 2})
@@ -168,7 +167,7 @@ def test_the_stored_form_of_version_1_never_changes() -> None:
     """Other tags or another row for the same step would refund what is spent, or break every chain."""
     items = MemoryItems()
     vault = Vault(items, cast(Blobs, None), FixedKeyRing())
-    ledger = Ledger(items, vault, clock_ms=lambda: 1_700_000_000_000)
+    ledger = new_ledger(items, vault, clock_ms=lambda: 1_700_000_000_000)
     run = open_run(ledger)
     charge = ledger.reserve(run, 7, {1, 2}, binding="sum")
     row = items.get(run.row_item(7))

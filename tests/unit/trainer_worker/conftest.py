@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: these 
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.operations.doorbell import queue_specs
-from tensafe.services import Ports, Services, wire
+from tensafe.services import Services, wire
 from tensafe_gpu.trainer import private_steps
 from tensafe_gpu.trainer.base_model import BaseModel
 from tests.support.sdk_in_memory import Edge, service_client
@@ -65,7 +66,7 @@ def edge_services(rig: Rig) -> Services:
     """The rig's rooms as the API has them: with the base model."""
     world = rig.world
     specs = tuple(queue_specs([BASE]))
-    ports = Ports(world.items, world.queues, world.blobs, world.keyring, world.bell, specs)
+    ports = replace(world.services.ports, queue_specs=specs)
     return wire(ports, {BASE: rig.base.info}, clock_ms=world.clock_ms)
 
 

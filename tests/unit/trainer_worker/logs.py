@@ -85,7 +85,9 @@ def outcome(rig: Rig, name: str) -> Outcome:
     if name != "plain":
         services = rig.world.open()
         epsilon = replay(services.ports.items, services.vault, "acme", "letters").epsilon
-        shown = Ledger(services.ports.items, services.vault).show("acme", "letters")
+        shown = Ledger(
+            services.ports.items, services.vault, services.ports.signer, services.ports.anchors
+        ).show("acme", "letters")
         assert shown.epsilon == epsilon
         assert shown.steps == sum(kind == "optim_step" for kind, _ in LOGS[name][0])
     state, units = rig.final()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tensafe.local.evidence import make_anchors, make_signing_key, open_anchors, open_signer
 from tensafe.observability import JsonFormatter
 from tensafe.operations.doorbell import queue_specs
 from tensafe.operations.records import OpKind, OpState
@@ -100,14 +101,19 @@ def log_file(tmp_path: Path) -> Iterator[Path]:
 def _open(data: Path) -> Services:
     data.mkdir()
     create_key_file(data / "key.json")
+    keyring = KeyFileRing(data / "key.json")
+    make_anchors(data, None)
+    make_signing_key(data, keyring)
     specs = tuple(queue_specs([BASE]))
     bell = MemoryBell()
     ports = Ports(
         items=SqliteItems(data / "items.db"),
         queues=SqliteQueues(data / "queues.db", specs, bell),
         blobs=FileBlobs(data / "blobs", url_secret=b"u" * 32, base_url="http://127.0.0.1"),
-        keyring=KeyFileRing(data / "key.json"),
+        keyring=keyring,
         bell=bell,
+        signer=open_signer(data, keyring),
+        anchors=open_anchors(data),
         queue_specs=specs,
     )
     return wire(ports, {})

@@ -85,7 +85,9 @@ def test_a_replay_draws_the_noise_of_the_first_time(rig: Rig, drawn: list[tuple[
     rig.restart()
     do_all(rig, [optim_step()], 5)
     assert [index for _, index in drawn] == [0, 1, 0, 1, 2]
-    assert Ledger(rig.services.ports.items, rig.services.vault).show("acme", "letters").steps == 3
+    ports = rig.services.ports
+    ledger = Ledger(ports.items, rig.services.vault, ports.signer, ports.anchors)
+    assert ledger.show("acme", "letters").steps == 3
 
 
 def test_an_early_unit_is_refused_by_position_and_adds_nothing(rig: Rig) -> None:

@@ -1,0 +1,128 @@
+"""The lines of an exported ledger as a verifier reads them: exact fields, exact types, nothing else.
+
+Modes, accountants and versions are written out, not imported: what a verifier believes must not change
+with what the service charges. A ledger of another mode is refused by the name of the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Delta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Exact(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MechanismForm(_Exact):
+    """A run's frozen mechanism (`Mechanism.to_body`, version 1)."""
+
+    version: Literal[1]
+    mode: Literal["bounded_participation_independent_gaussian"]
+    adjacency: Literal["add_or_remove_one_unit"]
+    clip_norm: Positive
+    noise_multiplier: Positive
+    batch_size: Annotated[int, Field(ge=1)]
+    max_participations: Annotated[int, Field(ge=1)]
+    delta: Delta
+    domain: Name
+    max_steps: Annotated[int, Field(ge=1)] | None
+    max_epsilon: Positive | None
+
+
+class RunForm(_Exact):
+    """A run of the domain."""
+
+    mechanism: MechanismForm
+    noise_key_id: Name
+
+
+class KeyForm(_Exact):
+    """A public key that the export brings along; trusted only if the verifier's user says so."""
+
+    kind: Name
+    key_id: Name
+    public_key: Annotated[str, Field(max_length=4096)]
+
+
+class HeadForm(_Exact):
+    """The end of the chain."""
+
+    rows: Count
+    hash: Hash
+
+
+class HeaderForm(_Exact):
+    """The first line."""
+
+    type: Literal["header"]
+    format: Literal["tensafe-privacy-ledger"]
+    version: Literal[1]
+    tenant: Name
+    domain: Name
+    delta: Delta
+    adjacency: Literal["add_or_remove_one_unit"]
+    exported_at_ms: Count
+    keys: Annotated[tuple[KeyForm, ...], Field(max_length=64, strict=False)]
+    runs: Mapping[Name, RunForm]
+    head: HeadForm
+    key_id: Name
+    signature: Hex
+
+
+class RowLineForm(_Exact):
+    """A line with a row."""
+
+    type: Literal["row"]
+    row: str
+    hash: Hash
+    tags: Hex
+    key_id: Name
+    signature: Hex
+
+
+class TrailerForm(_Exact):
+    """The last line."""
+
+    type: Literal["trailer"]
+    rows: Count
+    head: Hash
+    sha256: Hash
+    key_id: Name
+    signature: Hex
+
+
+class RowForm(_Exact):
+    """A row's text, version 1; the fields are described in `records.Row`."""
+
+    version: Literal[1]
+    seq: Count
+    previous: Hash
+    run_id: Name
+    step: Count
+    at_ms: Count
+    noise_multiplier: Positive
+    clip_norm: Positive
+    batch_size: Annotated[int, Field(ge=1)]
+    max_participations: Annotated[int, Field(ge=1)]
+    delta: Delta
+    mode: Literal["bounded_participation_independent_gaussian"]
+    adjacency: Literal["add_or_remove_one_unit"]
+    accountant: Literal["dp-accounting/gaussian-mechanism/v1"]
+    noise_key_id: Name
+    units: Count
+    units_digest: Hash
+    binding: Annotated[str, Field(max_length=128)]
+    participations: Count
+    run_epsilon: Loss
+    epsilon: Loss

@@ -1,0 +1,248 @@
+"""The ledger computed again from an export's rows, by code of its own.
+
+Counts every unit anew from the tags, holds every row to its run's frozen mechanism and budgets, and every
+epsilon to the closed form. Neighbouring relation: add or remove one unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from tensafe.contracts.errors import IntegrityError
+from tensafe.privacy import closed_form
+from tensafe.privacy.verify_forms import HeaderForm, RowForm, RowLineForm, RunForm
+
+_TAG_HEX: Final = 32
+
+
+class LedgerRefused(IntegrityError):
+    """The export is not what the key signed, or does not add up. `where` names the line or row."""
+
+    code = "ledger_refused"
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRun:
+    """A run as recomputed: its largest count of any unit and its own epsilon."""
+
+    run_id: str
+    epsilon: float
+    steps: int
+    participations: int
+    max_participations: int
+    max_epsilon: float | None
+    noise_multiplier: float
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What has been verified. `epsilon` is recomputed, at `delta`, of everything the rows released."""
+
+    tenant: str
+    domain: str
+    delta: float
+    adjacency: str
+    epsilon: float
+    rows: int
+    head_hash: str
+    exported_at_ms: int
+    signed_by: tuple[str, ...]
+    runs: tuple[VerifiedRun, ...]
+
+
+@dataclass(slots=True)
+class _Run:
+    """What has been counted of a run. `counts`: participations of each tag (hexadecimal)."""
+
+    form: RunForm
+    counts: dict[str, int] = field(default_factory=dict)
+    largest: int = 0
+    steps: int = 0
+    last_step: int = -1
+
+
+class Replay:
+    """The ledger computed again, row by row."""
+
+    def __init__(self, header: HeaderForm) -> None:
+        scope = f"domain/{header.tenant}/{header.domain}"
+        text = json.dumps(
+            {"version": 1, "scope": scope, "delta": header.delta}, sort_keys=True, separators=(",", ":")
+        )
+        self._header = header
+        self._runs = {run_id: _Run(form) for run_id, form in header.runs.items()}
+        self._mu_squared = 0.0
+        self._domain = _Stated()
+        self._alone = _Stated()
+        self._names: list[str] = []
+        self.previous = hashlib.sha256(text.encode()).hexdigest()
+        self.signers: set[str] = set()
+        _check_runs(header)
+
+    @property
+    def rows(self) -> int:
+        return len(self._names)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether as many rows were taken as the signed header says."""
+        return self.rows == self._header.head.rows
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def take(self, line: RowLineForm, where: str) -> None:
+        """One more row: its hash, its link, its run's mechanism, its counts, its budgets."""
+        text_hash = hashlib.sha256(line.row.encode()).hexdigest()
+        if text_hash != line.hash:
+            raise LedgerRefused(where, "its text does not match its hash")
+        try:
+            row = RowForm.model_validate_json(line.row)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise LedgerRefused(where, f"{place[:200]}: {first['msg']}") from None
+        if row.seq != self.rows + 1:
+            raise LedgerRefused(where, f"missing or moved: the file has row {row.seq} in its place")
+        where = f"{where} (run {row.run_id}, step {row.step})"
+        if row.previous != self.previous:
+            raise LedgerRefused(where, "it does not follow the row before it")
+        run = self._runs.get(row.run_id)
+        if run is None:
+            raise LedgerRefused(where, "the header does not know its run")
+        self._check_mechanism(row, run, where)
+        tags = [line.tags[at : at + _TAG_HEX] for at in range(0, len(line.tags), _TAG_HEX)]
+        before = run.largest
+        self._count(row, run, tags, where)
+        sigma = row.noise_multiplier
+        per_participation = 1.0 / sigma / sigma
+        self._mu_squared += (run.largest - before) * per_participation
+        self._domain.add(row.epsilon, self._mu_squared)
+        self._alone.add(row.run_epsilon, run.largest * per_participation)
+        limit = run.form.mechanism.max_epsilon
+        if limit is not None and tags and row.epsilon > limit:
+            raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
+        self.previous = line.hash
+        self._names.append(where)
+
+    def finish(self) -> None:
+        """After the last row: the header's head, and every epsilon at once."""
+        for stated, what in ((self._domain, "epsilon"), (self._alone, "run_epsilon")):
+            wrong = stated.first_wrong(self._header.delta)
+            if wrong is not None:
+                raise LedgerRefused(
+                    self._names[wrong],
+                    f"it states {what} {stated.stated[wrong]:.9g}; the replay gives "
+                    f"{closed_form.epsilon_of(stated.mu_squared[wrong], self._header.delta):.9g}",
+                )
+        if self.previous != self._header.head.hash:
+            raise LedgerRefused(f"row {self.rows}", "it is not the head that the header names")
+
+    def report(self, signed_by: tuple[str, ...]) -> Report:
+        delta = self._header.delta
+        runs = []
+        terms = []
+        for run_id, run in sorted(self._runs.items()):
+            mechanism = run.form.mechanism
+            terms.append(run.largest / mechanism.noise_multiplier / mechanism.noise_multiplier)
+            runs.append(
+                VerifiedRun(
+                    run_id=run_id,
+                    epsilon=closed_form.epsilon_of(terms[-1], delta),
+                    steps=run.steps,
+                    participations=run.largest,
+                    max_participations=mechanism.max_participations,
+                    max_epsilon=mechanism.max_epsilon,
+                    noise_multiplier=mechanism.noise_multiplier,
+                    units=len(run.counts),
+                )
+            )
+        return Report(
+            tenant=self._header.tenant,
+            domain=self._header.domain,
+            delta=delta,
+            adjacency=self._header.adjacency,
+            epsilon=closed_form.epsilon_of(math.fsum(terms), delta),
+            rows=self.rows,
+            head_hash=self.previous,
+            exported_at_ms=self._header.exported_at_ms,
+            signed_by=signed_by,
+            runs=tuple(runs),
+        )
+
+    def _check_mechanism(self, row: RowForm, run: _Run, where: str) -> None:
+        form = run.form.mechanism
+        for name in ("noise_multiplier", "clip_norm", "batch_size", "max_participations", "delta"):
+            if getattr(row, name) != getattr(form, name):
+                raise LedgerRefused(where, f"{name} is not that of the run's frozen mechanism")
+        if row.noise_key_id != run.form.noise_key_id:
+            raise LedgerRefused(where, "noise_key_id is not that of its run")
+        if row.step <= run.last_step:
+            raise LedgerRefused(where, f"the run's steps go back from {run.last_step}")
+        run.steps, run.last_step = run.steps + 1, row.step
+        if form.max_steps is not None and run.steps > form.max_steps:
+            raise LedgerRefused(where, f"the run has taken more than its max_steps={form.max_steps}")
+
+    def _count(self, row: RowForm, run: _Run, tags: list[str], where: str) -> None:
+        if len(tags) != row.units or (tags and len(tags[-1]) != _TAG_HEX):
+            raise LedgerRefused(where, f"it says {row.units} units and brings {len(tags)}")
+        counts, largest, last = run.counts, run.largest, ""
+        for tag in tags:
+            if tag <= last:
+                raise LedgerRefused(where, "its units are not each there once, in order")
+            last = tag
+            counts[tag] = count = counts.get(tag, 0) + 1
+            largest = max(largest, count)
+        run.largest = largest
+        limit = run.form.mechanism.max_participations
+        if largest > limit:
+            raise LedgerRefused(where, f"a unit takes part {largest} times; at most {limit} are allowed")
+        if row.participations != largest:
+            raise LedgerRefused(
+                where, f"it says that a unit took part {row.participations} times at most; it is {largest}"
+            )
+
+
+class _Stated:
+    """Stated epsilons beside what they must follow from, 16 bytes a row."""
+
+    def __init__(self) -> None:
+        self.stated = array("d")
+        self.mu_squared = array("d")
+
+    def add(self, stated: float, mu_squared: float) -> None:
+        self.stated.append(stated)
+        self.mu_squared.append(mu_squared)
+
+    def first_wrong(self, delta: float) -> int | None:
+        if not self.stated:
+            return None
+        stated, mu_squared = np.array(self.stated), np.array(self.mu_squared)
+        right = closed_form.is_epsilon(stated, mu_squared, delta)
+        return None if right.all() else int(np.argmin(right))
+
+
+def _check_runs(header: HeaderForm) -> None:
+    """What the header alone must satisfy: one domain and delta, no two runs with one noise secret."""
+    secrets: set[str] = set()
+    for run_id, run in header.runs.items():
+        mechanism = run.mechanism
+        if (mechanism.domain, mechanism.delta) != (header.domain, header.delta):
+            raise LedgerRefused("header", f"run {run_id} is of another domain or delta")
+        if run.noise_key_id in secrets:
+            raise LedgerRefused("header", f"run {run_id} draws its noise from another run's secret")
+        secrets.add(run.noise_key_id)
