@@ -8,6 +8,7 @@ from benchmarks import (
     dealing,
     footprint,
     get_info,
+    ledger,
     manifest,
     one_token,
     operations,
@@ -31,6 +32,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     sampling.BENCHMARK,
     footprint.BENCHMARK,
     storage.BENCHMARK,
+    ledger.BENCHMARK,
 )
 
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.privacy.signature_checks import SignatureChecks
@@ -26,7 +26,7 @@ LINE_MAX_BYTES: Final = 4 * 1024 * 1024
 _ROW_BEGINS: Final = b'{"hash":'
 _TRAILER_BEGINS: Final = b'{"head":'
 """How the one form of a row and of a trailer begin; for what an error says, not for what is accepted."""
-_Form = TypeVar("_Form", bound=BaseModel)
+_Form = TypeVar("_Form", HeaderForm, RowLineForm, TrailerForm)
 
 
 def verify(file: BinaryIO, trusted: Mapping[str, PublicKey], *, processes: int | None = None) -> Report:
@@ -97,11 +97,7 @@ def _parse(form: type[_Form], raw: bytes, where: str) -> _Form:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the line"
         raise LedgerRefused(where, f"{place[:200]}: {first['msg']}") from None
-    try:
-        again = json.dumps(json.loads(raw), sort_keys=True, separators=(",", ":"))
-    except ValueError:
-        raise LedgerRefused(where, "not JSON") from None
-    if again.encode() + b"\n" != raw:
+    if parsed.canonical().encode() + b"\n" != raw:
         raise LedgerRefused(where, "not in the one form that an export has")
     return parsed
 

@@ -6,7 +6,9 @@ with what the service charges. A ledger of another mode is refused by the name o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +24,11 @@ Delta = Annotated[float, Field(gt=0, lt=1)]
 
 class _Exact(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def canonical(self) -> str:
+        """The one form that an export writes these values in."""
+        fields = self.model_dump(mode="json")
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class MechanismForm(_Exact):
@@ -89,6 +96,14 @@ class RowLineForm(_Exact):
     tags: Hex
     key_id: Name
     signature: Hex
+
+    def canonical(self) -> str:
+        """The one form of the line, put together faster than a JSON encoder sorts it."""
+        key_id, row = _quoted(self.key_id), _quoted(self.row)
+        return (
+            f'{{"hash":"{self.hash}","key_id":{key_id},"row":{row},"signature":"{self.signature}",'
+            f'"tags":"{self.tags}","type":"row"}}'
+        )
 
 
 class TrailerForm(_Exact):

@@ -156,6 +156,13 @@ def test_a_row_of_another_ledger_is_refused_though_the_same_key_signed_it() -> N
     assert refusal([lines[0], *LINES[1:]]).where == f"row {ROWS + 1}"
 
 
+def test_a_trailer_and_a_header_of_two_exports_of_one_ledger_do_not_mix() -> None:
+    later = list(EXPORTED.exporter().lines("acme", "letters", at_ms=1_800_000_000_000))
+    assert later[1:-1] == LINES[1:-1]
+    assert refusal([*LINES[:-1], later[-1]]).where == "trailer"
+    assert refusal([later[0], *LINES[1:]]).where == "trailer"
+
+
 def test_a_signature_by_another_key_is_refused() -> None:
     thief = Exported()
     assert refusal(thief.lines).where == "header"

@@ -60,6 +60,7 @@ def test_names_are_unique_and_every_goal_of_the_service_has_a_measure() -> None:
         "api_resident": "<= 200",
         "api_ready": "<= 2",
         "trainer_ready_beyond_load": "<= 10",
+        "ledger_verify_rows_per_s": ">= 10000",
     }
 
 
