@@ -2,7 +2,8 @@
 
 Believes nothing that the file says: every signature, every hash and link of the chain; every unit's
 participations counted again from the tags; every epsilon held to the closed form; every row to its run's
-frozen mechanism and budgets. Shares no code with what charges. The neighbouring relation is adding or
+frozen mechanism and budgets. Shares no counting and no accounting with what charges, only what signatures
+say. The neighbouring relation is adding or
 removing one unit; what epsilon means is in docs/privacy.md.
 """
 
