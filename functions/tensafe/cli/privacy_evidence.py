@@ -65,7 +65,7 @@ def verify(
 
     from tensafe.privacy.verify import keys_of
     from tensafe.privacy.verify import verify as check
-    from tensafe.privacy.verify_replay import LedgerRefused
+    from tensafe.privacy.verify_forms import LedgerRefused
     from tensafe.storage.signing import PEM_MAX_CHARS, PublicKey
 
     if not public_key and not key_id:

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.privacy.signature_checks import SignatureChecks
 from tensafe.privacy.signing import header_digest, row_digest, trailer_digest
-from tensafe.privacy.verify_forms import HeaderForm, RowLineForm, TrailerForm
-from tensafe.privacy.verify_replay import LedgerRefused, Replay, Report
+from tensafe.privacy.verify_forms import HeaderForm, LedgerRefused, RowLineForm, TrailerForm
+from tensafe.privacy.verify_replay import Replay, Report
 from tensafe.storage.signing import SIGNATURE_MAX_BYTES, PublicKey
 
 LINE_MAX_BYTES: Final = 4 * 1024 * 1024

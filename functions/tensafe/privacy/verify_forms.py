@@ -9,17 +9,31 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from tensafe.contracts.errors import IntegrityError
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2})*$")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mode = Literal["bounded_participation_independent_gaussian", "bounded_participation_bisr_gaussian"]
 Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class LedgerRefused(IntegrityError):
+    """The export is not what the key signed, or does not add up. `where` names the line or row."""
+
+    code = "ledger_refused"
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
 
 
 class _Exact(BaseModel):
@@ -31,11 +45,16 @@ class _Exact(BaseModel):
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-class MechanismForm(_Exact):
-    """A run's frozen mechanism (`Mechanism.to_body`, version 1)."""
+class _Correlation(_Exact):
+    """What version 2 adds to a mechanism and to its rows; all None for independent noise."""
 
-    version: Literal[1]
-    mode: Literal["bounded_participation_independent_gaussian"]
+    min_separation: Annotated[int, Field(ge=1, le=2**53)]
+    bisr_bandwidth: Annotated[int, Field(ge=1, le=256)] | None
+    sensitivity: Positive | None
+    coefficient_hash: Hash | None
+
+
+class _MechanismCommon(_Exact):
     adjacency: Literal["add_or_remove_one_unit"]
     clip_norm: Positive
     noise_multiplier: Positive
@@ -43,14 +62,28 @@ class MechanismForm(_Exact):
     max_participations: Annotated[int, Field(ge=1)]
     delta: Delta
     domain: Name
-    max_steps: Annotated[int, Field(ge=1)] | None
+    max_steps: Annotated[int, Field(ge=1, le=2**53)] | None
     max_epsilon: Positive | None
+
+
+class MechanismForm1(_MechanismCommon):
+    """A run's frozen mechanism (`Mechanism.to_body`), independent noise, no separation."""
+
+    version: Literal[1]
+    mode: Literal["bounded_participation_independent_gaussian"]
+
+
+class MechanismForm2(_MechanismCommon, _Correlation):
+    """A run's frozen mechanism, with a separation or correlated noise."""
+
+    version: Literal[2]
+    mode: Mode
 
 
 class RunForm(_Exact):
     """A run of the domain."""
 
-    mechanism: MechanismForm
+    mechanism: Annotated[MechanismForm1 | MechanismForm2, Field(discriminator="version")]
     noise_key_id: Name
 
 
@@ -117,10 +150,7 @@ class TrailerForm(_Exact):
     signature: Hex
 
 
-class RowForm(_Exact):
-    """A row's text, version 1; the fields are described in `records.Row`."""
-
-    version: Literal[1]
+class _RowCommon(_Exact):
     seq: Count
     previous: Hash
     run_id: Name
@@ -131,9 +161,11 @@ class RowForm(_Exact):
     batch_size: Annotated[int, Field(ge=1)]
     max_participations: Annotated[int, Field(ge=1)]
     delta: Delta
-    mode: Literal["bounded_participation_independent_gaussian"]
+    mode: Mode
     adjacency: Literal["add_or_remove_one_unit"]
-    accountant: Literal["dp-accounting/gaussian-mechanism/v1"]
+    accountant: Literal[
+        "dp-accounting/gaussian-mechanism/v1", "dp-accounting/gaussian-mechanism/k-b-sensitivity/v1"
+    ]
     noise_key_id: Name
     units: Count
     units_digest: Hash
@@ -141,3 +173,23 @@ class RowForm(_Exact):
     participations: Count
     run_epsilon: Loss
     epsilon: Loss
+
+
+class RowForm1(_RowCommon):
+    """A row's text; the fields are described in `records.Row`."""
+
+    version: Literal[1]
+
+
+class RowForm2(_RowCommon, _Correlation):
+    """A row's text of a mechanism of version 2."""
+
+    version: Literal[2]
+    index: Count
+    max_steps: Annotated[int, Field(ge=1, le=2**53)] | None
+
+
+ROW: Final[TypeAdapter[RowForm1 | RowForm2]] = TypeAdapter(
+    Annotated[RowForm1 | RowForm2, Field(discriminator="version")]
+)
+"""Reads a row's text. Raises ValidationError."""

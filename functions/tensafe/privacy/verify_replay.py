@@ -16,22 +16,41 @@ from typing import Final
 import numpy as np
 from pydantic import ValidationError
 
-from tensafe.contracts.errors import IntegrityError
 from tensafe.privacy import closed_form
-from tensafe.privacy.verify_forms import HeaderForm, RowForm, RowLineForm, RunForm
+from tensafe.privacy.verify_forms import (
+    ROW,
+    HeaderForm,
+    LedgerRefused,
+    MechanismForm2,
+    RowForm1,
+    RowForm2,
+    RowLineForm,
+    RunForm,
+)
+from tensafe.privacy.verify_header import BISR_MODE, check_runs
 
 _TAG_HEX: Final = 32
-
-
-class LedgerRefused(IntegrityError):
-    """The export is not what the key signed, or does not add up. `where` names the line or row."""
-
-    code = "ledger_refused"
-
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(f"{where}: {problem}")
-        self.where = where
-        self.problem = problem
+_SAME: Final = (
+    "version",
+    "mode",
+    "noise_multiplier",
+    "clip_norm",
+    "batch_size",
+    "max_participations",
+    "delta",
+)
+_SAME_2: Final = (
+    *_SAME,
+    "max_steps",
+    "min_separation",
+    "bisr_bandwidth",
+    "sensitivity",
+    "coefficient_hash",
+)
+_ACCOUNTANTS: Final = {
+    "bounded_participation_independent_gaussian": "dp-accounting/gaussian-mechanism/v1",
+    BISR_MODE: "dp-accounting/gaussian-mechanism/k-b-sensitivity/v1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +64,7 @@ class VerifiedRun:
     max_participations: int
     max_epsilon: float | None
     noise_multiplier: float
+    mode: str
     units: int
 
 
@@ -70,9 +90,20 @@ class _Run:
 
     form: RunForm
     counts: dict[str, int] = field(default_factory=dict)
+    last_index: dict[str, int] = field(default_factory=dict)
+    """Of the steps of this run, the last one that each unit was in; empty without a separation."""
     largest: int = 0
     steps: int = 0
     last_step: int = -1
+
+    @property
+    def mu_squared(self) -> float:
+        """Of what the run has released: m / sigma^2, or with correlated noise (s / sigma)^2 at once."""
+        mechanism = self.form.mechanism
+        sigma = mechanism.noise_multiplier
+        if isinstance(mechanism, MechanismForm2) and mechanism.sensitivity is not None:
+            return (mechanism.sensitivity / sigma) ** 2 if self.largest else 0.0
+        return self.largest / sigma / sigma
 
 
 class Replay:
@@ -91,7 +122,7 @@ class Replay:
         self._names: list[str] = []
         self.previous = hashlib.sha256(text.encode()).hexdigest()
         self.signers: set[str] = set()
-        _check_runs(header)
+        check_runs(header)
 
     @property
     def rows(self) -> int:
@@ -111,7 +142,7 @@ class Replay:
         if text_hash != line.hash:
             raise LedgerRefused(where, "its text does not match its hash")
         try:
-            row = RowForm.model_validate_json(line.row)
+            row = ROW.validate_json(line.row)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -126,13 +157,12 @@ class Replay:
             raise LedgerRefused(where, "the header does not know its run")
         self._check_mechanism(row, run, where)
         tags = [line.tags[at : at + _TAG_HEX] for at in range(0, len(line.tags), _TAG_HEX)]
-        before = run.largest
+        before = run.mu_squared
         self._count(row, run, tags, where)
-        sigma = row.noise_multiplier
-        per_participation = 1.0 / sigma / sigma
-        self._mu_squared += (run.largest - before) * per_participation
+        after = run.mu_squared
+        self._mu_squared += after - before
         self._domain.add(row.epsilon, self._mu_squared)
-        self._alone.add(row.run_epsilon, run.largest * per_participation)
+        self._alone.add(row.run_epsilon, after)
         limit = run.form.mechanism.max_epsilon
         if limit is not None and tags and row.epsilon > limit:
             raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
@@ -158,7 +188,7 @@ class Replay:
         terms = []
         for run_id, run in sorted(self._runs.items()):
             mechanism = run.form.mechanism
-            terms.append(run.largest / mechanism.noise_multiplier / mechanism.noise_multiplier)
+            terms.append(run.mu_squared)
             runs.append(
                 VerifiedRun(
                     run_id=run_id,
@@ -168,6 +198,7 @@ class Replay:
                     max_participations=mechanism.max_participations,
                     max_epsilon=mechanism.max_epsilon,
                     noise_multiplier=mechanism.noise_multiplier,
+                    mode=mechanism.mode,
                     units=len(run.counts),
                 )
             )
@@ -184,11 +215,17 @@ class Replay:
             runs=tuple(runs),
         )
 
-    def _check_mechanism(self, row: RowForm, run: _Run, where: str) -> None:
+    def _check_mechanism(self, row: RowForm1 | RowForm2, run: _Run, where: str) -> None:
         form = run.form.mechanism
-        for name in ("noise_multiplier", "clip_norm", "batch_size", "max_participations", "delta"):
-            if getattr(row, name) != getattr(form, name):
+        for name in _SAME if row.version == 1 else _SAME_2:
+            if getattr(row, name) != getattr(form, name, None):
                 raise LedgerRefused(where, f"{name} is not that of the run's frozen mechanism")
+        if row.accountant != _ACCOUNTANTS[row.mode]:
+            raise LedgerRefused(where, "accountant is not that of the run's mode")
+        if isinstance(row, RowForm2) and row.index != run.steps:
+            raise LedgerRefused(
+                where, f"it is step {run.steps} of its run, and names the noise of {row.index}"
+            )
         if row.noise_key_id != run.form.noise_key_id:
             raise LedgerRefused(where, "noise_key_id is not that of its run")
         if row.step <= run.last_step:
@@ -197,7 +234,7 @@ class Replay:
         if form.max_steps is not None and run.steps > form.max_steps:
             raise LedgerRefused(where, f"the run has taken more than its max_steps={form.max_steps}")
 
-    def _count(self, row: RowForm, run: _Run, tags: list[str], where: str) -> None:
+    def _count(self, row: RowForm1 | RowForm2, run: _Run, tags: list[str], where: str) -> None:
         if len(tags) != row.units or (tags and len(tags[-1]) != _TAG_HEX):
             raise LedgerRefused(where, f"it says {row.units} units and brings {len(tags)}")
         counts, largest, last = run.counts, run.largest, ""
@@ -208,6 +245,7 @@ class Replay:
             counts[tag] = count = counts.get(tag, 0) + 1
             largest = max(largest, count)
         run.largest = largest
+        self._check_separation(run, tags, where)
         limit = run.form.mechanism.max_participations
         if largest > limit:
             raise LedgerRefused(where, f"a unit takes part {largest} times; at most {limit} are allowed")
@@ -215,6 +253,20 @@ class Replay:
             raise LedgerRefused(
                 where, f"it says that a unit took part {row.participations} times at most; it is {largest}"
             )
+
+    def _check_separation(self, run: _Run, tags: list[str], where: str) -> None:
+        form = run.form.mechanism
+        if form.version == 1 or form.min_separation == 1:
+            return
+        index = run.steps - 1
+        for tag in tags:
+            last = run.last_index.get(tag)
+            if last is not None and index - last < form.min_separation:
+                raise LedgerRefused(
+                    where,
+                    f"a unit returns after {index - last} steps; min_separation={form.min_separation}",
+                )
+            run.last_index[tag] = index
 
 
 class _Stated:
@@ -234,15 +286,3 @@ class _Stated:
         stated, mu_squared = np.array(self.stated), np.array(self.mu_squared)
         right = closed_form.is_epsilon(stated, mu_squared, delta)
         return None if right.all() else int(np.argmin(right))
-
-
-def _check_runs(header: HeaderForm) -> None:
-    """What the header alone must satisfy: one domain and delta, no two runs with one noise secret."""
-    secrets: set[str] = set()
-    for run_id, run in header.runs.items():
-        mechanism = run.mechanism
-        if (mechanism.domain, mechanism.delta) != (header.domain, header.delta):
-            raise LedgerRefused("header", f"run {run_id} is of another domain or delta")
-        if run.noise_key_id in secrets:
-            raise LedgerRefused("header", f"run {run_id} draws its noise from another run's secret")
-        secrets.add(run.noise_key_id)

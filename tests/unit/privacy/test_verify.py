@@ -17,7 +17,7 @@ from tensafe.privacy import rules
 from tensafe.privacy.records import Row, canonical
 from tensafe.privacy.signature_checks import SignatureChecks, first_wrong
 from tensafe.privacy.verify import keys_of, verify
-from tensafe.privacy.verify_replay import LedgerRefused
+from tensafe.privacy.verify_forms import LedgerRefused
 from tensafe.storage.ports import Delete, Put
 from tests.fakes import P256Signer, memory_signer
 from tests.unit.privacy.exports import Exported
@@ -221,7 +221,7 @@ FORGERIES: dict[str, tuple[int | str, dict[str, Any], str]] = {
     "another noise secret": (3, {"change": lambda row: row.update(noise_key_id="x")}, "noise_key_id"),
     "another mode": (3, {"change": lambda row: row.update(mode="poisson")}, "mode"),
     "another accountant": (3, {"change": lambda row: row.update(accountant="mine")}, "accountant"),
-    "another version": (3, {"change": lambda row: row.update(version=2)}, "version"),
+    "another version": (3, {"change": lambda row: row.update(version=3)}, "tag"),
     "an unknown field": (3, {"change": lambda row: row.update(refund=True)}, "refund"),
     "an unknown run": (3, {"change": lambda row: row.update(run_id="ghost")}, "does not know its run"),
     "a step twice": (3, {"change": lambda row: row.update(step=0)}, "go back"),
