@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -42,7 +42,9 @@ def _failed(run: Audited) -> set[str]:
 
 
 FULL = Setting(steps=20, participations=20, noise_multiplier=15.5)
+CORRELATED = Setting(steps=100, participations=10, noise_multiplier=23.5, bandwidth=16, min_separation=10)
 REAL = {
+    "correlated noise": CORRELATED,
     "every step": FULL,
     "a client's schedule": Setting(steps=300, participations=3, noise_multiplier=6.46),
     "one epoch": Setting(steps=10, participations=1, noise_multiplier=3.73),
@@ -77,6 +79,9 @@ BUGS = {
         planted.bill_as_poisson(0.01, POISSON.steps), POISSON, {"one-run", "mu"}
     ),
     "noise redrawn on retry": Bug(planted.redraw_on_retry, REAL["retried"], {"one-run", "mu", "retry"}),
+    "correlated noise billed as independent": Bug(
+        planted.bill_as_independent, replace(CORRELATED, noise_multiplier=11.0), {"mu"}
+    ),
     "a fork with a ledger of its own": Bug(
         planted.ledger_of_its_own,
         Setting(steps=8, participations=8, noise_multiplier=9.8, runs=10),

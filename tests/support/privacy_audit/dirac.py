@@ -13,9 +13,10 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.signal import lfilter
 
+from tensafe.privacy import bisr, release
 from tensafe.privacy import ledger as ledger_module
-from tensafe.privacy import release
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.noise import noise_key_id
 from tensafe.storage.ports import Blobs
@@ -37,7 +38,8 @@ class Setting:
     """What is audited: every canary takes part in `participations` of `steps` steps, at a given noise.
 
     `runs` of one domain see the same canaries (forks, reruns). `attempts` are how often a crashed step
-    is released again; the adversary averages them.
+    is released again; the adversary averages them. With a `bandwidth` the noise is correlated, and all
+    units take part in the schedule that leaks most: step 0 and every `min_separation` steps after it.
     """
 
     steps: int
@@ -48,13 +50,16 @@ class Setting:
     delta: float = 1e-5
     runs: int = 1
     attempts: int = 1
+    bandwidth: int | None = None
+    min_separation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Audited:
     """What the adversary has, and the claim: the ledger's epsilon after the last step.
 
-    `scores` float64 [m]: what was released on the canary's coordinate in the steps that it could be in.
+    `scores` float64 [m]: what was released on the canary's coordinate in the steps that it could be in, the
+    correlation of the noise undone.
     `included` bool [m]. `releases_differ`: whether some step was released as two different vectors.
     """
 
@@ -80,29 +85,57 @@ def audit(setting: Setting, *, seed: int) -> Audited:
     for run in range(setting.runs):
         secret = hashlib.sha256(f"{seed} {run}".encode()).digest()
         ref = ledger.open_run("acme", f"run-{run}", _mechanism(setting), noise_key_id=noise_key_id(secret))
+        released = np.zeros((setting.steps, m))
         for step in range(setting.steps):
             present = np.flatnonzero(schedule[step, :m] & included)
             beside = np.flatnonzero(schedule[step, m:])
             total = _clipped_sum(m, present, background[beside])
             units = {*present.tolist(), *(m + beside).tolist()}
-            released = []
+            attempts = []
             for _ in range(setting.attempts):
                 charge = ledger.reserve(ref, step, units)
-                released.append(release.noisy_mean(charge, secret, total))
-            differ |= any((other != released[0]).any() for other in released)
-            scores += schedule[step, :m] * np.mean(released, axis=0) * setting.batch_size
+                attempts.append(release.noisy_mean(charge, secret, total))
+            differ |= any((other != attempts[0]).any() for other in attempts)
+            released[step] = np.mean(attempts, axis=0) * setting.batch_size
             claimed = charge.epsilon
+        scores += _matched(setting, schedule[:, :m], released)
     return Audited(claimed, setting.delta, scores, included, differ)
 
 
 def _schedule(rng: np.random.Generator, setting: Setting) -> npt.NDArray[np.bool_]:
     """Whether a unit may be in a step, bool [steps, canaries + background]: the client's choice, known to
     the adversary."""
+    if setting.bandwidth is not None:
+        regular = np.zeros((setting.steps, setting.canaries + BACKGROUND_UNITS), dtype=bool)
+        regular[:: setting.min_separation][: setting.participations] = True
+        return regular
     keys = rng.random((setting.steps, setting.canaries + BACKGROUND_UNITS))
     return np.argsort(np.argsort(keys, axis=0), axis=0) < setting.participations
 
 
+def _matched(
+    setting: Setting, schedule: npt.NDArray[np.bool_], released: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The best statistic of a canary's coordinate, float64 [m], from what was released, [steps, m].
+
+    Correlated noise is made white first, by the strategy matrix: a filter of 1 over the coefficients.
+    """
+    pattern = schedule.astype(np.float64)
+    if setting.bandwidth is not None:
+        weights = bisr.coefficients(setting.bandwidth)
+        pattern, released = (lfilter([1.0], weights, series, axis=0) for series in (pattern, released))
+    return np.einsum("tm,tm->m", pattern, released)
+
+
 def _mechanism(setting: Setting) -> Mechanism:
+    sensitivity = None
+    if setting.bandwidth is not None:
+        sensitivity = bisr.sensitivity(
+            setting.bandwidth,
+            steps=setting.steps,
+            participations=setting.participations,
+            min_separation=setting.min_separation,
+        )
     return Mechanism(
         clip_norm=CLIP_NORM,
         noise_multiplier=setting.noise_multiplier,
@@ -110,6 +143,10 @@ def _mechanism(setting: Setting) -> Mechanism:
         max_participations=setting.participations,
         delta=setting.delta,
         domain="audited",
+        max_steps=setting.steps,
+        min_separation=setting.min_separation,
+        bisr_bandwidth=setting.bandwidth,
+        sensitivity=sensitivity,
     )
 
 
@@ -120,6 +157,8 @@ def _clipped_sum(
     layout = Layout((Site("audited", m // 4, m // 4),), 2)
     assert layout.numel == m
     clipped = accumulate.ClippedSum(layout, CLIP_NORM, torch.device("cpu"))
+    if not len(present) + len(background):
+        return clipped.total.numpy()
     for gradients in _gradients(m, present, background):
         clipped.add_units(pairs_of(layout, gradients), range(len(gradients)), len(gradients))
     return clipped.total.numpy()

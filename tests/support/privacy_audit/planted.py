@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tensafe.privacy import ledger, noise, release, rules
+from tensafe.privacy import bisr, ledger, noise, release, rules
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.noise import Float64Array
@@ -85,6 +86,15 @@ def bill_as_poisson(rate: float, steps: int) -> Plant:
         patch.setattr(ledger, "epsilon", wrong)
 
     return plant
+
+
+def bill_as_independent(patch: pytest.MonkeyPatch) -> None:
+    """Correlated noise, with the sensitivity of independent noise."""
+
+    def wrong(_: int, *, participations: int, **__: int) -> float:
+        return math.sqrt(participations)
+
+    patch.setattr(bisr, "sensitivity", wrong)
 
 
 def ledger_of_its_own(patch: pytest.MonkeyPatch) -> None:
