@@ -23,7 +23,7 @@ from tensafe.storage.ports import Blobs
 from tensafe.vault.vault import Vault
 from tensafe_gpu.trainer import accumulate
 from tensafe_gpu.trainer.layout import Layout, Pair, Site
-from tests.fakes import MemoryItems, MemoryKeyRing
+from tests.fakes import MemoryAnchors, MemoryItems, MemoryKeyRing, memory_signer
 
 CLIP_NORM = 0.5
 LOUDNESS = 10.0
@@ -79,7 +79,8 @@ def audit(setting: Setting, *, seed: int) -> Audited:
     background = rng.normal(size=(BACKGROUND_UNITS, m)).astype(np.float32)
     background[0] *= 1e6
     items = MemoryItems()
-    ledger = ledger_module.Ledger(items, Vault(items, cast(Blobs, None), MemoryKeyRing()))
+    vault = Vault(items, cast(Blobs, None), MemoryKeyRing())
+    ledger = ledger_module.Ledger(items, vault, memory_signer(), MemoryAnchors())
     scores = np.zeros(m)
     claimed, differ = 0.0, False
     for run in range(setting.runs):
