@@ -18,6 +18,7 @@ from tensafe.operations.dead_letters import DeadLetters
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.leases import Leases
 from tensafe.operations.outcomes import Outcomes
+from tensafe.operations.progress import Progress
 from tensafe.operations.retention import Retention
 from tensafe.operations.sessions import Sessions
 from tensafe.operations.streams import Stores, Streams, now_ms
@@ -61,6 +62,7 @@ class Services:
     doorbell: Doorbell
     submissions: Submissions
     outcomes: Outcomes
+    progress: Progress
     dead_letters: DeadLetters
     sweeper: Sweeper
     checkpoints: Checkpoints
@@ -109,6 +111,7 @@ def wire(
         doorbell=doorbell,
         submissions=Submissions(stores, doorbell, clock_ms=clock_ms),
         outcomes=outcomes,
+        progress=Progress(stores, clock_ms=clock_ms),
         dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         checkpoints=checkpoints,

@@ -12,13 +12,15 @@ import tensafe
 from tensafe.api import errors, openapi
 from tensafe.api.context import Context, EdgeLimits
 from tensafe.api.native import artifacts, futures, health, training_clients
+from tensafe.api.openai import router as openai_router
+from tensafe.api.openai.samplers import ModelSamplers
 from tensafe.api.request_id import RequestIdMiddleware
 from tensafe.api.tinker import router as tinker_router
 from tensafe.services import Services
 
 
 def create_app(services: Services, limits: EdgeLimits | None = None) -> FastAPI:
-    """A FastAPI application that serves the Tinker and the native face."""
+    """A FastAPI application that serves the Tinker, the native and the OpenAI face."""
     context = Context(services, limits or EdgeLimits())
 
     @asynccontextmanager
@@ -38,9 +40,11 @@ def create_app(services: Services, limits: EdgeLimits | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
+    app.state.model_samplers = ModelSamplers(services)
     errors.install(app)
     # The busiest first: a request is matched against one route after the other.
-    for router in (tinker_router, training_clients.router, futures.router, artifacts.router, health.router):
+    native = (training_clients.router, futures.router, artifacts.router)
+    for router in (tinker_router, *native, openai_router, health.router):
         app.include_router(router)
     openapi.install(app)
     app.add_middleware(RequestIdMiddleware)

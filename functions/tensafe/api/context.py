@@ -32,6 +32,8 @@ class EdgeLimits:
     body_bytes: int = 16 * 1024 * 1024
     long_poll_s: float = 20.0
     """As long as a Lambda behind API Gateway can hold a poll (29 s) with room to spare."""
+    completion_s: float = 600.0
+    """How long a completion of the OpenAI face may take; nobody can come back for it."""
     waits_per_key: int = 1000
     """Each costs two looks at the store a second."""
     wire: WireLimits = field(default_factory=WireLimits)

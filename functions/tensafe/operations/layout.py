@@ -4,6 +4,7 @@
       op/<seq>                  state of one operation; a sample's goes with its result
       pay/<seq>                 its sealed payload, until a snapshot passes it
       res/<seq>                 its sealed result
+      part/<seq>/<try>/<n>      what it has produced so far, for whoever watches; expires
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
       sampler/<id>              a sampling session with weights of the run
@@ -73,6 +74,11 @@ def payload_item(stream_id: str, seq: int) -> Key:
 def result_item(stream_id: str, seq: int) -> Key:
     """Sealed result of an operation."""
     return Key(stream_partition(stream_id), f"res/{seq:019d}")
+
+
+def part_item(stream_id: str, seq: int, attempt: int, number: int) -> Key:
+    """A sealed part of what one try of an operation has produced so far."""
+    return Key(stream_partition(stream_id), f"part/{seq:019d}/{attempt:06d}/{number:06d}")
 
 
 def done_sort(clone: int, cursor: int) -> str:

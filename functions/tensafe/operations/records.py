@@ -54,6 +54,7 @@ class OpKind(StrEnum):
     SAVE_SAMPLER = "save_sampler"
     SAVE_EXTERNAL = "save_external"
     SAMPLE = "sample"
+    TEXT = "text"
     NOOP = "noop"
 
 

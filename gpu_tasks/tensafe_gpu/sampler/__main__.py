@@ -27,6 +27,7 @@ async def serve(
     """Start the engine, announce it, serve until `stop`."""
     # vLLM reads its environment when it is imported, so not before configure_environment has run.
     from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
+    from tensafe_gpu.sampler.text import Texts  # noqa: PLC0415
     from tensafe_gpu.sampler.weights import forget_gone  # noqa: PLC0415
     from tensafe_gpu.sampler.worker import SamplerWorker  # noqa: PLC0415
 
@@ -42,7 +43,8 @@ async def serve(
     announce_forever(services, "sampler", info.name, owner, stop)
     forgetting = asyncio.create_task(forget_gone(services, engine))
     try:
-        await SamplerWorker(services, info.name, engine, owner=owner).run(stop)
+        texts = Texts(info.path)
+        await SamplerWorker(services, info.name, engine, owner=owner, texts=texts).run(stop)
     finally:
         forgetting.cancel()
         await engine.close()

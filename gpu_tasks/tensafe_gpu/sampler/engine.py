@@ -7,6 +7,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,8 @@ _REFUSED: Final = (
     "vLLM cannot load this adapter; for some model families it takes no LoRA on lm_head "
     "(train_unembed=False leaves it out)"
 )
+OnTokens = Callable[[int, Sequence[int]], None]
+"""Told after each step: the number of a continuation, and all of its tokens so far."""
 _HEALTH_INTERVAL_S: Final = 0.25
 _SHUTDOWN_S: Final = 1.0
 """Grace for vLLM's process before it is killed; it holds nothing that has to be saved."""
@@ -131,7 +134,12 @@ class SamplingEngine:
             pass
 
     async def sample(
-        self, request: SampleRequest, adapter: Adapter | None = None, *, cache_scope: str | None = None
+        self,
+        request: SampleRequest,
+        adapter: Adapter | None = None,
+        *,
+        cache_scope: str | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> SampleResult:
         """Draw `request.num_samples` continuations. Cancelling it aborts them in vLLM.
 
@@ -145,11 +153,11 @@ class SamplingEngine:
         check_request(request, self.limits)
         salt = secrets.token_hex(16) if cache_scope is None else f"scope:{cache_scope}"
         if adapter is None:
-            outputs = await self._generate_all(request, salt, None)
+            outputs = await self._generate_all(request, salt, None, on_tokens)
         else:
             async with self._adapters.lease(adapter) as resident:
                 lora = _lora_request(resident.identity, resident.adapter_id, resident.path)
-                outputs = await self._generate_all(request, salt, lora)
+                outputs = await self._generate_all(request, salt, lora, on_tokens)
         return to_result(request, outputs)
 
     async def close(self) -> None:
@@ -165,15 +173,15 @@ class SamplingEngine:
             raise Unavailable("the sampling engine is not running")
 
     async def _generate_all(
-        self, request: SampleRequest, salt: str, lora: LoRARequest | None
+        self, request: SampleRequest, salt: str, lora: LoRARequest | None, on_tokens: OnTokens | None
     ) -> list[RequestOutput]:
         """One vLLM request per continuation, each with its own seed; one failure aborts the others."""
         if request.num_samples == 1:
-            return [await self._generate(request, 0, salt, lora)]
+            return [await self._generate(request, 0, salt, lora, on_tokens)]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._generate(request, index, salt, lora))
+                    group.create_task(self._generate(request, index, salt, lora, on_tokens))
                     for index in range(request.num_samples)
                 ]
         except* TensafeError as errors:
@@ -181,7 +189,12 @@ class SamplingEngine:
         return [task.result() for task in tasks]
 
     async def _generate(
-        self, request: SampleRequest, index: int, salt: str, lora: LoRARequest | None
+        self,
+        request: SampleRequest,
+        index: int,
+        salt: str,
+        lora: LoRARequest | None,
+        on_tokens: OnTokens | None,
     ) -> RequestOutput:
         from vllm import SamplingParams  # noqa: PLC0415 - only after launch has imported vLLM
         from vllm.exceptions import VLLMClientError, VLLMError  # noqa: PLC0415
@@ -189,13 +202,16 @@ class SamplingEngine:
         from vllm.sampling_params import RequestOutputKind  # noqa: PLC0415
 
         arguments = sampling_arguments(request, self.limits, index)
-        params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, skip_clone=True, **arguments)
+        kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
+        params = SamplingParams(output_kind=kind, skip_clone=True, **arguments)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt), cache_salt=salt)
         request_id = f"s{next(self._request_ids)}"
         last: RequestOutput | None = None
         try:
             async for output in self._llm.generate(prompt, params, request_id, lora_request=lora):
                 last = output
+                if on_tokens is not None:
+                    on_tokens(index, output.outputs[0].token_ids)
         except VLLMClientError as error:
             _LOG.error("vLLM refused a checked request", extra={"error": type(error).__name__})
             raise InvalidRequest("the engine does not accept this request") from error

@@ -8,7 +8,6 @@ as poison. `Turns` keeps a suspect away from the innocent, who therefore never r
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 import time
@@ -19,22 +18,26 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from tensafe.contracts.errors import TensafeError, Unavailable
-from tensafe.contracts.payloads import JSON, PROTOBUF, SamplePayload
-from tensafe.contracts.sampling import SampleResult
+from tensafe.contracts.payloads import SamplePayload
+from tensafe.contracts.sampling import SampleRequest, SampleResult
+from tensafe.contracts.text import TextPayload
 from tensafe.operations.doorbell import sample_queue
-from tensafe.operations.records import Failure, Operation, Result, StreamRecord, StreamState
+from tensafe.operations.records import Failure, Operation, OpKind, StreamRecord, StreamState
 from tensafe.operations.streams import now_ms
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
-from tensafe.wire.results import encode_sample, keep_last_prompt_logprobs, sample_json
 from tensafe_gpu.sampler.adapters import Adapter
+from tensafe_gpu.sampler.answers import sample_answer, text_answer
 from tensafe_gpu.sampler.engine import SamplingEngine
 from tensafe_gpu.sampler.in_flight import Held, InFlight
+from tensafe_gpu.sampler.streaming import streamed
+from tensafe_gpu.sampler.text import Texts
 from tensafe_gpu.sampler.turns import Turns
 from tensafe_gpu.sampler.weights import Weights, WeightsFailed, WeightsPending
 
 log = logging.getLogger(__name__)
 
+Payload = SamplePayload | TextPayload
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -65,6 +68,7 @@ class SamplerWorker:
         engine: SamplingEngine,
         *,
         owner: str,
+        texts: Texts,
         settings: SamplerSettings | None = None,
     ) -> None:
         self._services = services
@@ -73,6 +77,7 @@ class SamplerWorker:
         self._owner = owner
         self._settings = settings or SamplerSettings()
         self._weights = Weights(services)
+        self._texts = texts
         self._turns = Turns()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="storage")
         self._in_flight = InFlight(
@@ -177,15 +182,16 @@ class SamplerWorker:
         return True
 
     async def _sample(
-        self, stream: StreamRecord, operation: Operation, payload: SamplePayload, adapter: Adapter | None
+        self, stream: StreamRecord, operation: Operation, payload: Payload, adapter: Adapter | None
     ) -> bool:
         """Run an operation that has been marked as running; True when it has ended."""
         began, counted = time.monotonic(), True
         outcomes = self._services.outcomes
         try:
-            result = await self._engine.sample(payload.request, adapter, cache_scope=stream.tenant)
+            request = await self._in_thread(self._request, payload)
+            result = await self._drawn(stream, operation, payload, request, adapter)
             counted = False  # whatever fails from here on is not the request's doing
-            await self._in_thread(self._complete, stream, operation, payload, result)
+            await self._in_thread(self._complete, stream, operation, payload, request, result)
         except Unavailable:
             if self._engine.healthy:
                 await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
@@ -199,6 +205,19 @@ class SamplerWorker:
             raise
         self._log_done(operation, began, "completed")
         return True
+
+    async def _drawn(
+        self,
+        stream: StreamRecord,
+        operation: Operation,
+        payload: Payload,
+        request: SampleRequest,
+        adapter: Adapter | None,
+    ) -> SampleResult:
+        if not isinstance(payload, TextPayload) or not payload.stream:
+            return await self._engine.sample(request, adapter, cache_scope=stream.tenant)
+        async with streamed(self._services, self._texts, stream, operation, payload) as on_tokens:
+            return await self._engine.sample(request, adapter, cache_scope=stream.tenant, on_tokens=on_tokens)
 
     def _open(self, message: Message) -> tuple[StreamRecord, Operation] | None:
         """The operation behind a message, or None if there is nothing to do here."""
@@ -215,10 +234,11 @@ class SamplerWorker:
             return None
         return stream, operation
 
-    def _begin(self, stream: StreamRecord, operation: Operation) -> tuple[Operation, SamplePayload] | None:
+    def _begin(self, stream: StreamRecord, operation: Operation) -> tuple[Operation, Payload] | None:
         """The operation, marked as run by us, and its payload; None if it was cancelled or taken."""
         raw = self._services.outcomes.payload(stream, operation.seq)
-        payload = SamplePayload.model_validate_json(raw)
+        model = TextPayload if operation.kind is OpKind.TEXT else SamplePayload
+        payload: Payload = model.model_validate_json(raw)
         try:
             return self._services.outcomes.start(operation, (), owner=self._owner), payload
         except ConditionFailed:
@@ -232,14 +252,21 @@ class SamplerWorker:
             return
         self._services.outcomes.put_back(begun, counted=True)
 
+    def _request(self, payload: Payload) -> SampleRequest:
+        return self._texts.request(payload) if isinstance(payload, TextPayload) else payload.request
+
     def _complete(
-        self, stream: StreamRecord, operation: Operation, payload: SamplePayload, result: SampleResult
+        self,
+        stream: StreamRecord,
+        operation: Operation,
+        payload: Payload,
+        request: SampleRequest,
+        result: SampleResult,
     ) -> None:
-        result = keep_last_prompt_logprobs(result, payload.prompt_logprobs_last_n)
-        if payload.answer == "protobuf":
-            outcome = Result(PROTOBUF, encode_sample(result))
+        if isinstance(payload, TextPayload):
+            outcome = text_answer(self._texts.result(payload, request, result))
         else:
-            outcome = Result(JSON, json.dumps(sample_json(result), separators=(",", ":")).encode())
+            outcome = sample_answer(payload, result)
         try:
             self._services.outcomes.complete(stream, operation, outcome)
         except ConditionFailed:

@@ -14,6 +14,7 @@ from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult, Sequence
 from tensafe.operations.records import OpKind, OpState, StreamRecord
 from tensafe.operations.submissions import Submission
+from tensafe_gpu.sampler.text import Texts
 from tensafe_gpu.sampler.worker import SamplerSettings, SamplerWorker
 from tests.unit.operations.world import BASE, SAMPLE, World
 
@@ -77,7 +78,7 @@ def live(world: World, number: int, *, until: Callable[[], bool], engine: Engine
         owner, stop = f"sampler-{number}", threading.Event()
         services = world.open()
         services.workers.announce("sampler", BASE, owner, 0)
-        worker = SamplerWorker(services, BASE, chosen, owner=owner, settings=QUICK)  # type: ignore[arg-type]
+        worker = SamplerWorker(services, BASE, chosen, owner=owner, texts=Texts("none"), settings=QUICK)  # type: ignore[arg-type]
         running = asyncio.create_task(worker.run(stop))
         for _ in range(500):
             if until() or running.done():
