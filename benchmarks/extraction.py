@@ -1,0 +1,268 @@
+"""What a private adapter gives away through its answers: `python -m benchmarks.extraction`.
+
+Whoever holds the base model sees inputs x of a site and the exact products A x of the adapter there, since
+it needs them. From n tokens it can estimate A. This trains the demo's base model and a real adapter on
+the demo's corpus, collects the inputs of every attention site, and solves for A by ridge regression with
+the penalty that is best against the truth: no attacker knows it, so the curve is on the safe side.
+
+Printed and saved (benchmarks/results/extraction.json, docs/extraction.svg): the error of the stolen delta
+on inputs of conversations that nobody has seen, relative to the delta's own size, by tokens seen per site.
+The set-up is that of attack 3 of docs/threat-model.md; nothing here depends on how products are hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULT: Final = ROOT / "benchmarks" / "results" / "extraction.json"
+PLOT: Final = ROOT / "docs" / "extraction.svg"
+RANK: Final = 16
+STEPS: Final = 240
+BATCH: Final = 16
+MAX_TOKENS: Final = 128
+LEARNING_RATE: Final = 2e-3
+SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0, 1.5, 2.0)
+"""Tokens seen, in units of the site's input width d."""
+PENALTIES: Final = tuple(10.0**power for power in range(-12, 3))
+SITES: Final = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",)}
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A layer input: A stacked float64 [R, d], B per module as (rows, [d_out, rows]), inputs [tokens, d]."""
+
+    name: str
+    a: Floats
+    blocks: tuple[tuple[int, Floats], ...]
+    seen: Floats
+    fresh: Floats
+
+    def delta(self, a: Floats, x: Floats) -> Floats:
+        """B A x of every module of the site, side by side: [tokens, sum of d_out]."""
+        u, first, parts = x @ a.T, 0, []
+        for rows, b in self.blocks:
+            parts.append(u[:, first : first + rows] @ b.T)
+            first += rows
+        return np.concatenate(parts, axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Relative error of the stolen delta after `tokens` tokens: mean over sites, least and greatest."""
+
+    tokens: int
+    share_of_width: float
+    mean: float
+    least: float
+    greatest: float
+
+
+def stolen_error(site: Site, tokens: int) -> float:
+    """|B A' x - B A x| / |B A x| over fresh inputs, with A' by the best ridge on `tokens` products."""
+    x = site.seen[:tokens]
+    true = site.delta(site.a, site.fresh)
+    # A' = argmin |X A'^T - X A^T|^2 + p |A'|^2, through the singular vectors of X: one for all penalties.
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    products = u.T @ (x @ site.a.T)
+    errors = []
+    for penalty in PENALTIES:
+        scaled = s / (s * s + penalty * s[0] ** 2)
+        stolen = (vt.T @ (scaled[:, None] * products)).T
+        errors.append(float(np.linalg.norm(site.delta(stolen, site.fresh) - true) / np.linalg.norm(true)))
+    return min(errors)
+
+
+def curve(sites: Sequence[Site]) -> list[Point]:
+    """One point for each share of the width."""
+    width = sites[0].a.shape[1]
+    points = []
+    for share in SHARES:
+        tokens = max(1, round(share * width))
+        errors = [stolen_error(site, tokens) for site in sites]
+        points.append(Point(tokens, share, float(np.mean(errors)), min(errors), max(errors)))
+    return points
+
+
+def trained_sites() -> tuple[list[Site], dict[str, float]]:
+    """The sites of an adapter that was really trained, and what its training did to held-out loss."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    from corpus import encode, load_corpus  # noqa: PLC0415
+    from make_base_model import ensure_base_model  # noqa: PLC0415
+
+    torch.manual_seed(5)
+    base = ensure_base_model(ROOT / ".cache")
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    corpus = load_corpus()
+    train = [encode(tokenizer, one, max_tokens=MAX_TOKENS) for one in corpus.train]
+    heldout = [encode(tokenizer, one, max_tokens=MAX_TOKENS) for one in corpus.heldout]
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
+    names = [name for group in SITES.values() for name in group]
+    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=names, lora_dropout=0.0))
+    before = _loss(adapted, heldout)
+    _train(adapted, train)
+    after = _loss(adapted, heldout)
+    seen, fresh = _inputs(adapted, train[::2]), _inputs(adapted, heldout)
+    sites = []
+    for layer, block in enumerate(model.model.layers):
+        for site, modules in SITES.items():
+            parts = [getattr(block.self_attn, module) for module in modules]
+            a = torch.cat([part.lora_A["default"].weight for part in parts])
+            blocks = tuple(
+                (RANK, part.lora_B["default"].weight.detach().double().numpy() * part.scaling["default"])
+                for part in parts
+            )
+            key = f"{layer}.{site}"
+            sites.append(Site(key, a.detach().double().numpy(), blocks, seen[key], fresh[key]))
+    return sites, {"heldout_loss_base": before, "heldout_loss_adapter": after}
+
+
+def _batches(examples: Sequence[Any], size: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Padded on the right: tokens int64 [B, T], targets int64 [B, T], weights float32 [B, T]."""
+    made = []
+    for first in range(0, len(examples), size):
+        chunk = examples[first : first + size]
+        longest = max(len(one.tokens) for one in chunk)
+
+        def padded(rows: list[Sequence[float]], longest: int = longest) -> torch.Tensor:
+            return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+
+        tokens, targets = padded([one.tokens for one in chunk]), padded([one.targets for one in chunk])
+        made.append((tokens.long(), targets.long(), padded([one.weights for one in chunk]).float()))
+    return made
+
+
+def _nats(model: PreTrainedModel, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    tokens, targets, weights = batch
+    logits = model(input_ids=tokens).logits
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def _train(model: PreTrainedModel, examples: list[Any]) -> None:
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE)
+    order = np.random.default_rng(5)
+    for step in range(STEPS):
+        picks = order.choice(len(examples), BATCH, replace=False)
+        (batch,) = _batches([examples[pick] for pick in picks], BATCH)
+        loss = _nats(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 40 == 0:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+
+
+@torch.no_grad()
+def _loss(model: PreTrainedModel, examples: list[Any]) -> float:
+    """Nats per answer token."""
+    total, count = 0.0, 0.0
+    for batch in _batches(examples, BATCH):
+        weight = float(batch[2].sum())
+        total, count = total + float(_nats(model, batch)) * weight, count + weight
+    return total / count
+
+
+@torch.no_grad()
+def _inputs(model: PreTrainedModel, examples: list[Any]) -> dict[str, Floats]:
+    """What enters every site, float64 [tokens, d], without padding, in a fixed random order."""
+    kept: dict[str, list[torch.Tensor]] = {}
+    lengths: list[int] = []
+    hooks = []
+    for layer, block in enumerate(model.base_model.model.model.layers):
+        for site, modules in SITES.items():
+
+            def keep(_: torch.nn.Module, args: tuple[torch.Tensor], key: str = f"{layer}.{site}") -> None:
+                kept.setdefault(key, []).extend(row[:n] for row, n in zip(args[0], lengths, strict=True))
+
+            hooks.append(getattr(block.self_attn, modules[0]).register_forward_pre_hook(keep))
+    for first in range(0, len(examples), BATCH):
+        chunk = examples[first : first + BATCH]
+        lengths[:] = [len(one.tokens) for one in chunk]
+        model(input_ids=_batches(chunk, BATCH)[0][0])
+    for hook in hooks:
+        hook.remove()
+    shuffled = {}
+    for key, rows in kept.items():
+        stacked = torch.cat(rows).double().numpy()
+        shuffled[key] = stacked[np.random.default_rng(7).permutation(len(stacked))]
+    return shuffled
+
+
+def plot(points: Sequence[Point], width: int) -> str:
+    """The curve as SVG: error over tokens per site, logarithmic; the band spans the sites."""
+    left, right, top, bottom, wide, high = 60, 20, 30, 50, 640, 340
+    low, up = math.log2(points[0].tokens), math.log2(points[-1].tokens)
+
+    def at(tokens: float, error: float) -> str:
+        x = left + (math.log2(tokens) - low) / (up - low) * (wide - left - right)
+        return f"{x:.1f},{high - bottom - min(error, 1.0) * (high - top - bottom):.1f}"
+
+    band = [at(p.tokens, p.greatest) for p in points] + [at(p.tokens, p.least) for p in reversed(points)]
+    line = " ".join(at(p.tokens, p.mean) for p in points)
+    marks = []
+    for p in points:
+        x = at(p.tokens, 0).split(",")[0]
+        marks.append(f'<text x="{x}" y="{high - bottom + 16}" text-anchor="middle">{p.tokens}</text>')
+    for error in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = at(points[0].tokens, error).split(",")[1]
+        marks.append(
+            f'<line x1="{left}" x2="{wide - right}" y1="{y}" y2="{y}" stroke="#8884"/>'
+            f'<text x="{left - 8}" y="{float(y) + 4}" text-anchor="end">{error:g}</text>'
+        )
+    d = at(width, 0).split(",")[0]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" font-family="sans-serif" '
+        'font-size="11" fill="#555" role="img" aria-label="Error of a stolen adapter by tokens seen">'
+        f"<title>Error of a stolen adapter on fresh inputs, by tokens seen per site (width {width})</title>"
+        f'<text x="{left}" y="18" font-size="13">relative error of the stolen delta on fresh inputs</text>'
+        f"{''.join(marks)}"
+        f'<line x1="{d}" x2="{d}" y1="{top}" y2="{high - bottom}" stroke="#a33" stroke-dasharray="4 3"/>'
+        f'<text x="{float(d) - 6}" y="{top + 12}" text-anchor="end" fill="#a33">width d = {width}</text>'
+        f'<polygon points="{" ".join(band)}" fill="#36c" opacity="0.18"/>'
+        f'<polyline points="{line}" fill="none" stroke="#36c" stroke-width="2"/>'
+        f'<text x="{(left + wide - right) / 2}" y="{high - 12}" text-anchor="middle">tokens seen per site '
+        "(line: mean over sites; band: least and greatest)</text></svg>\n"
+    )
+
+
+def main() -> None:
+    """Train, attack, print, save."""
+    sites, facts = trained_sites()
+    points, width = curve(sites), sites[0].a.shape[1]
+    print(f"sites {len(sites)}, width {width}, rank {RANK}; {facts}")
+    print("tokens  share   mean   least  greatest")
+    for p in points:
+        print(f"{p.tokens:6d}  {p.share_of_width:5.3f}  {p.mean:.3f}  {p.least:.3f}  {p.greatest:.3f}")
+    result = {
+        "width": width,
+        "rank": RANK,
+        "sites": len(sites),
+        "training_steps": STEPS,
+        **facts,
+        "points": [asdict(p) for p in points],
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    PLOT.write_text(plot(points, width))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The attack behind the published curve, and that what is published is what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from benchmarks.extraction import PLOT, RESULT, Point, Site, plot, stolen_error
+from tests.project_files import ROOT
+
+
+def site(*, spectrum: float, width: int = 32, rank: int = 4) -> Site:
+    """Random A and B; inputs whose k-th direction has the size k**-spectrum."""
+    rng = np.random.default_rng(3)
+    scale = np.arange(1, width + 1) ** -spectrum
+    inputs = [rng.standard_normal((256, width)) * scale for _ in range(2)]
+    b = rng.standard_normal((8, rank))
+    return Site("site", rng.standard_normal((rank, width)), ((rank, b),), inputs[0], inputs[1])
+
+
+def test_as_many_tokens_as_the_width_give_the_adapter_away_and_one_does_not() -> None:
+    white = site(spectrum=0.0)
+    assert stolen_error(white, 32) < 1e-6
+    assert stolen_error(white, 1) > 0.9
+
+
+def test_structured_inputs_give_it_away_sooner() -> None:
+    assert stolen_error(site(spectrum=1.5), 8) < 0.5 * stolen_error(site(spectrum=0.0), 8)
+
+
+def test_the_published_table_and_plot_are_the_measured_ones() -> None:
+    result = json.loads(RESULT.read_text())
+    points = [Point(**point) for point in result["points"]]
+    text = (ROOT / "docs/threat-model.md").read_text()
+    for point in points:
+        row = f"| {point.tokens} ({point.share_of_width:.3g} d) | {point.mean:.3f} | {point.least:.3f} |"
+        assert row in text, row
+    assert PLOT.read_text() == plot(points, result["width"])
