@@ -65,11 +65,21 @@ class Wire:
         self.sent: list[dict[str, Any]] = []
         self.called: list[str] = []  # "DynamoDB_20120810.GetItem" and so on, without S3's
         self._faults: list[Fault] = []
+        self._outage: tuple[int, Fault, Fault] | None = None
         self._lock = threading.Lock()
 
     def break_next(self, *faults: Fault) -> None:
         """What happens to the next requests; those after them are carried out."""
         self._faults += faults
+
+    @contextmanager
+    def outage(self, request: int, first: Fault, others: Fault) -> Iterator[None]:
+        """That request from now on (from 1) meets `first`, and all that come after it `others`."""
+        self._outage = (request, first, others)
+        try:
+            yield
+        finally:
+            self._outage = None
 
     def forget(self) -> None:
         """Start `sent` and `called` anew."""
@@ -85,7 +95,7 @@ class Wire:
                 if request.headers.get("Content-Type", b"").startswith(b"application/x-amz-json"):
                     self.sent.append(json.loads(request.body))
                     self.called.append(request.headers["X-Amz-Target"].decode())
-                fault = self._faults.pop(0) if self._faults else None
+                fault = self._fault()
                 if isinstance(fault, tuple):
                     return fault[0], {"content-type": "application/x-amz-json-1.0"}, json.dumps(fault[1])
                 if isinstance(fault, Exception):
@@ -101,6 +111,15 @@ class Wire:
             patch.setattr(BotocoreStubber, "process_request", process_request)
             patch.setattr(botocore.endpoint, "time", _NoPauses)  # the SDK's between its tries
             yield self
+
+    def _fault(self) -> Fault | None:
+        if self._faults:
+            return self._faults.pop(0)
+        if self._outage is None:
+            return None
+        left, first, others = self._outage
+        self._outage = (left - 1, first, others)
+        return None if left > 1 else first if left == 1 else others
 
     def _wait(self, carry_out: Callable[[], Any], request: Any) -> Any:
         """A receive that waits: moto's own would keep the lock, or run beside the others without one."""
@@ -131,11 +150,11 @@ def shared_client(service: Service) -> Any:
     return aws_client(service)
 
 
-def create_table() -> Any:
+def create_table(name: str = TABLE) -> Any:
     """A client, and the table that DynamoDbItems expects, empty."""
     client = shared_client("dynamodb")
     client.create_table(
-        TableName=TABLE,
+        TableName=name,
         KeySchema=[
             {"AttributeName": "pk", "KeyType": "HASH"},
             {"AttributeName": "sk", "KeyType": "RANGE"},
@@ -144,7 +163,7 @@ def create_table() -> Any:
         BillingMode="PAY_PER_REQUEST",
     )
     client.update_time_to_live(
-        TableName=TABLE,
+        TableName=name,
         TimeToLiveSpecification={"Enabled": True, "AttributeName": TTL_ATTRIBUTE},
     )
     return client

@@ -1,0 +1,53 @@
+"""Two processes race for the last of a privacy budget: never overspent, not one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tensafe.local.composition import initialise
+from tests.contract.emulators import TABLE, create_table, shared_client
+from tests.contract.moto_process import moto_process
+from tests.contract.processes import Child
+from tests.contract.spending import ROOM, SQLITE, spent
+
+DOMAINS = [*(f"one-{number}" for number in range(8)), "twelve-0"]
+
+
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def table(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where both processes keep their items."""
+    if request.param == "sqlite":
+        yield SQLITE
+        return
+    with moto_process():
+        shared_client.cache_clear()  # the client of other tests knows another endpoint
+        create_table()
+        yield TABLE
+    shared_client.cache_clear()
+
+
+def test_two_processes_spend_a_budget_to_its_end_and_not_one_step_beyond(
+    tmp_path: Path, table: str, child: Callable[..., Child]
+) -> None:
+    """Both runs want far more than the budget bears; in eight domains it bears one step of one of them."""
+    folder = tmp_path / "data"
+    initialise(folder)
+    racers = [child("spend", folder, table, f"run-{number}") for number in range(2)]
+    shares = []
+    for domain in DOMAINS:
+        for racer in racers:
+            racer.tell(domain)
+        assert [racer.line() for racer in racers] == ["open"] * 2
+        racers.reverse()  # so that neither is always the first to hear it
+        for racer in racers:
+            racer.tell()
+        steps = {id(racer): int(racer.line()) for racer in racers}
+        _, budget, room = ROOM[domain.partition("-")[0]]
+        statement = spent(folder, table, domain)
+        assert sum(steps.values()) == statement.steps == room, domain
+        assert statement.epsilon <= budget
+        shares.append(steps)
+    assert all(any(share[id(racer)] for share in shares) for racer in racers), "they never met"

@@ -1,0 +1,257 @@
+"""DynamoDB fails at any request of every kind of transaction, and stays away: nothing is half done.
+
+The faults lie between the SDK and the service. Whoever acted is told to try again; what is stored is what it
+was before its transaction, or what it is after it; and once the service answers, the same call again leads
+to what it would have led to at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Final
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from tensafe.contracts.errors import Unavailable
+from tensafe.operations.leases import Lease
+from tensafe.operations.records import OpKind, OpState, Result, StreamRecord
+from tensafe.operations.submissions import Submission
+from tensafe.privacy.ledger import Ledger
+from tensafe.privacy.records import RunRef
+from tensafe.privacy.replay import replay
+from tensafe.services import Services
+from tensafe.storage.dynamodb_items import DynamoDbItems
+from tensafe.storage.ports import Items, Key, Put, Write
+from tests.contract.emulators import LOST, Fault, Wire, create_table, moto_in_process
+from tests.unit.operations.world import LEASE_S, World
+from tests.unit.privacy.support import open_run
+
+LARGE: Final = b"x" * 100_000
+DOWN: Final = EndpointConnectionError(endpoint_url="x")
+THROTTLED: Final = (400, {"__type": "ProvisionedThroughputExceededException"})
+OUTAGES: Final[dict[str, tuple[Fault, Fault]]] = {
+    "down": (DOWN, DOWN),
+    "throttled": (THROTTLED, THROTTLED),
+    "down-once-it-took-effect": (LOST, DOWN),
+}
+
+
+class Watched:
+    """Items that remember the last transaction that was sent."""
+
+    def __init__(self, inner: Items) -> None:
+        self.get, self.query, self._inner = inner.get, inner.query, inner
+        self.last: Sequence[Write] = ()
+
+    def write(self, writes: Sequence[Write]) -> None:
+        self.last = writes
+        self._inner.write(writes)
+
+    write_relaxed = write
+
+
+class TableWorld(World):
+    """Items in a table of moto's; everything else in memory."""
+
+    def __init__(self, client: Any, table: str) -> None:
+        super().__init__()
+        self.items = self.watched = Watched(DynamoDbItems(client, table, clock=self.clock_s))
+        self.services = self.open()
+        self.lease: Lease | None = None
+
+    def ledger(self, services: Services) -> Ledger:
+        return Ledger(self.items, services.vault, self.signer, self.anchors, clock_ms=self.clock_ms)
+
+    def applied(self) -> bool:
+        """Whether the last transaction is in the table; it must be there whole or not at all."""
+        puts = [write for write in self.watched.last if isinstance(write, Put)]
+        there = {self._version(put.key) > put.if_version for put in puts}
+        assert len(there) == 1, "half of a transaction"
+        return there.pop()
+
+    def orphans(self) -> set[str]:
+        """Blobs that no item names, not even a note of what may have to be deleted."""
+        run = self.stream("s-1:train:0")
+        named = {str(item.body.get("blob")) for item in [*self.partition(_partition(run)), *self.due()]}
+        return self.blob_keys() - named
+
+    def _version(self, key: Key) -> int:
+        item = self.items.get(key)
+        return 0 if item is None else item.version
+
+
+def _partition(run: StreamRecord) -> str:
+    return run.scope.key_item.partition
+
+
+@dataclass(frozen=True)
+class Act:
+    """`prepare` has peace, `do` is broken and done again, `check` reads what it must have led to."""
+
+    prepare: Callable[[TableWorld], object]
+    do: Callable[[TableWorld, Services], object]
+    check: Callable[[TableWorld], None]
+
+
+def _run(world: TableWorld) -> StreamRecord:
+    return world.stream("s-1:train:0")
+
+
+def _submitting(payload: bytes) -> Act:
+    def do(world: TableWorld, services: Services) -> None:
+        services.submissions.submit(_run(world), Submission(1, OpKind.NOOP, payload, idempotency_key="k"))
+
+    def check(world: TableWorld) -> None:
+        run = _run(world)
+        assert [op.state for op in world.log(run)] == [OpState.COMPLETED, OpState.PENDING]
+        assert world.services.outcomes.payload(run, 1) == payload
+        assert len(world.markers()) == 1
+        assert world.orphans() == set()
+
+    return Act(lambda world: world.run(), do, check)
+
+
+def _claim(world: TableWorld, services: Services) -> None:
+    assert services.leases.claim(_run(world).stream_id, "trainer-a", queue="q", receipt="r") is not None
+
+
+def _claimed(world: TableWorld) -> None:
+    """Its last claim holds, and keeps everybody else away until it has run out."""
+    run = _run(world)
+    lease = world.claim(run)
+    assert world.services.leases.claim(run.stream_id, "trainer-b") is None
+    world.services.leases.extend(lease)
+    world.later(LEASE_S + 1)
+    world.claim(run, "trainer-b")
+    world.later(LEASE_S + 1)
+
+
+def _completing(result: bytes) -> Act:
+    """A private step's end: its result, the fence, and the charge marked as applied."""
+
+    def prepare(world: TableWorld) -> None:
+        run = world.run()
+        world.submit(run, 1)
+        world.lease = world.claim(run)
+        _charged(world)
+
+    def do(world: TableWorld, services: Services) -> None:
+        """As a trainer that takes the run up again: what has ended is not done again."""
+        run, lease = _run(world), world.lease
+        operation = services.outcomes.get(run, 1)
+        if lease is None or operation.state.final:
+            return
+        running = services.outcomes.start(operation, [lease.check])
+        ended = Result("application/json", result)
+        applied = world.ledger(services).commit_writes(_ref(), 1)
+        services.outcomes.complete(run, running, ended, [lease.check, *applied])
+
+    def check(world: TableWorld) -> None:
+        run = _run(world)
+        done = world.op(run, 1)
+        assert done.state is OpState.COMPLETED
+        assert world.services.outcomes.result(run, done).data == result
+        assert world.markers() == []
+        assert world.orphans() == set()
+        _check_ledger(world, "applied")
+
+    return Act(prepare, do, check)
+
+
+def _ref() -> RunRef:
+    return RunRef("acme", "letters", "run-1")
+
+
+def _reserve(world: TableWorld, services: Services) -> None:
+    world.ledger(services).reserve(_ref(), 1, {3, 4}, binding="sum")
+
+
+def _commit(world: TableWorld, services: Services) -> None:
+    world.ledger(services).commit(_ref(), 1)
+
+
+def _charged(world: TableWorld) -> None:
+    open_run(world.ledger(world.services))
+    _reserve(world, world.services)
+
+
+def _check_ledger(world: TableWorld, state: str) -> None:
+    """One step, charged once; the rows say what the head says."""
+    ledger = world.ledger(world.services)
+    statement = ledger.show("acme", "letters")
+    assert statement.steps == 1
+    assert replay(world.items, world.services.vault, "acme", "letters") == statement
+    row = world.items.get(_ref().row_item(1))
+    assert row is not None
+    assert row.body["state"] == state
+    assert ledger.reserve(_ref(), 1, {3, 4}, binding="sum").epsilon == statement.epsilon
+
+
+def _opened(world: TableWorld) -> None:
+    statement = world.ledger(world.services).show("acme", "letters")
+    assert [run.run_id for run in statement.runs] == ["run-1"]
+    _reserve(world, world.services)
+    _check_ledger(world, "reserved")
+
+
+ACTS: Final = {
+    "submit": _submitting(b"{}"),
+    "submit-a-blob": _submitting(LARGE),
+    "claim": Act(lambda world: world.run(), _claim, _claimed),
+    "complete": _completing(b"{}"),
+    "complete-with-a-blob": _completing(LARGE),
+    "open": Act(lambda _: None, lambda world, services: open_run(world.ledger(services)), _opened),
+    "reserve": Act(
+        lambda world: open_run(world.ledger(world.services)),
+        _reserve,
+        lambda world: _check_ledger(world, "reserved"),
+    ),
+    "commit": Act(_charged, _commit, lambda world: _check_ledger(world, "applied")),
+}
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with moto_in_process(), Wire().between() as wire:
+        yield wire
+
+
+@pytest.fixture
+def new_world(wire: Wire) -> Callable[[], TableWorld]:
+    numbers = count()
+
+    def new() -> TableWorld:
+        table = f"items-{next(numbers)}"
+        return TableWorld(create_table(table), table)
+
+    return new
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize("name", ACTS)
+def test_an_outage_at_any_request_leaves_all_or_nothing_and_the_same_call_again_ends_it(
+    wire: Wire, new_world: Callable[[], TableWorld], name: str, outage: str
+) -> None:
+    act, (first, others) = ACTS[name], OUTAGES[outage]
+    calm = new_world()
+    act.prepare(calm)
+    wire.forget()
+    act.do(calm, calm.open())
+    calls = [call.rpartition(".")[2] for call in wire.called]
+    act.check(calm)
+    assert "TransactWriteItems" in calls
+    for number, call in enumerate(calls, start=1):
+        world = new_world()
+        act.prepare(world)
+        services = world.open()
+        with wire.outage(number, first, others), pytest.raises(Unavailable):
+            act.do(world, services)
+        if call == "TransactWriteItems":
+            assert world.applied() == (first == LOST), number
+        act.do(world, services)
+        act.check(world)
+    act.do(world, world.open())  # once more, from another process
+    act.check(world)
