@@ -13,14 +13,19 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import torch
 from tqdm import tqdm
 
 from tensafe.privacy.accountant import epsilon
 from tensafe.services import Services
+from tensafe.storage.aws_clients import aws_client
+from tensafe.storage.dynamodb_items import DynamoDbItems
+from tensafe_gpu.trainer import private_steps
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.worker import WorkerSettings
@@ -64,9 +69,14 @@ ROLES = {"train": train, "edge": edge}
 def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
     """What the forked process does."""
     file = output.open("a", buffering=1)
-    killer = Killer(job.get("kill_at"), after=job.get("after", False))
+    killer = Killer(job.get("kill_at"), after=job.get("after", False), stage=job.get("kill_stage"))
     opened = open_folder(Path(job["folder"]))
-    services = rewired(opened, killer.ports(opened.ports))
+    ports = opened.ports
+    if "table" in job:
+        os.environ |= job["environment"]
+        ports = replace(ports, items=DynamoDbItems(aws_client("dynamodb"), job["table"]))
+    services = rewired(opened, killer.ports(ports))
+    private_steps.noisy_mean = killer.drawing(private_steps.noisy_mean)
     ROLES[job["role"]](services, base, job["owner"], lambda line: file.write(f"{line}\n"))
     file.write(f"calls {killer.calls}\n")
 
@@ -98,6 +108,7 @@ def _warm_up(folder: Path) -> None:
     wrapped = services.ports.keyring.wrap(b"k" * 32, {"warm": "up"})
     services.ports.keyring.unwrap(wrapped, {"warm": "up"})
     epsilon({"run": (1.0, 1)}, 1e-5)
+    boto3.client("dynamodb", region_name="none")  # what the SDK reads of its files stays with its session
     for port in (services.ports.bell, services.ports.queues, services.ports.items):
         port.close()  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from tensafe.privacy.noise import noise_key_id
 from tensafe.privacy.records import RunRecord, RunRef
 from tensafe.privacy.replay import replay
 from tensafe.services import Ports, Services, wire
+from tensafe.storage.sqlite_items import SqliteItems
+from tensafe.storage.sqlite_queues import SqliteQueues
+from tensafe.storage.unix_bell import UnixBell
 from tests.support.training_log import (
     Step,
     begin,
@@ -191,3 +195,16 @@ def unnamed_blobs(services: Services, folder: Path) -> int:
     }
     present = sum(1 for _ in (folder / "blobs").glob("??/*"))
     return present - sum(services.ports.blobs.head(key) is not None for key in named)
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A data directory as it was left; nobody has it open."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.bell"))
+    return target
+
+
+def close(services: Services) -> None:
+    """Close what `open_folder` opened."""
+    for port in (services.ports.bell, services.ports.queues, services.ports.items):
+        if isinstance(port, UnixBell | SqliteQueues | SqliteItems):
+            port.close()

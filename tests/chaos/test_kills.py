@@ -2,129 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tensafe.local.composition import initialise
 from tensafe.local.recovery import reclaim
 from tensafe.operations.doorbell import train_queue
 from tensafe.services import Services
+from tests.chaos.forking import KILLED, Kill, Server
 from tests.chaos.script import (
     BASE,
-    CORRELATED,
     LOGS,
-    PRIVATE,
     Outcome,
+    close,
+    copied,
     look_again,
     open_folder,
     outcome,
     submit_all,
-    submit_one,
     unnamed_blobs,
 )
-from tests.support.training_log import smallest_model
-
-KILLED = -9
-Kill = tuple[int, bool] | float
-"""At which call, and whether after it; or after how many seconds."""
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Server:
-    """Forks processes that already have the model."""
-
-    process: subprocess.Popen[str]
-
-    def run(self, role: str, folder: Path, owner: str, kill: Kill | None = None) -> Any:
-        """How a process of this role ended, and what it said."""
-        job: dict[str, Any] = {"role": role, "folder": str(folder), "owner": owner}
-        if isinstance(kill, float):
-            job["kill_after_s"] = kill
-        elif kill is not None:
-            job["kill_at"], job["after"] = kill
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def space() -> Iterator[Path]:
-    """Memory if there is such a file system: a killed process loses nothing that an fsync would save."""
-    shared = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="tensafe-chaos-", dir=shared if shared.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def empty(space: Path) -> Path:
-    """An initialised data directory."""
-    folder = space / "empty"
-    initialise(folder)
-    _close(open_folder(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(space: Path, empty: Path) -> Iterator[Server]:
-    model = smallest_model(space / "model")
-    command = [sys.executable, "-m", "tests.chaos.fork_server", model, str(empty)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": _path()}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    yield Server(process)
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def submitted(space: Path, empty: Path, server: Server) -> Path:
-    """The private run exists, with its noise secret; everything else waits to be done."""
-    folder = _copy(empty, space / "submitted")
-    services = open_folder(folder)
-    submit_one(services, PRIVATE, 0)
-    submit_one(services, CORRELATED, 0)
-    assert server.run("train", folder, "trainer-0")["status"] == 0
-    list(submit_all(services))
-    _close(services)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def unharmed(space: Path, submitted: Path, server: Server) -> tuple[Outcome, int]:
     """The outcome without kills, and how many calls it took."""
-    folder = _copy(submitted, space / "unharmed")
+    folder = copied(submitted, space / "unharmed")
     services = open_folder(folder)
     look_again(services)
     answer = server.run("train", folder, "trainer-0")
     assert answer["status"] == 0
     assert unnamed_blobs(services, folder) == 0
     found = outcome(services)
-    _close(services)
+    close(services)
     shutil.rmtree(folder)
     return found, int(answer["said"][-1].split()[1])
 
 
 def _harm(server: Server, submitted: Path, folder: Path, kills: Sequence[Kill]) -> tuple[Outcome, int]:
     """Trainers killed as told, one after the other, and one that lives; blobs that nobody names."""
-    services = open_folder(_copy(submitted, folder))
+    services = open_folder(copied(submitted, folder))
     for number, kill in enumerate(kills):
         answer = server.run("train", folder, f"trainer-{number}", kill)
         assert answer["status"] in (KILLED, 0), (kills, answer)
@@ -133,7 +52,7 @@ def _harm(server: Server, submitted: Path, folder: Path, kills: Sequence[Kill]) 
     answer = server.run("train", folder, "trainer-z")
     assert answer["status"] == 0, (kills, answer)
     found, orphans = outcome(services), unnamed_blobs(services, folder)
-    _close(services)
+    close(services)
     shutil.rmtree(folder)
     return found, orphans
 
@@ -181,18 +100,18 @@ def test_queue_01_an_edge_killed_at_any_call_loses_nothing_that_it_acknowledged(
     space: Path, server: Server, empty: Path
 ) -> None:
     """And its client's retry makes no second operation of any."""
-    answer = server.run("edge", _copy(empty, space / "edge"), "edge")
+    answer = server.run("edge", copied(empty, space / "edge"), "edge")
     calls = int(answer["said"][-1].split()[1])
     shutil.rmtree(space / "edge")
     assert calls > 30
     for kill in _places(calls):
-        folder = _copy(empty, space / "edge")
+        folder = copied(empty, space / "edge")
         answer = server.run("edge", folder, "edge", kill)
         assert answer["status"] == KILLED
         services = open_folder(folder)
         _check_retry(services, {(line.split()[0], int(line.split()[1])) for line in answer["said"]})
         assert unnamed_blobs(services, folder) == 0
-        _close(services)
+        close(services)
         shutil.rmtree(folder)
 
 
@@ -223,19 +142,3 @@ def _rung_for(services: Services) -> set[str]:
     while messages := services.ports.queues.receive(train_queue(BASE), visibility_s=60, max_messages=10):
         found |= {str(message.body["stream"]) for message in messages}
     return found
-
-
-def _copy(source: Path, target: Path) -> Path:
-    """A data directory as it was left; nobody has it open."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.bell"))
-    return target
-
-
-def _close(services: Services) -> None:
-    for port in (services.ports.bell, services.ports.queues, services.ports.items):
-        port.close()  # type: ignore[attr-defined]
-
-
-def _path() -> str:
-    """The child imports what this process does."""
-    return os.pathsep.join([str(ROOT), *(entry for entry in sys.path if entry)])
