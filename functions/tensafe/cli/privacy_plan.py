@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from tensafe.cli.options import AsJson
 from tensafe.cli.output import print_object, print_rows, progress
+from tensafe.privacy.loops import DEALT, Loop
 
 if TYPE_CHECKING:
     from tensafe.privacy.planner import Option
 
-_BAR_CHARS: Final = 40
 _COLUMNS: Final = (
     "name",
     "noise_multiplier",
@@ -22,14 +21,28 @@ _COLUMNS: Final = (
     "bisr_bandwidth",
     "relative_error",
     "honest_for",
+    "honest_here",
+    "served",
 )
-
-
-class Loop(StrEnum):
-    """How the client goes through its data."""
-
-    RESHUFFLED = "reshuffled"
-    FIXED = "fixed"
+_WHY: Final = {
+    Loop.RESHUFFLED: (
+        "A loop that the client shuffles anew is honest with mode=bounded alone. Shuffling must not be\n"
+        "billed as Poisson sampling, whose noise holds if the server draws every batch."
+    ),
+    Loop.FIXED: (
+        "One fixed order keeps a unit's steps apart: mode=bounded uses that, and the server counts. It must\n"
+        "not be billed as Poisson sampling, whose noise holds if the server draws every batch."
+    ),
+    Loop.SAMPLED: (
+        "Nobody can check a sample that the client draws: its amplification could at most be attested, and\n"
+        "the budget binds on what the server counts, which is mode=bounded. A unit that is drawn more often\n"
+        "than max_participations is refused."
+    ),
+    Loop.DEALT: (
+        "A loop that trains on exactly the units that the server draws earns the noise of Poisson sampling,\n"
+        "and no other: nothing bounds the number of steps in which a unit is drawn."
+    ),
+}
 
 
 def plan(
@@ -42,8 +55,16 @@ def plan(
         typer.Option(metavar="D", help="(default: the smaller of 1e-5 and N^-1.1)", show_default=False),
     ] = None,
     loop: Annotated[
-        Loop, typer.Option(help="Whether every epoch is shuffled anew, or goes through one fixed order.")
+        Loop,
+        typer.Option(
+            help="How the training comes by its batches: epochs shuffled anew, or in one fixed order; units "
+            "that the client samples, or that the server deals."
+        ),
     ] = Loop.RESHUFFLED,
+    svg: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw the chart into this file.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the noise that each mode needs for one target, how much it disturbs, and which is honest.
@@ -52,7 +73,8 @@ def plan(
     """
     from dataclasses import asdict
 
-    from tensafe.privacy.planner import Question, default_delta
+    from tensafe.cli.plan_chart import Bar, svg_chart, terminal_chart
+    from tensafe.privacy.planner import Question, advised, default_delta, is_honest
     from tensafe.privacy.planner import plan as compute
 
     question = Question(
@@ -60,53 +82,38 @@ def plan(
     )
     with progress("planning"):
         options = compute(question)
-    chosen = _advised(options, loop)
+    chosen = advised(options, loop)
     facts = {
         **asdict(question),
         "steps": question.steps,
         "loop": loop.value,
-        "advised": chosen.name,
+        "advised": None if chosen is None else chosen.name,
         "warning": "delta is not below 1 / units" if question.delta * units >= 1 else None,
     }
+    rows = [{**asdict(option), "honest_here": is_honest(option, loop)} for option in options]
+    bars = [Bar(o.name, o.noise_multiplier, o.relative_error, is_honest(o, loop)) for o in options]
+    if svg is not None:
+        asked = f"{units} units, batches of {batch_size}, {epochs} epochs, epsilon {epsilon:g}"
+        svg.write_text(svg_chart(bars, f"{asked}, delta {question.delta:.3g}"), encoding="utf-8")
     if as_json:
-        print_object({**facts, "options": [asdict(option) for option in options]}, as_json=True)
+        print_object({**facts, "options": rows}, as_json=True)
         return
     print_object(facts, as_json=False)
     typer.echo("")
-    print_rows([asdict(option) for option in options], as_json=False, columns=_COLUMNS, empty="")
-    typer.echo("\nerror of sums over steps, relative to Poisson-sampled DP-SGD (lower is better)")
-    for line in _chart(options):
+    print_rows(rows, as_json=False, columns=_COLUMNS, empty="")
+    for line in terminal_chart(bars):
         typer.echo(line)
-    typer.echo(f"\n{_advice(chosen, question.steps)}")
+    typer.echo(f"\n{_WHY[loop]}\n{_advice(chosen, question.steps)}")
 
 
-def _advised(options: Sequence[Option], loop: Loop) -> Option:
-    """Of what is served and true for the loop, the one with the least error."""
-    from tensafe.privacy.planner import ANY_LOOP, FIXED_ORDER
-
-    true_for = {ANY_LOOP, FIXED_ORDER} if loop is Loop.FIXED else {ANY_LOOP}
-    fitting = [option for option in options if option.served and option.honest_for in true_for]
-    return min(fitting, key=lambda option: option.prefix_error)
-
-
-def _chart(options: Sequence[Option]) -> list[str]:
-    longest = max(option.relative_error for option in options)
-    width = max(len(option.name) for option in options)
-    return [
-        f"{option.name:<{width}}  {'█' * max(1, round(_BAR_CHARS * option.relative_error / longest))} "
-        f"{option.relative_error:.2f}"
-        for option in options
-    ]
-
-
-def _advice(chosen: Option, steps: int) -> str:
+def _advice(chosen: Option | None, steps: int) -> str:
+    if chosen is None:
+        return "This release serves no mode that is honest for it: choose a loop of epochs (--loop)."
+    if chosen.honest_for == DEALT:
+        return f"Advised for your loop: {chosen.name} (noise_multiplier={chosen.noise_multiplier:g})."
     settings = f"max_steps={steps}, noise_multiplier={chosen.noise_multiplier:g}"
     if chosen.bisr_bandwidth is not None:
         settings += (
             f', min_separation={chosen.min_separation}, noise="bisr", bisr_bandwidth={chosen.bisr_bandwidth}'
         )
-    return (
-        "A loop in which the client chooses or shuffles its batches is honest with mode=bounded alone: the\n"
-        "noise of Poisson sampling holds if the server draws every batch. Shuffling must not be billed so.\n"
-        f"Advised for your loop: {chosen.name} (max_participations=epochs, {settings})."
-    )
+    return f"Advised for your loop: {chosen.name} (max_participations=epochs, {settings})."

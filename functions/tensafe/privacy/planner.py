@@ -11,6 +11,7 @@ Neighbouring relation: add or remove one unit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,13 +21,14 @@ from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import BISR_MAX_STEPS, WEAK_EPSILON
 from tensafe.privacy.accountant import noise_multiplier_for
 from tensafe.privacy.bisr import coefficients, sensitivity
+from tensafe.privacy.loops import ANY_LOOP, DEALT, FIXED_ORDER, HONEST, Loop
 
 BANDWIDTHS: Final = (2, 4, 8, 16, 32, 64)
 """What is tried; the smallest whose error is within GOOD_ENOUGH of the best is suggested."""
 GOOD_ENOUGH: Final = 1.05
 MAX_UNITS: Final = 10**9
-ANY_LOOP: Final = "any loop over epochs"
-FIXED_ORDER: Final = "epochs in one fixed order"
+DEALT_IS_SERVED: Final = False
+_DEALT_NAME: Final = "dealt Poisson" if DEALT_IS_SERVED else "dealt Poisson (not served yet)"
 _DISCRETISATION: Final = 1e-3
 _SIGMA_TOLERANCE: Final = 1e-3
 
@@ -86,16 +88,20 @@ def plan(question: Question) -> tuple[Option, ...]:
         Option("bounded, independent", sigma, error, error / baseline, True, ANY_LOOP),
         _bisr(question, baseline, "bounded, bisr, reshuffled", 1, ANY_LOOP) if epochs > 1 else None,
         _bisr(question, baseline, *_kept_order(question)),
-        Option(
-            "dealt Poisson (not served yet)",
-            poisson,
-            baseline,
-            1.0,
-            served=False,
-            honest_for="batches that the server draws",
-        ),
+        Option(_DEALT_NAME, poisson, baseline, 1.0, served=DEALT_IS_SERVED, honest_for=DEALT),
     ]
     return tuple(option for option in options if option is not None)
+
+
+def is_honest(option: Option, loop: Loop) -> bool:
+    """Whether the option's epsilon is true for the loop."""
+    return option.honest_for in HONEST[loop]
+
+
+def advised(options: Sequence[Option], loop: Loop) -> Option | None:
+    """Of what is served and honest for the loop, the one with the least error; None if nothing is."""
+    fitting = [option for option in options if option.served and is_honest(option, loop)]
+    return min(fitting, key=lambda option: option.prefix_error, default=None)
 
 
 def _kept_order(question: Question) -> tuple[str, int, str]:

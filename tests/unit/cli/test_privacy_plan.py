@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
 from tests.unit.cli.conftest import Tensafe
 
 ASKED = ("privacy", "plan", "--units", 400, "--batch-size", 40, "--epochs", 2, "--epsilon", 4)
@@ -11,23 +16,67 @@ def test_a_plan_is_a_table_a_chart_and_an_advice(tensafe: Tensafe) -> None:
     told = tensafe(*ASKED)
     assert told.code == 0
     lines = told.out.splitlines()
-    for name in ("bounded, independent", "bounded, bisr, fixed order", "dealt Poisson (not served yet)"):
-        row, bar = (line for line in lines if line.startswith(name))
+    for name, bars in (
+        ("bounded, independent", "█"),
+        ("bounded, bisr, fixed order", "░"),
+        ("dealt Poisson (not served yet)", "░"),
+    ):
+        row, noise, error = (line for line in lines if line.startswith(name))
         assert "█" not in row
-        assert "█" in bar
+        assert "░" not in row
+        assert {char for char in noise + error if char in "█░"} == {bars}
     assert "Advised for your loop: bounded, bisr, reshuffled" in told.out
-    assert "Shuffling must not be billed so" in told.out
+    assert "Shuffling must not be\nbilled as Poisson sampling" in told.out
 
 
 def test_a_fixed_order_is_advised_to_who_has_one_and_poisson_to_nobody(tensafe: Tensafe) -> None:
-    for loop, advised in (
-        ("reshuffled", "bounded, bisr, reshuffled"),
-        ("fixed", "bounded, bisr, fixed order"),
+    """A client's own sampling is advised what any loop is; what the server would deal, nothing yet."""
+    for loop, advised, honest in (
+        ("reshuffled", "bounded, bisr, reshuffled", [True, True, False, False]),
+        ("fixed", "bounded, bisr, fixed order", [True, True, True, False]),
+        ("sampled", "bounded, bisr, reshuffled", [True, True, False, False]),
+        ("dealt", None, [False, False, False, True]),
     ):
         told = tensafe(*ASKED, "--loop", loop, "--json").json
         assert (told["loop"], told["advised"]) == (loop, advised)
+        assert [option["honest_here"] for option in told["options"]] == honest
         assert (told["steps"], told["warning"]) == (20, None)
         assert [option["served"] for option in told["options"]] == [True, True, True, False]
+
+
+def test_a_loop_that_no_served_mode_is_honest_for_is_told_so(tensafe: Tensafe) -> None:
+    told = tensafe(*ASKED, "--loop", "dealt")
+    assert told.code == 0
+    assert "This release serves no mode that is honest for it" in told.out
+
+
+def test_the_chart_is_drawn_into_a_file(tensafe: Tensafe, tmp_path: Path) -> None:
+    """Two bars for each mode, in one colour if it is honest for the loop; lengths are the numbers'."""
+    file = tmp_path / "plan.svg"
+    told = tensafe(*ASKED, "--json", "--svg", file).json
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    drawn = ElementTree.parse(file)
+    texts = [text.text for text in drawn.iterfind(".//svg:text", names)]
+    bars = [bar for bar in drawn.iterfind("svg:rect[@rx]", names) if bar.get("height") == "20"]
+    options = told["options"]
+    assert len(bars) == 2 * len(options)
+    for column, field in enumerate(("noise_multiplier", "relative_error")):
+        mine = bars[column * len(options) : (column + 1) * len(options)]
+        largest = max(option[field] for option in options)
+        for bar, option in zip(mine, options, strict=True):
+            assert float(bar.attrib["width"]) == pytest.approx(250 * option[field] / largest, abs=0.1)
+            assert {option["name"], f"{option[field]:.3g}"} <= set(texts)
+        colours = {
+            (option["honest_here"], bar.get("fill")) for bar, option in zip(mine, options, strict=True)
+        }
+        assert len(colours) == 2
+    assert "400 units, batches of 40, 2 epochs, epsilon 4, delta 1e-05" in texts
+
+
+def test_a_chart_that_cannot_be_written_ends_in_one_sentence(tensafe: Tensafe, tmp_path: Path) -> None:
+    told = tensafe(*ASKED, "--svg", tmp_path / "nowhere" / "plan.svg")
+    assert told.code != 0
+    assert len(told.err.splitlines()) == 1
 
 
 def test_a_delta_of_one_over_the_units_is_warned_of(tensafe: Tensafe) -> None:
