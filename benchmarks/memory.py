@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,3 +16,15 @@ def peak_mb() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise OSError("the kernel does not say VmHWM")
+
+
+def rise_mb(act: Callable[[], object]) -> float:
+    """By how much resident memory rises above where it was while `act` runs, in 10^6 bytes.
+
+    What the allocator keeps for reuse is given back first, or it would hide a rise.
+    """
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is resident now
+    before = peak_mb()
+    act()
+    return peak_mb() - before

@@ -17,6 +17,11 @@ def four_million(folder: Path) -> Path:
     return _model(folder / "four-million", vocab=4096, hidden=256, layers=4, intermediate=768, heads=8)
 
 
+def eight_million(folder: Path) -> Path:
+    """8.2 million parameters: what is compared takes seconds in the largest of many shapes."""
+    return _model(folder / "eight-million", vocab=4096, hidden=384, layers=4, intermediate=1024, heads=6)
+
+
 def thirty_million(folder: Path) -> Path:
     """31 million parameters: a training step takes long enough on two cores to be compared."""
     return _model(folder / "thirty-million", vocab=8192, hidden=512, layers=8, intermediate=1536, heads=8)

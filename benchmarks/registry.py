@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from benchmarks import (
     dealing,
+    dp_table,
     footprint,
     get_info,
     ledger,
     manifest,
+    noise,
     one_token,
     operations,
     private_step,
@@ -27,6 +29,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     training_step.CUDA_BENCHMARK,
     private_step.BENCHMARK,
     private_step.CUDA_BENCHMARK,
+    dp_table.BENCHMARK,
+    noise.BENCHMARK,
     dealing.BENCHMARK,
     manifest.BENCHMARK,
     sampling.BENCHMARK,
