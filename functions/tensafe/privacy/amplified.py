@@ -32,6 +32,7 @@ from typing import Any, Final
 
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.privacy.accountant import epsilon as gaussian_epsilon
+from tensafe.privacy.distribution_cache import DistributionCache
 
 ACCOUNTANT: Final = "dp-accounting/pld-truncated-poisson/v1"
 """Names the computation in ledger rows; its meaning never changes."""
@@ -54,6 +55,7 @@ _ROUNDING_PER_STEP: Final = 1e-15
 """Delta left to the rounding of FFTs. Mass that they lost: 3e-10 in 1,000,000 steps, 2e-12 in 5,000."""
 _HOP: Final = 8
 _SIGMA_STEP: Final = 2e-4
+_CACHE: Final = DistributionCache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,7 @@ def _total(spent: Spent) -> Any:  # noqa: ANN401
     return total
 
 
-@lru_cache(maxsize=64)
+@_CACHE.remembering
 def _gaussian(mu_2: float, grid: float) -> Any:  # noqa: ANN401
     from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415 - see accountant.py
 
@@ -283,7 +285,7 @@ def _is_hopeless(distribution: Any) -> bool:  # noqa: ANN401
     return float(distribution.get_delta_for_epsilon(HOPELESS_EPSILON)) > MIN_DELTA
 
 
-@lru_cache(maxsize=16)
+@_CACHE.remembering
 def _one_step(mechanism: DealtGaussian, grid: float) -> Any:  # noqa: ANN401
     from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415
 
@@ -312,7 +314,7 @@ def _cut_bound(others: int, q: float, cap: int) -> float:
     return math.exp(-others * (share * math.log(share / q) + rest))
 
 
-@lru_cache(maxsize=16)
+@_CACHE.remembering
 def _composed(mechanism: DealtGaussian, steps: int, grid: float) -> Any:  # noqa: ANN401
     # More than it costs, and exact: no sampling, and the unit moves the sum by 2C. If even that is
     # moderate, so is the distribution's size; else feel the way up, by hops that are remembered.
