@@ -39,6 +39,7 @@ from tensafe.privacy.records import (
     read_runs,
     sha256_hex,
 )
+from tensafe.privacy.registration import Registration
 from tensafe.privacy.signing import row_digest
 from tensafe.privacy.statements import Charge, DomainStatement
 from tensafe.storage.anchors import Anchors
@@ -79,14 +80,15 @@ class Ledger:
         self._clock_ms = clock_ms
         self._lock = threading.Lock()
         self._counts = RunCounts(items, vault)
+        self._registration = Registration(items, vault)
 
     def open_run(self, tenant: str, run_id: str, mechanism: Mechanism, *, noise_key_id: str) -> RunRef:
         """Register a run in its domain; again with the same arguments, it does nothing.
 
         `noise_key_id` names the run's noise secret (`noise.noise_key_id`), which no run may share.
-        Raises Conflict (another mechanism or secret), InvalidRequest (another delta than the domain's,
-        too many runs), BudgetExceeded (no participation fits what the domain has left), IntegrityError (the
-        store is older than the domain's anchor).
+        Raises Conflict (another mechanism or secret; a registered domain that is not open), InvalidRequest
+        (another delta than the domain's, too many runs), BudgetExceeded (no participation fits what the
+        domain has left), IntegrityError (the store is older than the domain's anchor).
         """
         ref = RunRef(tenant, mechanism.domain, run_id)
         self._anchoring.check(ref.scope)
@@ -122,9 +124,10 @@ class Ledger:
 
         `accumulated` are the units of earlier calls of the same step: none of them may return, since
         its contribution would be clipped twice. Raises InvalidRequest or BudgetExceeded, naming a
-        position of the request and nothing of other units.
+        position of the request and nothing of other units, and Conflict (the domain is closed).
         """
         ids = units.checked_ids(unit_ids)
+        self._registration.admits_units(ref.scope, ids)
         present = set(accumulated)
         if len(present | set(ids)) > units.MAX_UNITS_PER_STEP:
             raise InvalidRequest(
@@ -178,14 +181,16 @@ class Ledger:
         refused. `extra_writes` (such as the fence's Check) share the transaction.
 
         Raises BudgetExceeded (nothing was written), Conflict (the step is taken by other units or
-        another binding, or lies before the run's last), ConditionFailed (an extra write lost; `index`
-        counts in `extra_writes`), InvalidRequest, NotFound, IntegrityError (the store is older than the
-        domain's anchor), Unavailable (if only the anchor could not be moved, the step stays charged).
+        another binding, or lies before the run's last; the domain is closed), ConditionFailed (an extra
+        write lost; `index` counts in `extra_writes`), InvalidRequest, NotFound, IntegrityError (the store is
+        older than the domain's anchor), Unavailable (if only the anchor could not be moved, the step stays
+        charged).
         """
         _check_arguments(step, binding, extra_writes)
         self._check_once(ref.scope)
         secret = self._secret(ref.scope)
-        tags = units.unit_tags(secret, units.checked_set(unit_ids))
+        ids = units.checked_set(unit_ids)
+        tags = units.unit_tags(secret, ids)
         asked = rules.Step(ref.run_id, step, tags, units.set_digest(secret, tags), binding)
         packed = units.pack(tags)
         sealed = self._vault.seal(ref.scope, ref.tags_part(step), packed)
@@ -197,10 +202,11 @@ class Ledger:
                 if stored is not None:
                     return self._stored_charge(ref, stored, asked)
                 row = rules.next_row(state, asked, self._clock_ms())
+            admitted = self._registration.admits_charge(ref.scope, ids, row)
             text = row.to_text()
             row_hash = sha256_hex(text)
             body = {"row": text, "hash": row_hash, "state": "reserved", **self._signed(row_hash, packed)}
-            charging = _charging(ref, state, row, row_hash)
+            charging = [*_charging(ref, state, row, row_hash), admitted]
             try:
                 self._items.write([*extra_writes, Put(ref.row_item(step), body, 0, sealed=sealed), *charging])
             except ConditionFailed as error:
@@ -208,8 +214,8 @@ class Ledger:
                     raise
                 _back_off(attempt)
                 continue
-            ids = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
-            logger.info("privacy step charged", extra={**ids, "epsilon": row.epsilon})
+            told = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
+            logger.info("privacy step charged", extra={**told, "epsilon": row.epsilon})
             self._anchoring.cover(ref, row, row_hash)
             return Charge.of(ref, row, row_hash)
         raise _busy(ref)
@@ -257,8 +263,9 @@ class Ledger:
             if self._items.get(ref.scope.key_item) is None:
                 writes.append(self._vault.new_key(ref.scope))
         rules.refuse_unfit(head, mechanism)
+        admitted = self._registration.admits_run(ref.scope, mechanism, head)
         head = head.with_run(ref.run_id, *mechanism.accounted(0))
-        writes.append(Put(head_item(ref.scope), head.to_body(), head.item_version))
+        writes += [Put(head_item(ref.scope), head.to_body(), head.item_version), admitted]
         return writes
 
     def _refuse_shared_secret(self, ref: RunRef, noise_key_id: str) -> None:
