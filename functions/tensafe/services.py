@@ -25,6 +25,8 @@ from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.submissions import Submissions
 from tensafe.operations.sweeper import Sweeper
 from tensafe.operations.worker_status import WorkerStatus
+from tensafe.privacy.domains import Domains
+from tensafe.privacy.reading import DomainReader
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
 from tensafe.storage.signing import Signer
@@ -69,6 +71,8 @@ class Services:
     retention: Retention
     api_keys: ApiKeys
     workers: WorkerStatus
+    domains: Domains
+    domain_reader: DomainReader
 
     def model(self, name: str) -> ModelInfo:
         """The base model of this name. Raises NotFound listing what there is."""
@@ -99,6 +103,7 @@ def wire(
     doorbell = Doorbell(ports.queues, ports.bell, leases)
     workers = WorkerStatus(ports.items, clock=clock_s)
     outcomes = Outcomes(stores, doorbell, clock_ms=clock_ms)
+    domains = Domains(ports.items, vault, clock_ms=clock_ms)
     checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
     return Services(
         ports=ports,
@@ -118,4 +123,6 @@ def wire(
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
         api_keys=ApiKeys(ports.items, clock=clock_s),
         workers=workers,
+        domains=domains,
+        domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),
     )

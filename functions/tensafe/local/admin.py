@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterable
@@ -17,8 +16,9 @@ from tensafe.operations.reader import snapshot_seq
 from tensafe.operations.records import Operation, OpState, StreamKind, StreamRecord, StreamState
 from tensafe.operations.streams import now_ms
 from tensafe.privacy.anchoring import Anchoring
-from tensafe.privacy.export import Exporter, rows_in_order
+from tensafe.privacy.export import rows_in_order
 from tensafe.privacy.ledger import show_domain as show_statement
+from tensafe.privacy.reading import row_fields
 from tensafe.privacy.records import head_item
 from tensafe.privacy.statements import DomainStatement
 from tensafe.services import Services
@@ -182,30 +182,19 @@ def ledger_rows(
     statement = show_domain(services, domain, tenant)
     scope = domain_scope(statement.tenant, statement.domain)
     last = deque(rows_in_order(services.ports.items, scope, up_to=statement.steps), maxlen=limit)
-    return [
-        {
-            **json.loads(str(item.body["row"])),
-            "state": item.body["state"],
-            "hash": item.body["hash"],
-            "key_id": item.body.get("key_id"),
-            "signature": item.body.get("signature"),
-        }
-        for item in last
-    ]
+    return [row_fields(item) for item in last]
 
 
 def export_ledger(services: Services, domain: str, tenant: str | None, output: Path) -> dict[str, JsonValue]:
     """Write the domain's signed ledger to a new file; what it is. Raises as `show_domain` and `Exporter`."""
     statement = show_domain(services, domain, tenant)
-    ports = services.ports
-    anchoring = Anchoring(ports.items, ports.anchors)
-    exporter = Exporter(ports.items, services.vault, ports.signer, anchoring)
-    write_new_file(output, exporter.lines(statement.tenant, statement.domain, at_ms=now_ms()))
+    lines = services.domain_reader.export(statement.tenant, statement.domain, at_ms=now_ms())
+    write_new_file(output, lines)
     return {
         "file": str(output),
         "tenant": statement.tenant,
         "domain": statement.domain,
-        "key_id": ports.signer.key_id,
+        "key_id": services.ports.signer.key_id,
     }
 
 

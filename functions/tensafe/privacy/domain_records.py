@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.privacy.manifest import Manifest
-from tensafe.storage.ports import Item, Items, JsonValue, Key
+from tensafe.storage.ports import Item, Items, JsonValue, Key, Put, Write
 from tensafe.vault.scope import Scope, domain_scope
 
 _VERSION: Final = 1
@@ -146,9 +146,20 @@ def page_part(page: int) -> str:
     return f"{PAGES_SORT}{page:06d}"
 
 
+def listing(items: Items, scope: Scope) -> list[Write]:
+    """The write that lists the domain among its tenant's, by name; none if it is listed."""
+    entry = Key(listing_partition(scope.tenant), name_of(scope))
+    return [] if items.get(entry) is not None else [Put(entry, {}, 0)]
+
+
 def listing_partition(tenant: str) -> str:
-    """The tenant's registered domains, by name."""
+    """The tenant's domains, registered or known by their names alone."""
     return f"tenant/{tenant}/domains"
+
+
+def name_of(scope: Scope) -> str:
+    """The domain's name."""
+    return scope.name.removeprefix(f"domain/{scope.tenant}/")
 
 
 def find_domain(items: Items, scope: Scope) -> Domain | None:
@@ -156,7 +167,7 @@ def find_domain(items: Items, scope: Scope) -> Domain | None:
     item = items.get(domain_item(scope))
     if item is None:
         return None
-    return Domain.from_item(scope.tenant, scope.name.removeprefix(f"domain/{scope.tenant}/"), item)
+    return Domain.from_item(scope.tenant, name_of(scope), item)
 
 
 def body_of_page(units: int, fingerprint: str) -> Mapping[str, JsonValue]:

@@ -33,6 +33,7 @@ from tensafe.privacy.domain_records import (
     check_domain_name,
     domain_item,
     find_domain,
+    listing,
     listing_partition,
     manifest_item,
     page_item,
@@ -192,11 +193,11 @@ class Domains:
             raise NotFound(f"no privacy domain {name[:128]!r} is registered")
         return domain
 
-    def of_tenant(self, tenant: str, *, limit: int = 100, after_name: str = "") -> list[Domain]:
-        """The tenant's registered domains by name, those behind `after_name`."""
+    def names(self, tenant: str, *, limit: int = 100, after_name: str = "") -> list[str]:
+        """The tenant's domains in order, those behind `after_name`; with those known by their names alone."""
         first = after(check_domain_name(after_name)) if after_name else ""
         entries = self._items.query(listing_partition(tenant), first=first, limit=limit)
-        return [self.get(tenant, entry.key.sort) for entry in entries]
+        return [entry.key.sort for entry in entries]
 
     def manifest(self, domain: Domain) -> Manifest:
         """The manifest that the domain is frozen with; kept for some minutes.
@@ -240,7 +241,7 @@ class Domains:
         sealed = self._vault.seal(scope, CONTENT_SECRET_PART, secret)
         return [
             Put(domain_item(scope), domain.to_body(), 0, sealed=sealed),
-            Put(Key(listing_partition(domain.tenant), domain.name), {}, 0),
+            *listing(self._items, scope),
             Check(head_item(scope), 0 if item is None else item.version),
         ]
 

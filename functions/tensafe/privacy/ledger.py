@@ -26,6 +26,7 @@ from tensafe.privacy import rules, units
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import RunCounts
+from tensafe.privacy.domain_records import listing
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
     STEP_MAX,
@@ -262,6 +263,7 @@ class Ledger:
             head = Head(mechanism.delta, 0, genesis(ref.scope, mechanism.delta))
             if self._items.get(ref.scope.key_item) is None:
                 writes.append(self._vault.new_key(ref.scope))
+            writes += listing(self._items, ref.scope)
         rules.refuse_unfit(head, mechanism)
         admitted = self._registration.admits_run(ref.scope, mechanism, head)
         head = head.with_run(ref.run_id, *mechanism.accounted(0))

@@ -199,8 +199,10 @@ def test_names_tenants_and_absence(domains: Domains) -> None:
         domains.get("other", "letters")
     registered(domains, page(1), name="b")
     registered(domains, page(1), name="a", tenant="other")
-    assert [domain.name for domain in domains.of_tenant("acme")] == ["b", "letters"]
-    assert [domain.name for domain in domains.of_tenant("acme", after_name="b")] == ["letters"]
+    assert domains.names("acme") == ["b", "letters"]
+    assert domains.names("acme", after_name="b") == ["letters"]
+    assert domains.names("acme", limit=1) == ["b"]
+    assert domains.names("nobody") == []
 
 
 def test_keys_of_content_hashes_are_the_domain_s_own(domains: Domains, items: Items, vault: Vault) -> None:
@@ -229,8 +231,10 @@ def test_a_name_with_a_ledger_is_registered_with_its_delta_and_within_its_budget
         domains.create("acme", "letters", TERMS.model_copy(update={"delta": 1e-6}))
     with pytest.raises(BudgetExceeded, match=r"spent epsilon 4\.37"):
         domains.create("acme", "letters", TERMS)
+    assert domains.names("acme") == ["letters"], "it is listed by its name"
     kept = domains.create("acme", "letters", TERMS.model_copy(update={"max_epsilon": 8.0}))
     assert kept.state == "registering"
+    assert domains.names("acme") == ["letters"]
 
 
 def test_another_manifest_or_record_is_noticed(domains: Domains, items: Items, vault: Vault) -> None:
