@@ -7,12 +7,12 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
-from tensafe.contracts.errors import NotFound
+from tensafe.contracts.errors import IntegrityError, InvalidRequest, NotFound
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.anchoring import Anchoring
-from tensafe.privacy.domain_records import Domain, DomainState
+from tensafe.privacy.domain_records import Domain, DomainState, check_domain_name
 from tensafe.privacy.domains import Domains
 from tensafe.privacy.export import Exporter
 from tensafe.privacy.ledger import show_domain
@@ -49,6 +49,15 @@ class Overview:
     registered: Domain | None
     spent: DomainStatement | None
 
+    @property
+    def delta(self) -> float:
+        """The domain's delta, from its terms or its ledger."""
+        if self.registered is not None:
+            return self.registered.terms.delta
+        if self.spent is None:
+            raise IntegrityError(f"privacy domain {self.name} has neither terms nor a ledger")
+        return self.spent.delta
+
 
 class DomainReader:
     """Reads the domains of one store. Whatever it tells of a ledger is held to its anchor first."""
@@ -63,13 +72,13 @@ class DomainReader:
 
     def show(self, tenant: str, name: str) -> Overview:
         """The domain. Raises NotFound, IntegrityError (the store is older than its anchor)."""
-        registered = self._domains.find(tenant, name)
+        registered = self._domains.find(tenant, _possible(name))
         try:
             spent = show_domain(self._items, self._anchoring, tenant, name)
         except NotFound:
             spent = None
         if registered is None and spent is None:
-            raise NotFound(f"there is no privacy domain {name[:128]!r}")
+            raise _absent(name)
         return Overview(tenant, name, registered, spent)
 
     def summaries(self, tenant: str, *, limit: int = 100, after_name: str = "") -> list[Summary]:
@@ -91,18 +100,22 @@ class DomainReader:
 
     def export(self, tenant: str, name: str, *, at_ms: int) -> Iterator[bytes]:
         """The lines that `tensafe privacy verify` takes. Raises NotFound for a ledger without a run."""
-        return self._exporter.lines(tenant, name, at_ms=at_ms)
+        return self._exporter.lines(tenant, _possible(name), at_ms=at_ms)
 
     def _summary(self, tenant: str, name: str) -> Summary:
         domain = self._domains.find(tenant, name)
         item = self._items.get(head_item(domain_scope(tenant, name)))
         head = None if item is None else Head.from_item(item)
-        if head is None and domain is None:
-            raise NotFound(f"there is no privacy domain {name!r}")
+        if head is not None:
+            delta = head.delta
+        elif domain is not None:
+            delta = domain.terms.delta
+        else:
+            raise IntegrityError(f"privacy domain {name} is listed, and has neither terms nor a ledger")
         return Summary(
             name=name,
             state="unregistered" if domain is None else domain.state,
-            delta=head.delta if domain is None and head is not None else cast(Domain, domain).terms.delta,
+            delta=delta,
             epsilon=0.0 if head is None else epsilon(head.runs, head.delta),
             steps=0 if head is None else head.seq,
             runs=0 if head is None else len(head.runs),
@@ -110,6 +123,18 @@ class DomainReader:
             max_epsilon=None if domain is None else domain.terms.max_epsilon,
             warnings=() if domain is None else domain.warnings,
         )
+
+
+def _possible(name: str) -> str:
+    """The name if any domain could have it. Raises NotFound."""
+    try:
+        return check_domain_name(name)
+    except InvalidRequest:
+        raise _absent(name) from None
+
+
+def _absent(name: str) -> NotFound:
+    return NotFound(f"there is no privacy domain {name[:128]!r}")
 
 
 def row_fields(item: Item) -> dict[str, JsonValue]:
