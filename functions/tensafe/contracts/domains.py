@@ -10,6 +10,9 @@ from tensafe.contracts.training import Strict
 
 MAX_MANIFEST_UNITS: Final = 10_000_000
 """A manifest of this many units is a blob of 400 MB."""
+MAX_PAGE_UNITS: Final = 8192
+"""Entries of one page of units, 40 bytes each: sealed, it is one item of at most 400 KB."""
+MAX_PAGES: Final = 10_000
 
 
 class DomainTerms(Strict):

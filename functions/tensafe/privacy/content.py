@@ -79,11 +79,15 @@ def unit_content_hash(key: bytes, unit_id: int, data: Sequence[Datum]) -> bytes:
 
     `key` is the domain's content key. Raises InvalidRequest for a unit without data.
     """
-    if not data:
+    return unit_hash_of_digests(key, unit_id, [datum_digest(datum) for datum in data])
+
+
+def unit_hash_of_digests(key: bytes, unit_id: int, digests: Sequence[bytes]) -> bytes:
+    """`unit_content_hash` from the digests of the unit's data (`datum_digest`), in any order."""
+    if not digests:
         raise InvalidRequest("a unit has at least one datum")
-    digests = sorted(map(datum_digest, data))
     head = _UNIT_LABEL + struct.pack("<qQ", unit_id, len(digests))
-    return hmac.digest(key, head + b"".join(digests), "sha256")
+    return hmac.digest(key, head + b"".join(sorted(digests)), "sha256")
 
 
 def same_hash(left: bytes, right: bytes) -> bool:

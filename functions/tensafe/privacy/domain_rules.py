@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from tensafe.contracts.domains import MAX_PAGE_UNITS, MAX_PAGES
 from tensafe.contracts.errors import BudgetExceeded, Conflict, InvalidRequest, PayloadTooLarge
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.domain_records import Domain
 from tensafe.privacy.manifest import ENTRY_BYTES
 from tensafe.privacy.records import Head
 
-MAX_PAGE_UNITS: Final = 8192
-"""Entries of one page: sealed, it is one item of at most 400 KB."""
-MAX_PAGES: Final = 10_000
 DOMAIN_CLOSED: Final = "privacy_domain_closed"
 DOMAIN_NOT_OPEN: Final = "privacy_domain_not_open"
 

@@ -17,7 +17,6 @@ from typing import Final, cast
 from tensafe.contracts.domains import MAX_MANIFEST_UNITS, DomainTerms
 from tensafe.contracts.errors import (
     Conflict,
-    IntegrityError,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -49,7 +48,7 @@ from tensafe.privacy.domain_rules import (
 )
 from tensafe.privacy.manifest import ENTRY_BYTES, Manifest, ManifestBuilder
 from tensafe.privacy.manifest_cache import ManifestCache
-from tensafe.privacy.manifest_store import load_manifest, store_manifest
+from tensafe.privacy.manifest_store import held_manifest, holding, load_manifest, store_manifest
 from tensafe.privacy.records import Head, head_item
 from tensafe.storage.ports import (
     Check,
@@ -57,12 +56,11 @@ from tensafe.storage.ports import (
     Delete,
     Item,
     Items,
-    Key,
     Put,
     Write,
 )
 from tensafe.vault.scope import Scope, domain_scope
-from tensafe.vault.vault import Stored, Vault
+from tensafe.vault.vault import Vault
 
 CONTENT_SECRET_PART: Final = "content-secret"  # noqa: S105 - what is sealed, not the secret
 _ATTEMPTS: Final = 200
@@ -150,6 +148,25 @@ class Domains:
             return self.get(tenant, name)
         raise _busy(name)
 
+    def remove_units(self, tenant: str, name: str, page: int) -> Domain:
+        """Take a page away, such as one of an earlier, longer upload; again, it does nothing.
+
+        Raises NotFound, Conflict (not `registering`).
+        """
+        for attempt in range(_ATTEMPTS):
+            domain = self.get(tenant, name)
+            require_registering(domain)
+            stored = self._items.get(page_item(domain.scope, page))
+            if stored is None:
+                return domain
+            units = domain.units - int(cast(int, stored.body["units"]))
+            changed = replace(domain, units=units, pages=domain.pages - 1)
+            try:
+                self._items.write([Delete(stored.key, stored.version), _put(changed)])
+            except ConditionFailed:
+                _back_off(attempt)
+        raise _busy(name)
+
     def finish(self, tenant: str, name: str, *, units: int | None = None, root: str | None = None) -> Domain:
         """Freeze the domain with the manifest of its pages and open it; again, it does nothing.
 
@@ -168,11 +185,10 @@ class Domains:
             manifest = self._build(domain)
             finished = domain.finished(manifest)
             refuse_other(finished, units, root)
-            holder = manifest_item(domain.scope)
-            announce = Announcement(self._items, holder, self._clock_ms)
+            announce = Announcement(self._items, manifest_item(domain.scope), self._clock_ms)
             stored = store_manifest(self._vault, domain.scope, manifest, announce=announce)
             try:
-                self._items.write([_put(finished), *_holding(holder, stored), *announce.claiming])
+                self._items.write([_put(finished), holding(domain.scope, stored), *announce.claiming])
             except ConditionFailed:
                 _back_off(attempt)  # a page has come or gone: what was built is not the domain
                 continue
@@ -272,21 +288,12 @@ class Domains:
             self._items.write([Delete(item.key, None)])
 
     def _load(self, domain: Domain, digest: str) -> Manifest:
-        item = self._items.get(manifest_item(domain.scope))
-        if item is None:
-            raise IntegrityError(f"the manifest of privacy domain {domain.name} is missing")
-        blob_key = cast("str | None", item.body["blob"])
-        stored = Stored(item.sealed, blob_key, int(cast(int, item.body["manifest_size_bytes"])))
+        stored = held_manifest(self._items, domain.scope)
         return load_manifest(self._vault, domain.scope, stored, digest)
 
 
 def _put(domain: Domain) -> Put:
     return Put(domain_item(domain.scope), domain.to_body(), domain.item_version, sealed=domain.sealed_secret)
-
-
-def _holding(holder: Key, stored: Stored) -> list[Write]:
-    body = {"blob": stored.blob_key, "manifest_size_bytes": stored.size_bytes}
-    return [Put(holder, {**body}, 0, sealed=stored.inline)]
 
 
 def _back_off(attempt: int) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -72,6 +73,11 @@ class Manifest:
     def entry(self, index: int) -> bytes:
         """Entry `index` as it is stored and hashed: 40 bytes."""
         return bytes(self._leaf(index))
+
+    def pages(self, units: int) -> Iterator[bytes]:
+        """All entries in order, `units` of them at a time."""
+        size = units * ENTRY_BYTES
+        return (bytes(self._bytes[at : at + size]) for at in range(0, len(self._bytes), size))
 
     def content_hash(self, index: int) -> bytes:
         """The content hash of entry `index`: 32 bytes."""

@@ -1,12 +1,14 @@
-"""A manifest as a sealed blob under its domain's data key."""
+"""A manifest as a sealed blob under its domain's data key, and the item that names it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from tensafe.contracts.errors import IntegrityError
+from tensafe.privacy.domain_records import manifest_item
 from tensafe.privacy.manifest import Manifest
+from tensafe.storage.ports import Items, Put
 from tensafe.vault.scope import Scope
 from tensafe.vault.vault import Stored, Vault
 
@@ -32,3 +34,18 @@ def load_manifest(vault: Vault, scope: Scope, stored: Stored, digest: str) -> Ma
     if manifest.digest != digest:
         raise IntegrityError("this is not the manifest that the privacy domain was registered with")
     return manifest
+
+
+def holding(scope: Scope, stored: Stored) -> Put:
+    """The write that makes the stored manifest the domain's; there is but one."""
+    body = {"blob": stored.blob_key, "manifest_size_bytes": stored.size_bytes}
+    return Put(manifest_item(scope), {**body}, 0, sealed=stored.inline)
+
+
+def held_manifest(items: Items, scope: Scope) -> Stored:
+    """Where the domain's manifest is. Raises IntegrityError if it has none."""
+    item = items.get(manifest_item(scope))
+    if item is None:
+        raise IntegrityError(f"the manifest of {scope.name} is missing")
+    size_bytes = int(cast(int, item.body["manifest_size_bytes"]))
+    return Stored(item.sealed, cast("str | None", item.body["blob"]), size_bytes)

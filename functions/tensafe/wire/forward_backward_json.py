@@ -32,6 +32,10 @@ class DatumJson(RequestModel):
     loss_fn_inputs: dict[str, TensorJson]
     dp_unit_id: int | None = Field(default=None, ge=-_INT64_MAX - 1, le=_INT64_MAX)
 
+    def to_datum(self, field: str, limits: WireLimits = _DEFAULT_LIMITS) -> Datum:
+        """The contract object of this example alone; `field` names it in errors."""
+        return _to_datum(self, field, ElementBudget(limits.elements))
+
 
 class ForwardBackwardJson(RequestModel):
     """The body of a forward_backward call on the native face."""

@@ -98,6 +98,8 @@ def test_what_is_wrong_is_named_and_nothing_is_kept(http: TestClient) -> None:
     http.put(f"{LETTERS}/units/0", content=page(5, 6, 5))
     assert code(http.post(f"{LETTERS}/finish", json={})) == (422, "invalid_request", "units[2]")
     http.put(f"{LETTERS}/units/0", content=page(5, 6))
+    assert http.put(f"{LETTERS}/units/1", content=page(7)).json()["units"] == 3
+    assert http.delete(f"{LETTERS}/units/1").json()["units"] == 2
     assert code(http.post(f"{LETTERS}/finish", json={"units": 3})) == (422, "invalid_request", "units")
     assert code(http.post(f"{LETTERS}/finish", json={"n": 3})) == (422, "invalid_request", "n")
     assert code(http.get(f"{LETTERS}/plan?batch_size=1&epochs=1"))[:2] == (409, "privacy_domain_not_open")
@@ -180,6 +182,7 @@ def test_a_plan_takes_n_and_delta_from_the_domain(http: TestClient) -> None:
     [
         ("GET", ""),
         ("PUT", "/units/0"),
+        ("DELETE", "/units/0"),
         ("POST", "/finish"),
         ("POST", "/close"),
         ("GET", "/content_key"),

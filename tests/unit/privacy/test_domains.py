@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tensafe.contracts.domains import DomainTerms
+from tensafe.contracts.domains import MAX_PAGE_UNITS, MAX_PAGES, DomainTerms
 from tensafe.contracts.errors import (
     BudgetExceeded,
     Conflict,
@@ -132,6 +132,15 @@ def test_a_page_is_replaced_while_the_domain_is_registered(domains: Domains) -> 
     assert domains.finish("acme", "letters").units == 3
 
 
+def test_a_page_is_taken_away_while_the_domain_is_registered(domains: Domains) -> None:
+    registered(domains, page(1, 2), page(3), page(9))
+    for _ in range(2):
+        assert domains.remove_units("acme", "letters", 2).units == 3
+    assert domains.finish("acme", "letters", units=3).pages == 2
+    with pytest.raises(Conflict):
+        domains.remove_units("acme", "letters", 0)
+
+
 def test_missing_pages_and_no_units_are_refused(domains: Domains) -> None:
     registered(domains)
     with pytest.raises(InvalidRequest, match="at least one unit"):
@@ -162,8 +171,8 @@ def test_it_is_frozen_only_as_the_owner_computed_it(domains: Domains) -> None:
         (0, b"", InvalidRequest),
         (0, b"x" * 41, InvalidRequest),
         (-1, page(1), InvalidRequest),
-        (domain_rules.MAX_PAGES, page(1), InvalidRequest),
-        (0, b"x" * 40 * (domain_rules.MAX_PAGE_UNITS + 1), PayloadTooLarge),
+        (MAX_PAGES, page(1), InvalidRequest),
+        (0, b"x" * 40 * (MAX_PAGE_UNITS + 1), PayloadTooLarge),
     ],
 )
 def test_a_page_that_is_none_is_refused(
@@ -178,7 +187,7 @@ def test_a_page_that_is_none_is_refused(
 def test_a_full_page_fits_and_a_large_manifest_is_a_blob(
     domains: Domains, items: Items, blobs: MemoryBlobs
 ) -> None:
-    full = domain_rules.MAX_PAGE_UNITS
+    full = MAX_PAGE_UNITS
     registered(domains, page(*range(full)))
     domain = domains.finish("acme", "letters")
     stored = items.get(manifest_item(domain.scope))

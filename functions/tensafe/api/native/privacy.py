@@ -25,9 +25,10 @@ from tensafe.api.native.privacy_models import (
 )
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.auth.keys import Principal
+from tensafe.contracts.domains import MAX_PAGE_UNITS, MAX_PAGES
 from tensafe.contracts.errors import TooManyRequests
 from tensafe.operations.streams import now_ms
-from tensafe.privacy.domain_rules import MAX_PAGE_UNITS, MAX_PAGES, require_open
+from tensafe.privacy.domain_rules import require_open
 from tensafe.privacy.manifest import ENTRY_BYTES
 from tensafe.privacy.planner import Question, plan
 
@@ -86,6 +87,18 @@ async def put_units(
     """
     entries = await context.body(request, max_bytes=MAX_PAGE_UNITS * ENTRY_BYTES)
     await context.call(context.services.domains.add_units, principal.tenant, name, page, entries)
+    return await _shown(context, principal, name)
+
+
+@router.delete("/{name}/units/{page}")
+async def remove_units(
+    name: Name,
+    page: Annotated[int, Path(ge=0, lt=MAX_PAGES)],
+    principal: TrainCaller,
+    context: Edge,
+) -> PrivacyDomain:
+    """Take a page away that was sent by mistake; again, it does nothing."""
+    await context.call(context.services.domains.remove_units, principal.tenant, name, page)
     return await _shown(context, principal, name)
 
 
