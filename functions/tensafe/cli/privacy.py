@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
-from tensafe.cli import privacy_evidence
+from tensafe.cli import privacy_domains, privacy_evidence, privacy_statement
 from tensafe.cli.options import AsJson, DataDir, KeyFile, opened
 from tensafe.cli.output import print_object, print_rows, utc
 
@@ -34,18 +34,38 @@ def show(
     tenant: DomainTenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the privacy loss of all that a domain's runs have released."""
+    """Show how a domain is registered, and the privacy loss of all that its runs have released."""
     from dataclasses import asdict
 
     with opened(data_dir, key_file, doing="accounting") as services:
-        from tensafe.local.admin import show_domain
+        from tensafe.local.domain_admin import find_overview
 
-        statement = asdict(show_domain(services, domain, tenant))
-    runs = [dict(run) for run in statement.pop("runs")]
+        overview = find_overview(services, domain, tenant)
+    spent, registered = overview.spent, overview.registered
+    runs = [asdict(run) for run in spent.runs] if spent else []
+    facts: dict[str, object] = {
+        "tenant": overview.tenant,
+        "domain": overview.name,
+        "state": registered.state if registered else "unregistered",
+        "delta": overview.delta,
+        "epsilon": spent.epsilon if spent else 0.0,
+        "steps": spent.steps if spent else 0,
+        "head_hash": spent.head_hash if spent else None,
+    }
+    if registered is not None:
+        facts |= {
+            **registered.terms.model_dump(exclude={"delta"}),
+            "units": registered.units,
+            "root": registered.root,
+            "manifest_digest": registered.manifest_digest,
+            "warnings": list(registered.warnings),
+            "created": utc(registered.created_ms),
+            "closed": utc(registered.closed_ms),
+        }
     if as_json:
-        print_object({**statement, "runs": runs}, as_json=True)
+        print_object({**facts, "runs": runs}, as_json=True)
         return
-    print_object(statement, as_json=False)
+    print_object(facts, as_json=False)
     columns = ("run_id", "epsilon", "steps", "participations", "max_participations", "noise_multiplier")
     typer.echo("")
     print_rows(runs, as_json=False, columns=columns, empty="no runs")
@@ -73,4 +93,6 @@ def ledger(
     print_rows(rows, as_json=as_json, columns=columns, empty="no step was charged yet")
 
 
+privacy_domains.register(app)
+privacy_statement.register(app)
 privacy_evidence.register(app)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Final
 
 import typer
 
@@ -19,6 +20,12 @@ from tensafe.cli.options import (
 )
 from tensafe.cli.output import print_object, print_rows, progress, utc
 from tensafe.contracts.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tensafe.privacy.verify_replay import Report
+    from tensafe.storage.signing import PublicKey
+
+_STATEMENT_MAX_CHARS: Final = 1024 * 1024
 
 
 def export(
@@ -55,6 +62,12 @@ def verify(
             "--key-id", metavar="ID", help="Trust the key of this id that the file brings. Repeatable."
         ),
     ] = None,
+    statement: Annotated[
+        Path | None,
+        typer.Option(
+            "--statement", metavar="FILE", help="Hold this privacy statement to the ledger too (its JSON)."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check an exported ledger offline: chain, signatures, counts, budgets and epsilon.
@@ -80,7 +93,10 @@ def verify(
             if key_id:
                 trusted |= keys_of(exported, frozenset(key_id))
                 exported.seek(0)
-            report = asdict(check(exported, trusted))
+            found = check(exported, trusted)
+            if statement is not None:
+                _hold(statement, exported, found, trusted)
+            report = asdict(found)
         except LedgerRefused as error:
             if as_json:
                 print_object({"valid": False, "where": error.where, "problem": error.problem}, as_json=True)
@@ -102,6 +118,25 @@ def verify(
     )
     typer.echo("")
     print_rows(runs, as_json=False, columns=columns, empty="no runs")
+
+
+def _hold(statement: Path, exported: BinaryIO, report: Report, trusted: Mapping[str, PublicKey]) -> None:
+    """Check the statement's signature, and its numbers against the replayed rows."""
+    import json
+
+    from tensafe.privacy.artifact_statement import check_statement
+    from tensafe.privacy.statement_check import check_against_ledger
+
+    try:
+        said = json.loads(_read(statement, _STATEMENT_MAX_CHARS))
+    except ValueError:
+        raise InvalidRequest(
+            f"{statement} is not JSON; `tensafe privacy statement --json` prints it"
+        ) from None
+    if not isinstance(said, dict):
+        raise InvalidRequest(f"{statement} is not a privacy statement")
+    check_statement(said, trusted)
+    check_against_ledger(said, exported, report)
 
 
 def public_key(data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False) -> None:

@@ -17,6 +17,8 @@ from tensafe.vault.artifacts import ArtifactRef, Artifacts
 
 UNLISTED: Final = "session-weights-"
 """How names of unlisted sampler weights begin: thousands lie together, and listings step over them."""
+STATEMENT: Final = "privacy"
+"""Where `details` hold the artifact's privacy statement."""
 UNUSED_S: Final = 86_400
 """How long the unlisted weights of a sampling session outlive their last use."""
 _USE_NOTED_MS: Final = 3_600_000
@@ -295,6 +297,14 @@ class Checkpoints:
 
     def _expired(self, checkpoint: Checkpoint) -> bool:
         return checkpoint.expires_ms is not None and checkpoint.expires_ms <= self._clock_ms()
+
+
+def statement_of(checkpoint: Checkpoint) -> dict[str, JsonValue]:
+    """The privacy statement that the artifact was saved with. Raises NotFound for one of before."""
+    statement = checkpoint.details.get(STATEMENT)
+    if not isinstance(statement, dict):
+        raise NotFound("this artifact was saved by a release that made no privacy statements; save it again")
+    return statement
 
 
 def item_key(run_id: str, kind: CheckpointKind, name: str) -> Key:

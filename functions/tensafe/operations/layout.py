@@ -7,6 +7,7 @@
       part/<seq>/<try>/<n>      what it has produced so far, for whoever watches; expires
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
+      loaded/<seq>              what a load brought into the run's weights
       sampler/<id>              a sampling session with weights of the run
       set-aside/<letter>        a dead letter of the stream; sorts behind op/
     tenant/<tenant>/runs        listing: newest last
@@ -37,6 +38,7 @@ UNSEEN_MS: Final = 30 * 86_400_000
 """How long a session that nobody uses is kept."""
 DEAD: Final = "dead"
 SET_ASIDE: Final = "set-aside/"
+LOADED: Final = "loaded/"
 SEQ_MAX: Final = 9 * 10**18 - 1
 """Below 2**63; a clone of a sampling client numbers its requests from a multiple of 10**9."""
 
@@ -79,6 +81,11 @@ def result_item(stream_id: str, seq: int) -> Key:
 def part_item(stream_id: str, seq: int, attempt: int, number: int) -> Key:
     """A sealed part of what one try of an operation has produced so far."""
     return Key(stream_partition(stream_id), f"part/{seq:019d}/{attempt:06d}/{number:06d}")
+
+
+def loaded_item(run_id: str, seq: int) -> Key:
+    """What the weights began from that operation `seq` of the run has loaded."""
+    return Key(stream_partition(run_id), f"{LOADED}{seq:019d}")
 
 
 def done_sort(clone: int, cursor: int) -> str:

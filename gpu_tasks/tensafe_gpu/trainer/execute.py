@@ -38,6 +38,7 @@ from tensafe_gpu.trainer.method import Method
 from tensafe_gpu.trainer.private_steps import PrivateSteps
 from tensafe_gpu.trainer.saving import Saver
 from tensafe_gpu.trainer.state import RunState
+from tensafe_gpu.trainer.statements import loading
 
 Logprobs = Sequence[npt.NDArray[np.float32]]
 _Payload = TypeVar("_Payload", bound=Strict)
@@ -73,7 +74,7 @@ class Executor:
         if kind is OpKind.CREATE:
             return self._create(run, payload)
         if kind is OpKind.LOAD:
-            return self._load(run, payload)
+            return self._load(run, operation.seq, payload)
         if kind is OpKind.NOOP:
             return Executed(_json({}))
         if run.state is None:
@@ -119,10 +120,11 @@ class Executor:
         run.state = self._engine.create(request.lora, Method.of(request.optimizer))
         return Executed(_json({"type": "create_model", "model_id": run.stream.stream_id}), writes)
 
-    def _load(self, run: HotRun, payload: bytes) -> Executed:
+    def _load(self, run: HotRun, seq: int, payload: bytes) -> Executed:
         request = _parse(LoadPayload, payload)
-        state = load_checkpoint(self._services, self._engine, run.stream, request)
-        writes = self._open_private(run, request.optimizer)
+        state, checkpoint = load_checkpoint(self._services, self._engine, run.stream, request)
+        note = loading(run.stream.stream_id, seq, checkpoint)
+        writes = [*self._open_private(run, request.optimizer), note]
         run.state = state
         result = _json({"type": "load_weights", "model_id": run.stream.stream_id, "path": _path(request)})
         return Executed(result, writes, with_snapshot=True)

@@ -17,8 +17,8 @@ from tensafe_gpu.trainer.state import RunState
 
 def load_checkpoint(
     services: Services, engine: Engine, stream: StreamRecord, request: LoadPayload
-) -> RunState:
-    """The checkpoint's state, or its weights with a fresh optimizer.
+) -> tuple[RunState, Checkpoint]:
+    """The checkpoint's state, or its weights with a fresh optimizer; and the checkpoint.
 
     A private run begins from what differential privacy protects already, or from weights that its owner
     declares to hold nothing of the data. Raises NotFound (also for another tenant's), Gone, InvalidRequest
@@ -37,9 +37,9 @@ def load_checkpoint(
     method = Method.of(request.optimizer)
     if kind is CheckpointKind.SAMPLER:
         state = import_peft(unpack_files(data), engine.base, seed=request.lora.seed, method=method)
-        return _able_to_learn(state)
+        return _able_to_learn(state), checkpoint
     if not request.with_optimizer:
-        return _able_to_learn(RunState.load_weights(data, engine.base, method))
+        return _able_to_learn(RunState.load_weights(data, engine.base, method)), checkpoint
     state = RunState.load(data, engine.base)
     if state.method != method:
         raise InvalidRequest(
@@ -49,7 +49,7 @@ def load_checkpoint(
         )
     if state.pending_data and isinstance(request.optimizer, PrivateConfig):
         raise InvalidRequest("the checkpoint holds a gradient that was never clipped", field="path")
-    return state
+    return state, checkpoint
 
 
 def _able_to_learn(state: RunState) -> RunState:

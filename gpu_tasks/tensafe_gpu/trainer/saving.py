@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from tensafe.contracts.errors import Conflict, IntegrityError
 from tensafe.contracts.payloads import SavePayload
-from tensafe.operations.checkpoints import UNUSED_S, Checkpoint, CheckpointKind, item_key
+from tensafe.operations.checkpoints import STATEMENT, UNUSED_S, Checkpoint, CheckpointKind, item_key
 from tensafe.operations.records import OpKind, StreamKind
 from tensafe.operations.streams import now_ms
 from tensafe.operations.unclaimed import Announcement
 from tensafe.packages.bundle import pack_files
 from tensafe.packages.recipients import encrypt_files
+from tensafe.privacy.artifact_statement import JSON_FILE, TEXT_FILE, ArtifactFacts, Statement
+from tensafe.privacy.statement_text import text_of
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue, Write
 from tensafe.vault.artifacts import ArtifactRef
@@ -22,12 +24,15 @@ from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.peft_format import export_peft
 from tensafe_gpu.trainer.state import RunState
+from tensafe_gpu.trainer.statements import Statements, digests
 
 _KINDS: Mapping[OpKind, CheckpointKind] = {
     OpKind.SAVE: CheckpointKind.TRAINING,
     OpKind.SAVE_SAMPLER: CheckpointKind.SAMPLER,
     OpKind.SAVE_EXTERNAL: CheckpointKind.EXTERNAL,
 }
+_STATE = "state.safetensors"
+"""How a statement calls the bytes of a training checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Saver:
     def __init__(self, services: Services, engine: Engine) -> None:
         self._services = services
         self._engine = engine
+        self._statements = Statements(services)
 
     def save(self, run: HotRun, op_kind: OpKind, request: SavePayload) -> Saved:
         """Write the artifact durably; the caller's transaction makes it known.
@@ -66,13 +72,14 @@ class Saver:
         part = f"ckpt/{kind.value}/{request.name}"
         holder = item_key(run.stream.stream_id, kind, request.name)
         announce = Announcement(self._services.ports.items, holder, now_ms)
-        ref = self._services.artifacts.write(
-            run.stream.scope,
-            part,
-            self._data(state, op_kind, run, request),
-            announce=announce,
-        )
         unlisted, created_ms = request.sampling_session_id is not None, now_ms()
+        files = (
+            {_STATE: state.dump()} if op_kind is OpKind.SAVE else export_peft(state, run.stream.base_model)
+        )
+        facts = _facts(run, kind, request, files, created_ms)
+        statement = self._statements.of(run, facts)
+        data = _packed(files, op_kind, request, statement)
+        ref = self._services.artifacts.write(run.stream.scope, part, data, announce=announce)
         idle_s = UNUSED_S if unlisted and request.ttl_s is None else None
         lasts_s = request.ttl_s or idle_s
         checkpoint = Checkpoint(
@@ -83,12 +90,12 @@ class Saver:
             base_model=run.stream.base_model,
             created_ms=created_ms,
             ref=ref,
-            artifact_id=f"art-{secrets.token_hex(12)}",
+            artifact_id=facts.artifact_id,
             user_metadata=request.user_metadata,
             expires_ms=created_ms + lasts_s * 1000 if lasts_s else None,
             ephemeral=unlisted,
             idle_s=idle_s,
-            details=self._details(run, state),
+            details={**self._details(run, state), STATEMENT: statement},
         )
         try:
             writes = self._services.checkpoints.saving(checkpoint, overwrite=request.overwrite)
@@ -122,14 +129,36 @@ class Saver:
         if self._services.streams.find(session_id) is not None:
             raise Conflict("this sampling_session_seq_id is in use", field="sampling_session_seq_id")
 
-    def _data(self, state: RunState, op_kind: OpKind, run: HotRun, request: SavePayload) -> bytes:
-        if op_kind is OpKind.SAVE:
-            return state.dump()
-        files = export_peft(state, run.stream.base_model)
-        if op_kind is OpKind.SAVE_EXTERNAL and request.age_recipients:
-            files = encrypt_files(files, request.age_recipients)
-        return pack_files(files)
-
     def _details(self, run: HotRun, state: RunState) -> dict[str, JsonValue]:
         spec: JsonValue = json.loads(state.spec.model_dump_json())
         return {"lora": spec, "optimizer": run.stream.spec.get("optimizer"), "step": state.step}
+
+
+def _facts(
+    run: HotRun, kind: CheckpointKind, request: SavePayload, files: Mapping[str, bytes], saved_ms: int
+) -> ArtifactFacts:
+    """The artifact as its statement names it, with an id of its own."""
+    return ArtifactFacts(
+        artifact_id=f"art-{secrets.token_hex(12)}",
+        path=f"tinker://{run.stream.stream_id}/{kind.value}/{request.name}",
+        kind=kind.value,
+        run_id=run.stream.stream_id,
+        tenant=run.stream.tenant,
+        base_model=run.stream.base_model,
+        saved_ms=saved_ms,
+        files=digests(files),
+    )
+
+
+def _packed(files: Mapping[str, bytes], op_kind: OpKind, request: SavePayload, statement: Statement) -> bytes:
+    """The artifact's bytes. An export leaves the service, and takes its privacy statement along."""
+    if op_kind is OpKind.SAVE:
+        return files[_STATE]
+    if op_kind is not OpKind.SAVE_EXTERNAL:
+        return pack_files(files)
+    told = {
+        **files,
+        JSON_FILE: (json.dumps(statement, indent=2, sort_keys=True) + "\n").encode(),
+        TEXT_FILE: text_of(statement).encode(),
+    }
+    return pack_files(encrypt_files(told, request.age_recipients) if request.age_recipients else told)

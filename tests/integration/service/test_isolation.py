@@ -95,6 +95,7 @@ ASKS: dict[str, Ask] = {
     "native sample's result": call("GET", "/v1/futures/{n.sampler}:1/result"),
     "artifact": call("GET", "/v1/artifacts/{n.artifact}"),
     "artifact content": call("GET", "/v1/artifacts/{n.artifact}/content"),
+    "privacy statement": call("GET", "/v1/artifacts/{n.artifact}/privacy_statement"),
     "get_info": post("/api/v1/get_info", lambda n: {"model_id": n.run}),
     "forward_backward": lambda client, n: client.data(training_message(n.run, 20)),
     "optim_step": lambda client, n: client.step(n.run, 20),

@@ -82,7 +82,13 @@ def test_an_encrypted_export_opens_for_its_recipient_alone(
         .path
     )
     urls = client.create_rest_client().get_external_weights_urls(path).result().urls
-    assert sorted(urls) == ["adapter_config.json.age", "adapter_model.safetensors.age"]
+    names = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "privacy_statement.json",
+        "privacy_statement.txt",
+    ]
+    assert sorted(urls) == [f"{name}.age" for name in names]
     sealed = httpx.get(urls["adapter_config.json.age"]).raise_for_status().content
     assert b"peft_type" in pyrage.decrypt(sealed, [identity])
     with pytest.raises(pyrage.DecryptError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -10,7 +12,7 @@ from tensafe.api.native.models import Artifact
 from tensafe.api.openapi import ERRORS
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import InvalidRequest, NotFound
-from tensafe.operations.checkpoints import Checkpoint
+from tensafe.operations.checkpoints import Checkpoint, statement_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], responses=ERRORS)
 
@@ -33,6 +35,12 @@ async def content(artifact_id: str, principal: TrainCaller, context: Edge) -> Re
     stream = services.streams.get(checkpoint.run_id, principal.tenant)
     data = await context.call(services.checkpoints.read, stream, checkpoint)
     return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{artifact_id}/privacy_statement")
+async def privacy_statement(artifact_id: str, principal: TrainCaller, context: Edge) -> dict[str, Any]:
+    """What the artifact's privacy is, signed when it was saved (docs/privacy.md, "Statements")."""
+    return statement_of(_artifact(context, principal, artifact_id))
 
 
 def _artifact(context: Context, principal: Principal, artifact_id: str) -> Checkpoint:

@@ -1,0 +1,81 @@
+"""Holds a privacy statement to an exported ledger that `verify` has replayed: same row, same numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from tensafe.privacy.closed_form import is_epsilon
+from tensafe.privacy.records import genesis
+from tensafe.privacy.verify_forms import LedgerRefused
+from tensafe.privacy.verify_replay import Report
+from tensafe.vault.scope import domain_scope
+
+_WHERE: Final = "statement"
+_TOLERANCE: Final = 1e-6
+"""Relative; as the replay's for the same root found by another release."""
+
+
+def check_against_ledger(statement: Mapping[str, Any], ledger: BinaryIO, report: Report) -> None:
+    """Raise LedgerRefused unless the statement says what the ledger's rows say up to the row that it names.
+
+    `ledger` is an export, and `report` what `verify` found in it. The statement's signature is checked apart
+    (`artifact_statement.check_statement`).
+    """
+    if not statement["private"]:
+        raise LedgerRefused(_WHERE, "it is that of an artifact without differential privacy")
+    artifact, spent = statement["artifact"], statement["spent"]
+    _same("tenant", artifact["tenant"], report.tenant)
+    _same("domain", statement["domain"]["name"], report.domain)
+    _same("delta", spent["delta"], report.delta)
+    named = int(statement["ledger"]["rows"])
+    if named > report.rows:
+        raise LedgerRefused(_WHERE, f"it names row {named}, and the ledger was exported at row {report.rows}")
+    scope = domain_scope(report.tenant, report.domain)
+    at: dict[str, Any] = {"hash": genesis(scope, report.delta), "epsilon": 0.0}
+    own: dict[str, Any] = {"run_epsilon": 0.0, "participations": 0}
+    steps, frozen = 0, None
+    for line in _lines(ledger):
+        if line["type"] == "header":
+            frozen = line["runs"].get(artifact["run_id"], {}).get("mechanism")
+        if line["type"] != "row":
+            continue
+        row = json.loads(line["row"])
+        if row["seq"] > named:
+            break
+        at = {**row, "hash": line["hash"]}
+        if row["run_id"] == artifact["run_id"]:
+            own, steps = row, steps + 1
+    _same("mechanism", statement["mechanism"], frozen)
+    _same("head_hash", statement["ledger"]["head_hash"], at["hash"])
+    _close("epsilon", spent["epsilon"], at["epsilon"])
+    _close("run_epsilon", spent["run_epsilon"], own["run_epsilon"])
+    _same("run_participations", spent["run_participations"], own["participations"])
+    _same("run_steps", spent["run_steps"], steps)
+    for name, mu in (("epsilon", "mu"), ("run_epsilon", "run_mu")):
+        if spent[mu] is not None:
+            _is_of(name, spent[name], spent[mu], report.delta)
+
+
+def _lines(ledger: BinaryIO) -> Iterator[dict[str, Any]]:
+    ledger.seek(0)
+    return (json.loads(line) for line in ledger)
+
+
+def _same(name: str, stated: object, found: object) -> None:
+    if stated != found:
+        raise LedgerRefused(_WHERE, f"it states {name} {stated!r:.80}, the ledger has {found!r:.80}")
+
+
+def _close(name: str, stated: float, found: float) -> None:
+    if not math.isclose(stated, found, rel_tol=_TOLERANCE, abs_tol=1e-9):
+        raise LedgerRefused(_WHERE, f"it states {name} {stated:.9g}, the ledger's rows give {found:.9g}")
+
+
+def _is_of(name: str, stated: float, mu: float, delta: float) -> None:
+    if not bool(is_epsilon(np.array([stated]), np.array([mu**2]), delta)[0]):
+        raise LedgerRefused(_WHERE, f"its {name} {stated:.9g} is not that of its mu {mu:.9g}")
