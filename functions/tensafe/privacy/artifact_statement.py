@@ -15,6 +15,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Final, cast
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
+from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.domain_records import Domain
 from tensafe.privacy.mechanism import ADJACENCY, BISR_MODE, MODE
 from tensafe.privacy.records import canonical
@@ -31,6 +32,9 @@ _LABEL: Final = b"tensafe/privacy/artifact-statement/v1\0"
 Statement = dict[str, JsonValue]
 
 NOT_COVERED: Final[Mapping[str, str]] = {
+    "deals_are_secret": "Whoever knows which units were dealt, from the client's logs or the opened seed: "
+    "against them sampling amplifies nothing.",
+    "abandoned_deals": "Giving up deals because of who is in them; how many were given up is on record.",
     "non_dp_outputs": "Losses, logprobs, gradient norms, counts and timing that the data's owner was told "
     "while training. Choices made by looking at them are outside the guarantee.",
     "hyper_parameter_search": "Choices made outside this domain's private runs. Every private run of the "
@@ -78,13 +82,12 @@ def private_statement(
     spent: DomainStatement,
     domain: Domain | None,
     *,
-    run_bound: float,
     began_from: Sequence[Ancestor] = (),
 ) -> Statement:
     """The statement of a private run's artifact.
 
-    `mechanism` is the run's as it is stored, `spent` the ledger as it stood after the run's last step,
-    `run_bound` epsilon of the run alone, whatever it may still do. Neighbouring relation: `adjacency`.
+    `mechanism` is the run's as it is stored, `spent` the ledger as it stood after the run's last step.
+    Neighbouring relation: `adjacency`.
     """
     run = _run_of(spent, artifact.run_id)
     foreign = [one for one in began_from if one.domain != spent.domain]
@@ -109,7 +112,7 @@ def private_statement(
         },
         "bound": {
             "delta": spent.delta,
-            "run_epsilon": run_bound,
+            "run_epsilon": _bound(run, spent.delta),
             "run_max_epsilon": run.max_epsilon,
             "domain_max_epsilon": None if domain is None else domain.terms.max_epsilon,
         },
@@ -117,6 +120,7 @@ def private_statement(
         "ledger": {"rows": spent.steps, "head_hash": spent.head_hash},
         "warnings": [] if domain is None else list(domain.warnings),
         "not_covered": [
+            *(["deals_are_secret", "abandoned_deals"] if run.mode not in (MODE, BISR_MODE) else []),
             "non_dp_outputs",
             "hyper_parameter_search",
             "base_model",
@@ -175,11 +179,11 @@ def check_statement(
             raise IntegrityError(f"{name[:200]} is not the file that the statement is about")
 
 
-def rounded_up(epsilon: float) -> str:
+def rounded_up(value: float) -> str:
     """Six significant digits, never below the value: what is told of epsilon must not promise more."""
-    if not math.isfinite(epsilon) or epsilon == 0.0:
-        return f"{epsilon:g}"
-    exact = Decimal(epsilon)
+    if not math.isfinite(value) or value == 0.0:
+        return f"{value:g}"
+    exact = Decimal(value)
     return f"{exact.quantize(Decimal(1).scaleb(exact.adjusted() - 5), ROUND_CEILING).normalize():f}"
 
 
@@ -234,6 +238,15 @@ def _run_of(spent: DomainStatement, run_id: str) -> RunStatement:
         if run.run_id == run_id:
             return run
     raise IntegrityError(f"run {run_id} is not in the ledger of its domain {spent.domain}")
+
+
+def _bound(run: RunStatement, delta: float) -> float:
+    """Epsilon of the run alone, whatever it may still do."""
+    if run.mode == MODE:
+        return epsilon({run.run_id: (run.noise_multiplier, run.max_participations)}, delta)
+    if run.sensitivity is not None:
+        return epsilon({run.run_id: (run.noise_multiplier / run.sensitivity, 1)}, delta)
+    return run.epsilon  # charged whole when the run was opened
 
 
 def _mu(runs: Sequence[RunStatement]) -> float | None:

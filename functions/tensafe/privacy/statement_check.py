@@ -49,12 +49,12 @@ def check_against_ledger(statement: Mapping[str, Any], ledger: BinaryIO, report:
             break
         at = {**row, "hash": line["hash"]}
         if row["run_id"] == artifact["run_id"]:
-            own, steps = row, steps + 1
+            own, steps = row, steps + (row.get("kind") != "opening")
     _same("mechanism", statement["mechanism"], frozen)
     _same("head_hash", statement["ledger"]["head_hash"], at["hash"])
     _close("epsilon", spent["epsilon"], at["epsilon"])
     _close("run_epsilon", spent["run_epsilon"], own["run_epsilon"])
-    _same("run_participations", spent["run_participations"], own["participations"])
+    _same("run_participations", spent["run_participations"], own.get("participations"))
     _same("run_steps", spent["run_steps"], steps)
     for name, mu in (("epsilon", "mu"), ("run_epsilon", "run_mu")):
         if spent[mu] is not None:

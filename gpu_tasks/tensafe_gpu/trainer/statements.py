@@ -40,16 +40,15 @@ class Statements:
         began_from = self._began_from(run.stream.stream_id)
         if run.private is None:
             return signed(plain_statement(artifact, began_from=began_from), self._services.ports.signer)
-        ref, mechanism = run.private.ref, run.private.mechanism
+        ref = run.private.ref
         overview = self._services.domain_reader.show(ref.tenant, ref.domain)
         if overview.spent is None:
             raise IntegrityError(f"the ledger of privacy domain {ref.domain} is missing")
         statement = private_statement(
             artifact,
-            mechanism.to_body(),
+            run.private.mechanism.to_body(),
             overview.spent,
             overview.registered,
-            run_bound=mechanism.epsilon_bound,
             began_from=began_from,
         )
         return signed(statement, self._services.ports.signer)

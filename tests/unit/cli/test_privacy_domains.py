@@ -137,7 +137,7 @@ def saved(created: dict, services: Services) -> Checkpoint:
     overview = services.domain_reader.show("acme", "letters")
     assert overview.spent is not None
     mechanism = {**MECHANISM.to_body(), "delta": 1e-3}
-    told = private_statement(facts, mechanism, overview.spent, overview.registered, run_bound=6.0)
+    told = private_statement(facts, mechanism, overview.spent, overview.registered)
     stream = services.streams.get(RUN, "acme")
     checkpoint = Checkpoint(
         run_id=RUN,
