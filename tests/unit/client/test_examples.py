@@ -53,13 +53,15 @@ def over_the_sdks_wire(datum: types.Datum) -> Datum:
         {"weights": np.array(WEIGHTS)},
         {"weights": np.array([1, 0, 1, 1], np.float32)},
         {"target_tokens": torch.tensor([[9, 1], [0, 0], [0, 0], [0, 4]])},
-        {"target_tokens": torch.zeros(4, 64, dtype=torch.int64).index_fill_(1, torch.tensor([3]), 8)},
-        {"weights": torch.zeros(4, 64).index_fill_(1, torch.tensor([3]), 0.25)},
+        {"target_tokens": torch.tensor([[0] * 30 + [8, 9], [0] * 32, [7] + [0] * 31, [0] * 32])},
+        {"weights": torch.tensor([[0.0] * 30 + [0.25, 1.0], [0.0] * 32, [0.5] + [0.0] * 31, [0.0] * 32])},
     ],
     ids=["lists", "bfloat16", "float64", "float32", "dense", "sparse-int64", "sparse-float32"],
 )
 def test_an_sdk_example_is_what_the_service_decodes(inputs: dict) -> None:
     example = sdk_datum(**inputs)
+    sparse = [name for name, data in example.loss_fn_inputs.items() if data.sparse_crow_indices is not None]
+    assert sparse == (list(inputs) if next(iter(inputs.values()), np.ones(1)).shape[-1:] == (32,) else [])
     here, there = as_datum(example), over_the_sdks_wire(example)
     assert (here.unit_id, there.unit_id) == (7, 7)
     assert datum_digest(here) == datum_digest(there)

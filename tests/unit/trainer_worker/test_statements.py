@@ -201,6 +201,16 @@ def test_a_statement_that_says_less_than_the_ledger_is_refused(
         check_against_ledger(told, exported, report)
 
 
+@pytest.mark.parametrize(("epsilon", "mu"), [("epsilon", "mu"), ("run_epsilon", "run_mu")])
+def test_a_smaller_epsilon_is_refused_though_its_mu_fits(rig: Rig, epsilon: str, mu: str) -> None:
+    trained(rig)
+    told, exported = statement(rig, "late"), export(rig)
+    report = verify(exported, keys(rig), processes=1)
+    told["spent"] |= {epsilon: epsilon_of(0.01, 1e-5) * (1 + 1e-7), mu: 0.1}
+    with pytest.raises(LedgerRefused, match=f"states {epsilon} "):
+        check_against_ledger(told, exported, report)
+
+
 def test_an_export_takes_its_statement_along(rig: Rig) -> None:
     rig.begin(optimizer=private())
     rig.do(1, forward_backward(units=(1, 2)))
