@@ -19,6 +19,15 @@ BISR_MAX_STEPS: Final = 1_000_000
 """Steps of a run with correlated noise: its sensitivity is computed from all of them."""
 BISR_MAX_BANDWIDTH: Final = 256
 
+_BOUNDED_ONLY: Final = {
+    "max_participations": 1,
+    "min_separation": 1,
+    "noise": "independent",
+    "bisr_bandwidth": None,
+}
+_DEALT_ONLY: Final = {"sampling_probability": None, "batch_cap": None, "reveal_non_dp": False}
+"""Fields of one mode alone, with their defaults: the other mode refuses another value by name."""
+
 LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
 
 Tensor = npt.NDArray[np.float32] | npt.NDArray[np.int64]
@@ -53,19 +62,25 @@ class AdamWConfig(Strict):
 
 
 class PrivateConfig(Strict):
-    """What every private optimizer is given: units with bounded participation; frozen at creation.
+    """What every private optimizer is given: who chooses the batches, and the noise; frozen at creation.
 
-    Neighbouring relation: add or remove one unit (all examples that carry its `dp_unit_id`). Each
-    unit takes part in at most `max_participations` steps; each step releases one Gaussian mechanism
-    of sensitivity `clip_norm` and noise multiplier sigma. No amplification by sampling is claimed.
-    Give `noise_multiplier`, or `target_epsilon` with `max_steps`.
+    Neighbouring relation: add or remove one unit (all examples that carry its `dp_unit_id`), or zero it
+    out. Give `noise_multiplier`, or `target_epsilon` with `max_steps`.
+
+    `mode="bounded"`: the client chooses; each unit takes part in at most `max_participations` steps, and
+    each step releases one Gaussian mechanism of sensitivity `clip_norm` and noise multiplier sigma. No
+    amplification by sampling is claimed.
+
+    `mode="dealt"`: the service draws every step's units from the manifest of a registered domain, each with
+    `sampling_probability` (`batch_size` over the number of units unless given), at most `batch_cap` of
+    them; the run is charged whole, `max_steps` deals, when it is created.
 
     Two steps of one unit are at least `min_separation` steps apart. `noise="bisr"` correlates the noise of
     the steps (privacy/bisr.py) over `bisr_bandwidth` of them; the run is then one Gaussian mechanism, and
     needs `max_steps`.
     """
 
-    mode: Literal["bounded"] = "bounded"
+    mode: Literal["bounded", "dealt"] = "bounded"
     clip_norm: float = Field(ge=1e-12, le=1e6)
     noise_multiplier: float | None = Field(default=None, ge=1e-3, le=1e6)
     target_epsilon: float | None = Field(default=None, gt=0, le=1e4)
@@ -78,6 +93,13 @@ class PrivateConfig(Strict):
     bisr_bandwidth: int | None = Field(default=None, ge=2, le=BISR_MAX_BANDWIDTH)
     max_epsilon: float | None = Field(default=None, gt=0, le=1e6)
     domain: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    sampling_probability: float | None = Field(default=None, gt=0, le=1)
+    batch_cap: int | None = Field(default=None, ge=1, le=10_000_000)
+    """The most units of one deal; by default so many that it practically never cuts."""
+    reveal_non_dp: bool = False
+    """A dealt run returns losses, logprobs and counts of training data, tagged `non_dp`, to their owner."""
+    fixed_in_advance: bool = False
+    """The owner declares that nothing the domain has released had a part in choosing this run."""
     allow_weak_privacy: bool = False
     allow_nonprivate_weights: bool = False
     """The owner declares that weights loaded from a run without privacy hold nothing of the domain's data."""
@@ -99,9 +121,19 @@ class PrivateConfig(Strict):
     @field_validator("mode", mode="before")
     @classmethod
     def _mode_is_served(cls, value: object) -> object:
-        if value in ("dealt", "attested"):
-            raise ValueError(f"mode={value!r} is not served yet; use mode='bounded'")
+        if value == "attested":
+            raise ValueError("mode='attested' is not served yet; use mode='bounded' or mode='dealt'")
         return value
+
+    @model_validator(mode="after")
+    def _fields_of_the_mode(self) -> PrivateConfig:
+        foreign = _BOUNDED_ONLY if self.mode == "dealt" else _DEALT_ONLY
+        for name, default in foreign.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} does not go with mode={self.mode!r}; leave it out")
+        if self.mode == "dealt" and self.max_steps is None and self.max_epsilon is None:
+            raise ValueError("mode='dealt' needs max_steps, or max_epsilon from which it is found")
+        return self
 
     @model_validator(mode="after")
     def _correlated_noise_is_complete(self) -> PrivateConfig:

@@ -14,16 +14,9 @@ from dataclasses import replace
 from typing import Final
 
 from tensafe.contracts.errors import IntegrityError, NotFound, Unavailable
-from tensafe.privacy.records import (
-    STEP_MAX,
-    Head,
-    Row,
-    RunRef,
-    genesis,
-    head_item,
-    read_runs,
-    row_sort,
-)
+from tensafe.privacy.dealt_records import read_runs
+from tensafe.privacy.dealt_rows import DealtRow, read_row
+from tensafe.privacy.records import STEP_MAX, Head, Row, RunRef, genesis, head_item, row_sort
 from tensafe.storage.anchors import Anchors, Mark
 from tensafe.storage.ports import ConditionFailed, Item, Items, JsonValue, Key
 from tensafe.vault.scope import Scope, domain_scope
@@ -83,7 +76,7 @@ class Anchoring:
             return
         raise _busy(scope)
 
-    def cover(self, ref: RunRef, row: Row, row_hash: str) -> None:
+    def cover(self, ref: RunRef, row: Row | DealtRow, row_hash: str) -> None:
         """Return once the mark stands at this durable row or at one that follows it, durably.
 
         Raises IntegrityError if the store holds another chain than the one that was anchored, Unavailable.
@@ -127,7 +120,9 @@ class Anchoring:
             return
         raise _busy(scope)
 
-    def _extend(self, scope: Scope, mark: Mark, seq: int, row_hash: str, row: Row | None = None) -> None:
+    def _extend(
+        self, scope: Scope, mark: Mark, seq: int, row_hash: str, row: Row | DealtRow | None = None
+    ) -> None:
         """Move the mark to the row `seq`, which must extend it; nothing if it stands there or beyond.
 
         `row` is that row, where it is at hand. Raises ConditionFailed if the mark has moved meanwhile.
@@ -156,12 +151,12 @@ class Anchoring:
         if item.body["hash"] != mark.body["hash"]:
             raise _another_chain(scope, mark)
 
-    def _rows_after(self, scope: Scope, position: int, seq: int) -> dict[int, tuple[Row, str]]:
+    def _rows_after(self, scope: Scope, position: int, seq: int) -> dict[int, tuple[Row | DealtRow, str]]:
         """Rows `position` + 1 to `seq` by their number; read from the end of each run."""
-        found: dict[int, tuple[Row, str]] = {}
+        found: dict[int, tuple[Row | DealtRow, str]] = {}
         for run_id in read_runs(self._items, scope):
             for item in self._backwards(scope, run_id):
-                row = Row.from_item(item)
+                row = read_row(item)
                 if row.seq <= position:
                     break
                 if row.seq <= seq:
@@ -173,7 +168,7 @@ class Anchoring:
         first, last, limit = row_sort(run_id, 0), row_sort(run_id, STEP_MAX), 1
         while page := self._items.query(scope.name, first=first, last=last, limit=limit, descending=True):
             yield from page
-            step = Row.from_item(page[-1]).step
+            step = read_row(page[-1]).step
             if step == 0:
                 return
             last, limit = row_sort(run_id, step - 1), _PAGE
@@ -221,8 +216,8 @@ def _step(mark: Mark) -> int:
 
 
 def _check_links(
-    scope: Scope, mark: Mark, rows: Mapping[int, tuple[Row, str]], seq: int, row_hash: str
-) -> Row:
+    scope: Scope, mark: Mark, rows: Mapping[int, tuple[Row | DealtRow, str]], seq: int, row_hash: str
+) -> Row | DealtRow:
     """The last of the rows that lead from the mark to (`seq`, `row_hash`). Raises IntegrityError."""
     previous = str(mark.body["hash"])
     for number in range(mark.position + 1, seq + 1):

@@ -4,8 +4,9 @@
     row       the row's text as it was hashed, its hash, its units' tags, key id, signature; one a line
     trailer   number of rows, head, digest of all bytes before it; signed, so that a cut shows
 
-The tags are the ledger's own keyed pseudonyms. They show which steps one unknown unit took part in, and
-are the same in every export of the domain; without the domain's secret they lead to no id.
+Rows of dealt runs bring no tags (`dealt_rows`). The others' are the ledger's own keyed pseudonyms. They
+show which steps one unknown unit took part in, and are the same in every export of the domain; without
+the domain's secret they lead to no id.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from typing import Final
 from tensafe.contracts.errors import IntegrityError, NotFound
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import open_tags
+from tensafe.privacy.dealt_records import AnyRecord, DealtRecord, read_runs
+from tensafe.privacy.dealt_rows import DealtRow, read_row
 from tensafe.privacy.mechanism import ADJACENCY
 from tensafe.privacy.records import (
     STEP_MAX,
     Head,
     Row,
-    RunRecord,
     RunRef,
     canonical,
     genesis,
     head_item,
-    read_runs,
     row_sort,
 )
 from tensafe.privacy.signing import header_digest, trailer_digest
@@ -64,7 +65,8 @@ class Exporter:
             raise NotFound(f"there is no privacy domain {domain!r}")
         # The head before runs and rows: rows are only ever added, and its runs are there by then.
         head = Head.from_item(item)
-        runs = {name: run for name, run in read_runs(self._items, scope).items() if name in head.runs}
+        named = {*head.runs, *head.dealt}
+        runs = {name: run for name, run in read_runs(self._items, scope).items() if name in named}
         digest = hashlib.sha256()
         for line in self._body(scope, tenant, domain, head, runs, at_ms):
             digest.update(line)
@@ -78,7 +80,7 @@ class Exporter:
         tenant: str,
         domain: str,
         head: Head,
-        runs: Mapping[str, RunRecord],
+        runs: Mapping[str, AnyRecord],
         at_ms: int,
     ) -> Iterator[bytes]:
         header = {
@@ -88,7 +90,7 @@ class Exporter:
             "tenant": tenant,
             "domain": domain,
             "delta": head.delta,
-            "adjacency": ADJACENCY,
+            "adjacency": _adjacency(runs),
             "exported_at_ms": at_ms,
             "keys": [
                 {
@@ -97,16 +99,13 @@ class Exporter:
                     "public_key": self._signer.public_key,
                 }
             ],
-            "runs": {
-                run_id: {"mechanism": run.mechanism.to_body(), "noise_key_id": run.noise_key_id}
-                for run_id, run in sorted(runs.items())
-            },
+            "runs": {run_id: _described(run) for run_id, run in sorted(runs.items())},
             "head": {"rows": head.seq, "hash": head.hash},
         }
         yield self._sealed(header, header_digest(self._text(header)))
         previous, seq = genesis(scope, head.delta), 0
         for item in rows_in_order(self._items, scope, up_to=head.seq):
-            row = Row.from_item(item)
+            row = read_row(item)
             seq += 1
             if (row.seq, row.previous) != (seq, previous):
                 raise IntegrityError(f"row {seq} of the ledger is missing or altered; nothing is exported")
@@ -115,10 +114,10 @@ class Exporter:
         if (seq, previous) != (head.seq, head.hash):
             raise IntegrityError(f"row {seq + 1} of the ledger is missing; nothing is exported")
 
-    def _row(self, ref: RunRef, row: Row, item: Item) -> bytes:
+    def _row(self, ref: RunRef, row: Row | DealtRow, item: Item) -> bytes:
         if "signature" not in item.body:
             raise IntegrityError(f"row {row.seq} is not signed; `tensafe privacy upgrade` signs older rows")
-        _, tags = open_tags(self._vault, ref, item)
+        tags = [] if isinstance(row, DealtRow) else open_tags(self._vault, ref, item)[1]
         fields = {
             "type": "row",
             "row": str(item.body["row"]),
@@ -137,6 +136,19 @@ class Exporter:
         return (canonical({**fields, "key_id": self._signer.key_id, "signature": signature}) + "\n").encode()
 
 
+def _described(run: AnyRecord) -> dict[str, object]:
+    described: dict[str, object] = {"mechanism": run.mechanism.to_body(), "noise_key_id": run.noise_key_id}
+    if isinstance(run, DealtRecord):
+        described["deal_commitment"] = run.deal_commitment
+    return described
+
+
+def _adjacency(runs: Mapping[str, AnyRecord]) -> str:
+    """The domain's terms name it, and dealt runs state it; bounds of bounded runs hold for both."""
+    dealt = {run.mechanism.adjacency for run in runs.values() if isinstance(run, DealtRecord)}
+    return dealt.pop() if dealt else ADJACENCY
+
+
 def rows_in_order(items: Items, scope: Scope, *, up_to: int | None = None) -> Iterator[Item]:
     """The domain's stored rows by their number, up to `up_to`; holds a page of each run in memory."""
     runs = [_numbered(items, scope, run_id, up_to) for run_id in read_runs(items, scope)]
@@ -148,7 +160,7 @@ def _numbered(items: Items, scope: Scope, run_id: str, up_to: int | None) -> Ite
     first, last = row_sort(run_id, 0), row_sort(run_id, STEP_MAX)
     while page := items.query(scope.name, first=first, last=last):
         for item in page:
-            seq = Row.from_item(item).seq
+            seq = read_row(item).seq
             if up_to is not None and seq > up_to:
                 return
             yield seq, item

@@ -23,9 +23,9 @@ from tensafe.contracts.errors import (
     Unavailable,
 )
 from tensafe.privacy import rules, units
-from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import RunCounts
+from tensafe.privacy.dealt_records import DealtRecord, read_record, read_runs
 from tensafe.privacy.domain_records import listing
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
@@ -37,12 +37,12 @@ from tensafe.privacy.records import (
     genesis,
     head_item,
     noise_item,
-    read_runs,
     sha256_hex,
 )
 from tensafe.privacy.registration import Registration
 from tensafe.privacy.signing import row_digest
 from tensafe.privacy.statements import Charge, DomainStatement
+from tensafe.privacy.totals import domain_epsilon
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import ConditionFailed, Item, Items, JsonValue, Put, Write
 from tensafe.storage.signing import Signer
@@ -83,21 +83,30 @@ class Ledger:
         self._counts = RunCounts(items, vault)
         self._registration = Registration(items, vault)
 
-    def open_run(self, tenant: str, run_id: str, mechanism: Mechanism, *, noise_key_id: str) -> RunRef:
+    def open_run(
+        self,
+        tenant: str,
+        run_id: str,
+        mechanism: Mechanism,
+        *,
+        noise_key_id: str,
+        fixed_in_advance: bool = False,
+    ) -> RunRef:
         """Register a run in its domain; again with the same arguments, it does nothing.
 
         `noise_key_id` names the run's noise secret (`noise.noise_key_id`), which no run may share.
+        `fixed_in_advance`: the owner's declaration, which a domain with dealt runs may ask for.
         Raises Conflict (another mechanism or secret; a registered domain that is not open), InvalidRequest
         (another delta than the domain's, too many runs), BudgetExceeded (no participation fits what the
         domain has left), IntegrityError (the store is older than the domain's anchor).
         """
         ref = RunRef(tenant, mechanism.domain, run_id)
         self._anchoring.check(ref.scope)
-        record = RunRecord(mechanism, noise_key_id)
+        record = RunRecord(mechanism, noise_key_id, fixed_in_advance=fixed_in_advance)
         for attempt in range(_ATTEMPTS):
             stored = self._items.get(ref.run_item)
             if stored is not None:
-                known = RunRecord.from_item(stored)
+                known = _bounded(ref, read_record(stored))
                 if (known.mechanism, known.noise_key_id) != (mechanism, noise_key_id):
                     raise Conflict(f"run {run_id} is in the privacy ledger with another mechanism or secret")
                 self._anchoring.begin(ref.scope, mechanism.delta)
@@ -244,7 +253,7 @@ class Ledger:
         head = self._head(ref.scope)
         if head is None:
             raise NotFound(f"there is no privacy domain {ref.domain!r}")
-        return epsilon(head.runs, head.delta)
+        return domain_epsilon(head) if head.epsilon is None else head.epsilon
 
     def show(self, tenant: str, domain: str) -> DomainStatement:
         """`show_domain` of this ledger's store."""
@@ -264,7 +273,7 @@ class Ledger:
             if self._items.get(ref.scope.key_item) is None:
                 writes.append(self._vault.new_key(ref.scope))
             writes += listing(self._items, ref.scope)
-        rules.refuse_unfit(head, mechanism)
+        rules.refuse_unfit(head, mechanism, fixed_in_advance=record.fixed_in_advance)
         admitted = self._registration.admits_run(ref.scope, mechanism, head)
         head = head.with_run(ref.run_id, *mechanism.accounted(0))
         writes += [Put(head_item(ref.scope), head.to_body(), head.item_version), admitted]
@@ -286,7 +295,7 @@ class Ledger:
         item = self._items.get(ref.run_item)
         if item is None:
             raise NotFound(f"run {ref.run_id} is not in the privacy ledger of domain {ref.domain}")
-        return RunRecord.from_item(item)
+        return _bounded(ref, read_record(item))
 
     def _head(self, scope: Scope) -> Head | None:
         item = self._items.get(head_item(scope))
@@ -329,6 +338,12 @@ def show_domain(items: Items, anchoring: Anchoring, tenant: str, domain: str) ->
     if item is None:
         raise NotFound(f"there is no privacy domain {domain!r}")
     return DomainStatement.of(tenant, domain, Head.from_item(item), read_runs(items, scope))
+
+
+def _bounded(ref: RunRef, record: RunRecord | DealtRecord) -> RunRecord:
+    if isinstance(record, DealtRecord):
+        raise Conflict(f"run {ref.run_id} is in the privacy ledger as a dealt run")
+    return record
 
 
 def _check_arguments(step: int, binding: str, extra_writes: Sequence[Write]) -> None:

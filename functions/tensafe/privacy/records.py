@@ -3,7 +3,8 @@
 Partition `domain/<tenant>/<domain>`:
 
     key                       the domain's wrapped data key (vault)
-    head                      delta, length and hash of the chain, (sigma, m) of every run as accounted
+    head                      delta, length and hash of the chain, (sigma, m) of every run as accounted;
+                              dealt runs with all their deals, and epsilon once there is one
     run/<run>                 the run's frozen mechanism, its steps, its largest count
     row/<run>/<step>          one step: the row as canonical JSON, its hash, its state, its sealed unit tags
 
@@ -22,8 +23,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, cast
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
+from tensafe.privacy.amplified import DealtGaussian
 from tensafe.privacy.mechanism import Mechanism
-from tensafe.storage.ports import Item, Items, JsonValue, Key
+from tensafe.storage.ports import Item, JsonValue, Key
 from tensafe.vault.scope import Scope, domain_scope
 
 ROW_VERSIONS: Final = (1, 2)
@@ -163,33 +165,57 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Present state of a domain: chain length and hash, and each run's `Mechanism.accounted`."""
+    """Present state of a domain: chain length and hash, and each run's `Mechanism.accounted`.
+
+    `dealt`: mechanism and number of deals of every dealt run. Once there is one, `epsilon` is what the last
+    row states of the domain, so that a deal, which moves it no further, need not compute it.
+    """
 
     delta: float
     seq: int
     hash: str
     runs: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     item_version: int = 0
+    dealt: Mapping[str, tuple[DealtGaussian, int]] = field(default_factory=dict)
+    epsilon: float | None = None
+
+    @property
+    def has_released(self) -> bool:
+        """Whether anything but openings of dealt runs has been charged, so that outputs may be known."""
+        return self.seq > len(self.dealt)
 
     @classmethod
     def from_item(cls, item: Item) -> Head:
         runs = cast(Mapping[str, tuple[float, int]], item.body["runs"])
+        dealt = cast(Mapping[str, tuple[int, float, int, float, int]], item.body.get("dealt", {}))
         return cls(
             delta=float(cast(float, item.body["delta"])),
             seq=int(cast(int, item.body["seq"])),
             hash=str(item.body["hash"]),
             runs={run_id: (float(sigma), int(count)) for run_id, (sigma, count) in runs.items()},
+            dealt={
+                run_id: (DealtGaussian(int(units), float(q), int(cap), float(sigma)), int(steps))
+                for run_id, (units, q, cap, sigma, steps) in dealt.items()
+            },
+            epsilon=float(cast(float, item.body["epsilon"])) if dealt else None,
             item_version=item.version,
         )
 
     def to_body(self) -> dict[str, JsonValue]:
-        return {
+        body: dict[str, JsonValue] = {
             "version": _CHAIN_VERSION,
             "delta": self.delta,
             "seq": self.seq,
             "hash": self.hash,
             "runs": {run_id: [sigma, count] for run_id, (sigma, count) in self.runs.items()},
         }
+        if self.dealt:
+            dealt: dict[str, JsonValue] = {
+                run_id: [g.units, g.sampling_probability, g.batch_cap, g.noise_multiplier, steps]
+                for run_id, (g, steps) in self.dealt.items()
+            }
+            body |= {"dealt": dealt, "epsilon": self.epsilon}
+        return body
 
     def with_run(self, run_id: str, sigma: float, count: int) -> Head:
         return replace(self, runs={**self.runs, run_id: (sigma, count)})
@@ -204,6 +230,8 @@ class RunRecord:
     steps: int = 0
     last_step: int = -1
     participations: int = 0
+    fixed_in_advance: bool = False
+    """The owner's declaration, for a run that opens beside dealt runs after something was released."""
     item_version: int = 0
 
     @classmethod
@@ -215,6 +243,7 @@ class RunRecord:
             steps=int(cast(int, body["steps"])),
             last_step=int(cast(int, body["last_step"])),
             participations=int(cast(int, body["participations"])),
+            fixed_in_advance=bool(body.get("fixed_in_advance", False)),
             item_version=item.version,
         )
 
@@ -225,14 +254,5 @@ class RunRecord:
             "steps": self.steps,
             "last_step": self.last_step,
             "participations": self.participations,
+            **({"fixed_in_advance": True} if self.fixed_in_advance else {}),
         }
-
-
-def read_runs(items: Items, scope: Scope) -> dict[str, RunRecord]:
-    """Every run of a domain."""
-    runs: dict[str, RunRecord] = {}
-    first = "run/"
-    while page := items.query(scope.name, first=first, last="run/~"):
-        runs |= {item.key.sort.removeprefix("run/"): RunRecord.from_item(item) for item in page}
-        first = page[-1].key.sort + "!"  # below every character that a sort key may hold
-    return runs

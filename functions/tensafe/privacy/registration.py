@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from tensafe.contracts.errors import BudgetExceeded, InvalidRequest
 from tensafe.privacy import units
-from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.domain_records import Domain, domain_item, find_domain
 from tensafe.privacy.domain_rules import require_open
 from tensafe.privacy.domains import Domains
 from tensafe.privacy.manifest import Manifest
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import Head, Row
+from tensafe.privacy.totals import domain_epsilon
 from tensafe.storage.ports import Check, Items
 from tensafe.vault.scope import Scope
 from tensafe.vault.vault import Vault
@@ -103,10 +103,10 @@ def _refuse_unfit(domain: Domain, mechanism: Mechanism, head: Head) -> None:
             "must use it",
             field="optimizer.delta",
         )
-    first = epsilon({**head.runs, "": mechanism.accounted(1)}, head.delta)
+    first = domain_epsilon(head.with_run("", *mechanism.accounted(1)))
     if first > terms.max_epsilon:
         raise BudgetExceeded(
-            f"privacy domain {domain.name} stands at epsilon {epsilon(head.runs, head.delta):.4f}; the first "
+            f"privacy domain {domain.name} stands at epsilon {domain_epsilon(head):.4f}; the first "
             f"step of this run would bring it to {first:.4f}, over the domain's max_epsilon="
             f"{terms.max_epsilon:g}",
             field="optimizer.noise_multiplier",

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensafe.contracts.errors import IntegrityError, NotFound, Unavailable
-from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.amplified import DealtGaussian
 from tensafe.privacy.bisr import sensitivity
 from tensafe.privacy.counting import open_tags
+from tensafe.privacy.dealt_records import AnyRecord, DealtRecord, read_runs
+from tensafe.privacy.dealt_rows import DealtRow, read_row
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
     STEP_MAX,
@@ -24,10 +26,11 @@ from tensafe.privacy.records import (
     RunRef,
     genesis,
     head_item,
-    read_runs,
     row_sort,
 )
+from tensafe.privacy.replay_dealt import DealtReplay
 from tensafe.privacy.statements import DomainStatement
+from tensafe.privacy.totals import domain_epsilon
 from tensafe.privacy.units import ParticipationCounts
 from tensafe.storage.ports import Item, Items
 from tensafe.vault.scope import Scope, domain_scope
@@ -42,9 +45,9 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """What the chain's check needs of a row; `participations` is our own count."""
+    """What the chain's check needs of a row; `participations` is our own count, 0 in dealt runs."""
 
-    row: Row
+    row: Row | DealtRow
     row_hash: str
     participations: int
 
@@ -80,8 +83,12 @@ def _rows(items: Items, ref: RunRef) -> Iterator[Item]:
         first = page[-1].key.sort + "!"
 
 
-def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: RunRecord) -> Iterator[_Link]:
+def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: AnyRecord) -> Iterator[_Link]:
     ref = RunRef(scope.tenant, run.mechanism.domain, run_id)
+    if isinstance(run, DealtRecord):
+        for item in _rows(items, ref):
+            yield _Link(read_row(item), str(item.body["hash"]), 0)
+        return
     counts = ParticipationCounts(run.mechanism.min_separation)
     for item in _rows(items, ref):
         row, tags = open_tags(vault, ref, item)
@@ -95,44 +102,65 @@ def _links(items: Items, vault: Vault, scope: Scope, run_id: str, run: RunRecord
         yield _Link(row, str(item.body["hash"]), counts.largest)
 
 
-def _verify(head: Head, runs: dict[str, RunRecord], links: list[_Link], scope: Scope) -> None:
+def _verify(head: Head, runs: dict[str, AnyRecord], links: list[_Link], scope: Scope) -> None:
     previous = genesis(scope, head.delta)
-    for run_id, run in runs.items():
+    bounded = {run_id: run for run_id, run in runs.items() if isinstance(run, RunRecord)}
+    dealt = DealtReplay({run_id: run for run_id, run in runs.items() if isinstance(run, DealtRecord)})
+    for run_id, run in bounded.items():
         _check_sensitivity(run_id, run.mechanism)
-    spent = {run_id: run.mechanism.accounted(0) for run_id, run in runs.items()}
-    largest = dict.fromkeys(runs, 0)
-    steps = dict.fromkeys(runs, 0)
-    last = dict.fromkeys(runs, -1)
+    spent = {run_id: run.mechanism.accounted(0) for run_id, run in bounded.items()}
+    largest = dict.fromkeys(bounded, 0)
+    steps = dict.fromkeys(bounded, 0)
+    last = dict.fromkeys(bounded, -1)
+    total = 0.0
     for seq, link in enumerate(links, start=1):
         row = link.row
         if (row.seq, row.previous) != (seq, previous):
             raise IntegrityError(f"the ledger's chain breaks at row {seq} (run {row.run_id} step {row.step})")
-        mechanism = runs[row.run_id].mechanism
+        previous = link.row_hash
+        if isinstance(row, DealtRow):
+            if dealt.take(row):
+                total = _total(head, spent, dealt.opened)
+            _check_epsilon(row, total)
+            continue
+        mechanism = bounded[row.run_id].mechanism
         largest[row.run_id] = link.participations
         spent[row.run_id] = mechanism.accounted(link.participations)
-        total = epsilon(spent, head.delta)
-        _compare(row, link.participations, mechanism, total)
+        total = _total(head, spent, dealt.opened)
+        _compare(row, link.participations, mechanism)
+        _check_epsilon(row, total)
         steps[row.run_id] += 1
         last[row.run_id] = row.step
-        previous = link.row_hash
     if (head.seq, head.hash) != (len(links), previous):
         raise IntegrityError(f"the ledger's head says {head.seq} rows, the chain has {len(links)}")
     if dict(head.runs) != spent:
         raise IntegrityError("the ledger's head and its rows differ in a run's participations or noise")
-    for run_id, run in runs.items():
+    dealt.finish(head)
+    if head.epsilon is not None and not math.isclose(head.epsilon, total, rel_tol=_EPSILON_TOLERANCE):
+        raise IntegrityError(f"the head states epsilon {head.epsilon:.6f}, its rows give {total:.6f}")
+    for run_id, run in bounded.items():
         if (run.steps, run.last_step, run.participations) != (steps[run_id], last[run_id], largest[run_id]):
             raise IntegrityError(f"the record of run {run_id} does not agree with its rows")
 
 
-def _compare(row: Row, participations: int, mechanism: Mechanism, total: float) -> None:
+def _total(
+    head: Head, spent: dict[str, tuple[float, int]], opened: dict[str, tuple[DealtGaussian, int]]
+) -> float:
+    return domain_epsilon(Head(head.delta, 0, "", spent, dealt=opened))
+
+
+def _check_epsilon(row: Row | DealtRow, total: float) -> None:
+    if not math.isclose(row.epsilon, total, rel_tol=_EPSILON_TOLERANCE):
+        raise IntegrityError(f"row {row.seq} states epsilon {row.epsilon:.6f}, its rows give {total:.6f}")
+
+
+def _compare(row: Row, participations: int, mechanism: Mechanism) -> None:
     if (row.participations, row.noise_multiplier) != (participations, mechanism.noise_multiplier):
         raise IntegrityError(f"row {row.seq} states another count or noise than its run")
     if (row.version, row.mode) != (mechanism.version, mechanism.mode) or (
         row.version > 1 and _correlation(row) != _correlation(mechanism)
     ):
         raise IntegrityError(f"row {row.seq} states another mechanism than its run")
-    if not math.isclose(row.epsilon, total, rel_tol=_EPSILON_TOLERANCE):
-        raise IntegrityError(f"row {row.seq} states epsilon {row.epsilon:.6f}, its rows give {total:.6f}")
 
 
 def _correlation(of: Row | Mechanism) -> tuple[object, ...]:

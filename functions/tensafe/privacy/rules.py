@@ -10,10 +10,18 @@ from tensafe.contracts.errors import BudgetExceeded, Conflict, InvalidRequest
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.mechanism import ADJACENCY, Mechanism
 from tensafe.privacy.records import Head, Row, RunRecord
+from tensafe.privacy.totals import domain_epsilon
 from tensafe.privacy.units import ParticipationCounts
 
 MAX_RUNS_PER_DOMAIN: Final = 2000
 """The head names every run of its domain and is one item of at most 400 KB."""
+
+
+LATE: Final = (
+    "domain {domain} has released something already, and the epsilon of dealt runs holds only if every run "
+    "was chosen before that, or without looking at it; if that is so for this run, say so with "
+    "fixed_in_advance=true, else use another domain. Nothing was charged"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +44,27 @@ class Step:
     binding: str
 
 
-def refuse_unfit(head: Head, mechanism: Mechanism) -> None:
+def refuse_unfit(head: Head, mechanism: Mechanism, *, fixed_in_advance: bool = False) -> None:
     """Refuse a run that cannot join its domain, or whose first step could never be charged."""
+    if head.dealt and head.has_released and not fixed_in_advance:
+        raise InvalidRequest(LATE.format(domain=mechanism.domain), field="optimizer.fixed_in_advance")
     if mechanism.delta != head.delta:
         raise InvalidRequest(
             f"domain {mechanism.domain} has delta={head.delta!r}, set by its first run; all its runs must "
             "use it, since epsilons at different deltas do not compose",
             field="optimizer.delta",
         )
-    if len(head.runs) >= MAX_RUNS_PER_DOMAIN:
+    if len(head.runs) + len(head.dealt) >= MAX_RUNS_PER_DOMAIN:
         raise InvalidRequest(
             f"domain {mechanism.domain} has {MAX_RUNS_PER_DOMAIN} runs, which is the most it can hold",
             field="optimizer.domain",
         )
     if mechanism.max_epsilon is None:
         return
-    first = epsilon({**head.runs, "": mechanism.accounted(1)}, head.delta)
+    first = domain_epsilon(head.with_run("", *mechanism.accounted(1)))
     if first > mechanism.max_epsilon:
         raise BudgetExceeded(
-            f"domain {mechanism.domain} stands at epsilon {epsilon(head.runs, head.delta):.4f}; the first "
+            f"domain {mechanism.domain} stands at epsilon {domain_epsilon(head):.4f}; the first "
             f"step of this run would bring it to {first:.4f}, over max_epsilon={mechanism.max_epsilon:g}",
             field="optimizer.max_epsilon",
         )
@@ -69,11 +79,11 @@ def next_row(state: State, step: Step, at_ms: int) -> Row:
     participations = state.counts.largest_after(step.tags)
     accounted = mechanism.accounted(participations)
     after = head.with_run(step.run_id, *accounted)
-    total = epsilon(after.runs, head.delta)
+    total = domain_epsilon(after)
     if step.tags and mechanism.max_epsilon is not None and total > mechanism.max_epsilon:
         raise BudgetExceeded(
             f"this step would bring domain {mechanism.domain} to epsilon {total:.4f} at delta="
-            f"{head.delta:g} (now {epsilon(head.runs, head.delta):.4f}); the run's max_epsilon is "
+            f"{head.delta:g} (now {domain_epsilon(head):.4f}); the run's max_epsilon is "
             f"{mechanism.max_epsilon:g}. No noise was drawn and nothing was applied"
         )
     row = Row(
@@ -124,7 +134,8 @@ def advanced(state: State, row: Row, row_hash: str) -> tuple[RunRecord, Head]:
         participations=row.participations,
     )
     head = state.head.with_run(row.run_id, *record.mechanism.accounted(row.participations))
-    return record, replace(head, seq=row.seq, hash=row_hash)
+    stated = row.epsilon if head.dealt else None
+    return record, replace(head, seq=row.seq, hash=row_hash, epsilon=stated)
 
 
 def _refuse_going_back(record: RunRecord, step: Step) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from tensafe.contracts.errors import IntegrityError
 from tensafe.privacy.accountant import epsilon
+from tensafe.privacy.dealt_records import AnyRecord, DealtRecord
 from tensafe.privacy.mechanism import MODE
-from tensafe.privacy.records import Head, Row, RunRecord, RunRef
+from tensafe.privacy.records import Head, Row, RunRef
+from tensafe.privacy.totals import domain_epsilon
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,15 @@ class RunStatement:
 
     With correlated noise (`bisr_bandwidth`, its coefficients named by `coefficient_hash`, `sensitivity` of
     all `max_steps` steps over the clipping norm) epsilon is that of the whole run from its first unit on.
+
+    A dealt run (`sampling_probability`, `batch_cap`) counts no participations; `steps` are its deals,
+    `abandoned` those that were given up, and epsilon is that of all `max_steps` deals from its opening on.
     """
 
     run_id: str
     noise_multiplier: float
-    participations: int
-    max_participations: int
+    participations: int | None
+    max_participations: int | None
     max_epsilon: float | None
     steps: int
     epsilon: float
@@ -76,6 +81,10 @@ class RunStatement:
     bisr_bandwidth: int | None = None
     sensitivity: float | None = None
     coefficient_hash: str | None = None
+    sampling_probability: float | None = None
+    batch_cap: int | None = None
+    abandoned: int | None = None
+    fixed_in_advance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +100,25 @@ class DomainStatement:
     runs: tuple[RunStatement, ...]
 
     @classmethod
-    def of(cls, tenant: str, domain: str, head: Head, runs: Mapping[str, RunRecord]) -> DomainStatement:
+    def of(cls, tenant: str, domain: str, head: Head, runs: Mapping[str, AnyRecord]) -> DomainStatement:
         """From a head and the records of all its runs. Raises IntegrityError if one is missing."""
-        if not head.runs.keys() <= runs.keys():
+        named = {*head.runs, *head.dealt}
+        if not named <= runs.keys():
             raise IntegrityError(f"privacy domain {domain} names runs that have no record")
         return cls(
             tenant=tenant,
             domain=domain,
             delta=head.delta,
-            epsilon=epsilon(head.runs, head.delta),
+            epsilon=domain_epsilon(head) if head.epsilon is None else head.epsilon,
             steps=head.seq,
             head_hash=head.hash,
-            runs=tuple(_run(run_id, head, runs[run_id]) for run_id in sorted(head.runs)),
+            runs=tuple(_run(run_id, head, runs[run_id]) for run_id in sorted(named)),
         )
 
 
-def _run(run_id: str, head: Head, record: RunRecord) -> RunStatement:
+def _run(run_id: str, head: Head, record: AnyRecord) -> RunStatement:
+    if isinstance(record, DealtRecord):
+        return _dealt_run(run_id, record)
     mechanism = record.mechanism
     return RunStatement(
         run_id=run_id,
@@ -122,4 +134,24 @@ def _run(run_id: str, head: Head, record: RunRecord) -> RunStatement:
         bisr_bandwidth=mechanism.bisr_bandwidth,
         sensitivity=mechanism.sensitivity,
         coefficient_hash=mechanism.coefficient_hash,
+        fixed_in_advance=record.fixed_in_advance,
+    )
+
+
+def _dealt_run(run_id: str, record: DealtRecord) -> RunStatement:
+    mechanism = record.mechanism
+    return RunStatement(
+        run_id=run_id,
+        noise_multiplier=mechanism.noise_multiplier,
+        participations=None,
+        max_participations=None,
+        max_epsilon=mechanism.max_epsilon,
+        steps=record.deals.dealt,
+        epsilon=record.epsilon,
+        mode=mechanism.mode,
+        max_steps=mechanism.max_steps,
+        sampling_probability=mechanism.sampling_probability,
+        batch_cap=mechanism.batch_cap,
+        abandoned=record.deals.abandoned,
+        fixed_in_advance=mechanism.fixed_in_advance,
     )

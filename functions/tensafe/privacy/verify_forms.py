@@ -21,6 +21,8 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mode = Literal["bounded_participation_independent_gaussian", "bounded_participation_bisr_gaussian"]
+DealtMode = Literal["dealt_truncated_poisson_gaussian"]
+Adjacency = Literal["add_or_remove_one_unit", "zero_out_one_unit"]
 Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Delta = Annotated[float, Field(gt=0, lt=1)]
 
@@ -80,6 +82,35 @@ class MechanismForm2(_MechanismCommon, _Correlation):
     mode: Mode
 
 
+class MechanismForm3(_Exact):
+    """A dealt run's frozen mechanism (`DealtMechanism.to_body`)."""
+
+    version: Literal[3]
+    mode: DealtMode
+    adjacency: Adjacency
+    clip_norm: Positive
+    noise_multiplier: Positive
+    batch_size: Annotated[int, Field(ge=1)]
+    sampling_probability: Annotated[float, Field(gt=0, le=1)]
+    batch_cap: Annotated[int, Field(ge=1, le=2**53)]
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)]
+    delta: Delta
+    domain: Name
+    units: Annotated[int, Field(ge=1, le=2**53)]
+    manifest_digest: Hash
+    max_epsilon: Positive | None
+    fixed_in_advance: bool
+    reveal_non_dp: bool
+
+
+class DealtRunForm(_Exact):
+    """A dealt run of the domain."""
+
+    mechanism: MechanismForm3
+    noise_key_id: Name
+    deal_commitment: Hash
+
+
 class RunForm(_Exact):
     """A run of the domain."""
 
@@ -111,10 +142,10 @@ class HeaderForm(_Exact):
     tenant: Name
     domain: Name
     delta: Delta
-    adjacency: Literal["add_or_remove_one_unit"]
+    adjacency: Adjacency
     exported_at_ms: Count
     keys: Annotated[tuple[KeyForm, ...], Field(max_length=64, strict=False)]
-    runs: Mapping[Name, RunForm]
+    runs: Mapping[Name, RunForm | DealtRunForm]
     head: HeadForm
     key_id: Name
     signature: Hex
@@ -189,7 +220,38 @@ class RowForm2(_RowCommon, _Correlation):
     max_steps: Annotated[int, Field(ge=1, le=2**53)] | None
 
 
-ROW: Final[TypeAdapter[RowForm1 | RowForm2]] = TypeAdapter(
-    Annotated[RowForm1 | RowForm2, Field(discriminator="version")]
+class RowForm3(_Exact):
+    """A row's text of a dealt run; the fields are described in `dealt_rows.DealtRow`."""
+
+    version: Literal[3]
+    seq: Count
+    previous: Hash
+    run_id: Name
+    kind: Literal["opening", "deal"]
+    step: Count
+    index: Count | None
+    abandoned: Count
+    at_ms: Count
+    mode: DealtMode
+    accountant: Literal["dp-accounting/pld-truncated-poisson/v1"]
+    adjacency: Adjacency
+    noise_multiplier: Positive
+    clip_norm: Positive
+    batch_size: Annotated[int, Field(ge=1)]
+    sampling_probability: Annotated[float, Field(gt=0, le=1)]
+    batch_cap: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=1)]
+    units_of_domain: Annotated[int, Field(ge=1)]
+    manifest_digest: Hash
+    deal_commitment: Hash
+    noise_key_id: Name
+    fixed_in_advance: bool
+    delta: Delta
+    run_epsilon: Loss
+    epsilon: Loss
+
+
+ROW: Final[TypeAdapter[RowForm1 | RowForm2 | RowForm3]] = TypeAdapter(
+    Annotated[RowForm1 | RowForm2 | RowForm3, Field(discriminator="version")]
 )
 """Reads a row's text. Raises ValidationError."""

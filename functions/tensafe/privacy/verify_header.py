@@ -9,20 +9,31 @@ from __future__ import annotations
 from typing import Final
 
 from tensafe.privacy.verify_correlated import coefficient_hash, is_sensitivity, sensitivity
-from tensafe.privacy.verify_forms import HeaderForm, LedgerRefused, MechanismForm1, MechanismForm2
+from tensafe.privacy.verify_forms import (
+    HeaderForm,
+    LedgerRefused,
+    MechanismForm1,
+    MechanismForm2,
+    MechanismForm3,
+)
 
 BISR_MODE: Final = "bounded_participation_bisr_gaussian"
 _MAX_STEPS: Final = 1_000_000
+_BOUNDED_ADJACENCY: Final = "add_or_remove_one_unit"
 
 
 def check_runs(header: HeaderForm) -> None:
     """What the header alone must satisfy: one domain and delta, no two runs with one noise secret."""
     secrets: set[str] = set()
+    dealt = any(isinstance(run.mechanism, MechanismForm3) for run in header.runs.values())
+    if not dealt and header.adjacency != _BOUNDED_ADJACENCY:
+        raise LedgerRefused("header", "no run of it is for this adjacency")
     for run_id, run in header.runs.items():
         mechanism = run.mechanism
         if (mechanism.domain, mechanism.delta) != (header.domain, header.delta):
             raise LedgerRefused("header", f"run {run_id} is of another domain or delta")
-        _check_correlation(run_id, mechanism)
+        if not isinstance(mechanism, MechanismForm3):
+            _check_correlation(run_id, mechanism)
         if run.noise_key_id in secrets:
             raise LedgerRefused("header", f"run {run_id} draws its noise from another run's secret")
         secrets.add(run.noise_key_id)

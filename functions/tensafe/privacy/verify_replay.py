@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from tensafe.privacy import closed_form
+from tensafe.privacy.verify_dealt import DealtRuns
 from tensafe.privacy.verify_forms import (
     ROW,
     HeaderForm,
@@ -24,6 +25,7 @@ from tensafe.privacy.verify_forms import (
     MechanismForm2,
     RowForm1,
     RowForm2,
+    RowForm3,
     RowLineForm,
     RunForm,
 )
@@ -55,17 +57,23 @@ _ACCOUNTANTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRun:
-    """A run as recomputed: its largest count of any unit and its own epsilon."""
+    """A run as recomputed: its largest count of any unit and its own epsilon.
+
+    A dealt run counts no participations and shows no units: `steps` of its `max_steps` were dealt,
+    `abandoned` of them given up before the last, and epsilon is that of all `max_steps`.
+    """
 
     run_id: str
     epsilon: float
     steps: int
-    participations: int
-    max_participations: int
+    participations: int | None
+    max_participations: int | None
     max_epsilon: float | None
     noise_multiplier: float
     mode: str
-    units: int
+    units: int | None
+    max_steps: int | None = None
+    abandoned: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +123,8 @@ class Replay:
             {"version": 1, "scope": scope, "delta": header.delta}, sort_keys=True, separators=(",", ":")
         )
         self._header = header
-        self._runs = {run_id: _Run(form) for run_id, form in header.runs.items()}
+        self._runs = {run_id: _Run(form) for run_id, form in header.runs.items() if isinstance(form, RunForm)}
+        self._dealt = DealtRuns(header)
         self._mu_squared = 0.0
         self._domain = _Stated()
         self._alone = _Stated()
@@ -152,6 +161,9 @@ class Replay:
         where = f"{where} (run {row.run_id}, step {row.step})"
         if row.previous != self.previous:
             raise LedgerRefused(where, "it does not follow the row before it")
+        if isinstance(row, RowForm3):
+            self._take_dealt(row, line, where)
+            return
         run = self._runs.get(row.run_id)
         if run is None:
             raise LedgerRefused(where, "the header does not know its run")
@@ -161,11 +173,25 @@ class Replay:
         self._count(row, run, tags, where)
         after = run.mu_squared
         self._mu_squared += after - before
-        self._domain.add(row.epsilon, self._mu_squared)
-        self._alone.add(row.run_epsilon, after)
+        if self._dealt.opened:
+            self._dealt.check_total(row.epsilon, self._mu_squared, where)
+        else:
+            self._domain.add(row.epsilon, self._mu_squared, self.rows)
+        self._alone.add(row.run_epsilon, after, self.rows)
         limit = run.form.mechanism.max_epsilon
         if limit is not None and tags and row.epsilon > limit:
             raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
+        self.previous = line.hash
+        self._names.append(where)
+
+    def _take_dealt(self, row: RowForm3, line: RowLineForm, where: str) -> None:
+        if line.tags:
+            raise LedgerRefused(where, "a dealt row brings no units")
+        self._dealt.take(row, where)
+        limit = self._header.runs[row.run_id].mechanism.max_epsilon
+        if row.kind == "opening" and limit is not None and row.epsilon > limit:
+            raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
+        self._dealt.check_total(row.epsilon, self._mu_squared, where)
         self.previous = line.hash
         self._names.append(where)
 
@@ -175,10 +201,11 @@ class Replay:
             wrong = stated.first_wrong(self._header.delta)
             if wrong is not None:
                 raise LedgerRefused(
-                    self._names[wrong],
+                    self._names[stated.rows[wrong]],
                     f"it states {what} {stated.stated[wrong]:.9g}; the replay gives "
                     f"{closed_form.epsilon_of(stated.mu_squared[wrong], self._header.delta):.9g}",
                 )
+        self._dealt.finish()
         if self.previous != self._header.head.hash:
             raise LedgerRefused(f"row {self.rows}", "it is not the head that the header names")
 
@@ -202,17 +229,33 @@ class Replay:
                     units=len(run.counts),
                 )
             )
+        for run_id, (form, dealt, abandoned, alone) in self._dealt.counted().items():
+            runs.append(
+                VerifiedRun(
+                    run_id=run_id,
+                    epsilon=alone,
+                    steps=dealt,
+                    participations=None,
+                    max_participations=None,
+                    max_epsilon=form.mechanism.max_epsilon,
+                    noise_multiplier=form.mechanism.noise_multiplier,
+                    mode=form.mechanism.mode,
+                    units=None,
+                    max_steps=form.mechanism.max_steps,
+                    abandoned=abandoned,
+                )
+            )
         return Report(
             tenant=self._header.tenant,
             domain=self._header.domain,
             delta=delta,
             adjacency=self._header.adjacency,
-            epsilon=closed_form.epsilon_of(math.fsum(terms), delta),
+            epsilon=self._dealt.total(math.fsum(terms)),
             rows=self.rows,
             head_hash=self.previous,
             exported_at_ms=self._header.exported_at_ms,
             signed_by=signed_by,
-            runs=tuple(runs),
+            runs=tuple(sorted(runs, key=lambda run: run.run_id)),
         )
 
     def _check_mechanism(self, row: RowForm1 | RowForm2, run: _Run, where: str) -> None:
@@ -270,15 +313,17 @@ class Replay:
 
 
 class _Stated:
-    """Stated epsilons beside what they must follow from, 16 bytes a row."""
+    """Stated epsilons of some rows beside what they must follow from, 24 bytes a row."""
 
     def __init__(self) -> None:
         self.stated = array("d")
         self.mu_squared = array("d")
+        self.rows = array("q")
 
-    def add(self, stated: float, mu_squared: float) -> None:
+    def add(self, stated: float, mu_squared: float, row: int) -> None:
         self.stated.append(stated)
         self.mu_squared.append(mu_squared)
+        self.rows.append(row)
 
     def first_wrong(self, delta: float) -> int | None:
         if not self.stated:

@@ -120,9 +120,15 @@ def test_a_budget_without_room_for_a_correlated_run_is_refused_and_the_advice_wo
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mode": "dealt"}, "mode='dealt' is not served yet"),
+        ({"mode": "dealt"}, "mode='dealt' needs max_steps, or max_epsilon"),
+        ({"mode": "dealt", "max_steps": 9, "max_participations": 2}, "max_participations does not go with"),
+        ({"mode": "dealt", "max_steps": 9, "min_separation": 2}, "min_separation does not go with"),
+        ({"mode": "dealt", "noise": "bisr", "bisr_bandwidth": 2, "max_steps": 9}, "noise does not go with"),
+        ({"sampling_probability": 0.1}, "sampling_probability does not go with mode='bounded'"),
+        ({"batch_cap": 9}, "batch_cap does not go with mode='bounded'"),
+        ({"reveal_non_dp": True}, "reveal_non_dp does not go with mode='bounded'"),
         ({"mode": "attested"}, "mode='attested' is not served yet"),
-        ({"mode": "poisson"}, "Input should be 'bounded'"),
+        ({"mode": "poisson"}, "Input should be 'bounded' or 'dealt'"),
         ({"noise": "bisr", "max_steps": 10}, "needs bisr_bandwidth and max_steps"),
         ({"noise": "bisr", "bisr_bandwidth": 4}, "needs bisr_bandwidth and max_steps"),
         ({"noise": "bisr", "bisr_bandwidth": 11, "max_steps": 10}, "needs max_steps from bisr_bandwidth"),
