@@ -25,6 +25,8 @@ from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.submissions import Submissions
 from tensafe.operations.sweeper import Sweeper
 from tensafe.operations.worker_status import WorkerStatus
+from tensafe.privacy.deals import Deals
+from tensafe.privacy.dealt_ledger import DealtLedger
 from tensafe.privacy.domains import Domains
 from tensafe.privacy.reading import DomainReader
 from tensafe.storage.anchors import Anchors
@@ -73,6 +75,7 @@ class Services:
     workers: WorkerStatus
     domains: Domains
     domain_reader: DomainReader
+    deals: Deals
 
     def model(self, name: str) -> ModelInfo:
         """The base model of this name. Raises NotFound listing what there is."""
@@ -105,6 +108,7 @@ def wire(
     outcomes = Outcomes(stores, doorbell, clock_ms=clock_ms)
     domains = Domains(ports.items, vault, clock_ms=clock_ms)
     checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
+    dealt = DealtLedger(ports.items, vault, ports.signer, ports.anchors, clock_ms=clock_ms)
     return Services(
         ports=ports,
         models=models,
@@ -125,4 +129,5 @@ def wire(
         workers=workers,
         domains=domains,
         domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),
+        deals=Deals(ports.items, vault, dealt, domains),
     )

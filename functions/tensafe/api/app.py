@@ -11,7 +11,7 @@ from fastapi import FastAPI
 import tensafe
 from tensafe.api import errors, openapi
 from tensafe.api.context import Context, EdgeLimits
-from tensafe.api.native import artifacts, futures, health, privacy, training_clients
+from tensafe.api.native import artifacts, deals, futures, health, privacy, training_clients
 from tensafe.api.openai import router as openai_router
 from tensafe.api.openai.samplers import ModelSamplers
 from tensafe.api.request_id import RequestIdMiddleware
@@ -43,8 +43,8 @@ def create_app(services: Services, limits: EdgeLimits | None = None) -> FastAPI:
     app.state.model_samplers = ModelSamplers(services)
     errors.install(app)
     # The busiest first: a request is matched against one route after the other.
-    native = (training_clients.router, futures.router, artifacts.router, privacy.router)
-    for router in (tinker_router, *native, openai_router, health.router):
+    training = (training_clients.router, deals.router, futures.router, artifacts.router)
+    for router in (tinker_router, *training, privacy.router, openai_router, health.router):
         app.include_router(router)
     openapi.install(app)
     app.add_middleware(RequestIdMiddleware)

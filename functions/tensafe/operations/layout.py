@@ -8,6 +8,7 @@
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
       loaded/<seq>              what a load brought into the run's weights
+      deal/<seq>                the deal that an operation of a dealt run worked on
       sampler/<id>              a sampling session with weights of the run
       set-aside/<letter>        a dead letter of the stream; sorts behind op/
     tenant/<tenant>/runs        listing: newest last
@@ -86,6 +87,11 @@ def part_item(stream_id: str, seq: int, attempt: int, number: int) -> Key:
 def loaded_item(run_id: str, seq: int) -> Key:
     """What the weights began from that operation `seq` of the run has loaded."""
     return Key(stream_partition(run_id), f"{LOADED}{seq:019d}")
+
+
+def dealt_operation(stream_id: str, seq: int) -> Key:
+    """Which deal a completed operation of a dealt run worked on."""
+    return Key(stream_partition(stream_id), f"deal/{seq:019d}")
 
 
 def done_sort(clone: int, cursor: int) -> str:

@@ -34,6 +34,11 @@ class DealtRecord:
     deals: DealRecord
     item_version: int = 0
 
+    @property
+    def last_step(self) -> int:
+        """Step of its last row: the opening's is 0, that of deal t is t + 1."""
+        return self.deals.dealt
+
     @classmethod
     def from_item(cls, item: Item) -> DealtRecord:
         """Raises IntegrityError."""

@@ -42,7 +42,7 @@ from tensafe.privacy.records import (
 from tensafe.privacy.registration import Registration
 from tensafe.privacy.signing import row_digest
 from tensafe.privacy.statements import Charge, DomainStatement
-from tensafe.privacy.totals import domain_epsilon
+from tensafe.privacy.totals import stated_epsilon
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import ConditionFailed, Item, Items, JsonValue, Put, Write
 from tensafe.storage.signing import Signer
@@ -253,7 +253,7 @@ class Ledger:
         head = self._head(ref.scope)
         if head is None:
             raise NotFound(f"there is no privacy domain {ref.domain!r}")
-        return domain_epsilon(head) if head.epsilon is None else head.epsilon
+        return stated_epsilon(head)
 
     def show(self, tenant: str, domain: str) -> DomainStatement:
         """`show_domain` of this ledger's store."""

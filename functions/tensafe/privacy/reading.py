@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, NotFound
-from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.dealt_records import read_runs
+from tensafe.privacy.dealt_rows import read_row
 from tensafe.privacy.domain_records import Domain, DomainState, check_domain_name
 from tensafe.privacy.domains import Domains
 from tensafe.privacy.export import Exporter
 from tensafe.privacy.ledger import show_domain
-from tensafe.privacy.records import Head, Row, head_item, read_runs, row_sort
+from tensafe.privacy.records import Head, head_item, row_sort
 from tensafe.privacy.statements import DomainStatement
+from tensafe.privacy.totals import stated_epsilon
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Item, Items, JsonValue
 from tensafe.storage.signing import Signer
@@ -116,9 +118,9 @@ class DomainReader:
             name=name,
             state="unregistered" if domain is None else domain.state,
             delta=delta,
-            epsilon=0.0 if head is None else epsilon(head.runs, head.delta),
+            epsilon=0.0 if head is None else stated_epsilon(head),
             steps=0 if head is None else head.seq,
-            runs=0 if head is None else len(head.runs),
+            runs=0 if head is None else len(head.runs) + len(head.dealt),
             units=None if domain is None else domain.units,
             max_epsilon=None if domain is None else domain.terms.max_epsilon,
             warnings=() if domain is None else domain.warnings,
@@ -153,7 +155,7 @@ def _rows_between(items: Items, scope: Scope, after: int, last: int) -> Iterator
     runs = [
         _run_after(items, scope, run_id, run.last_step, after)
         for run_id, run in read_runs(items, scope).items()
-        if run.steps
+        if run.last_step >= 0
     ]
     rows = heapq.merge(*runs, key=lambda one: one[0])
     return (item for _, item in itertools.takewhile(lambda one: one[0] <= last, rows))
@@ -168,7 +170,7 @@ def _run_after(
     while low < high:
         middle = (low + high) // 2
         page = items.query(scope.name, first=row_sort(run_id, middle), last=last, limit=1)
-        row = Row.from_item(page[0])  # there is one: the last step has a row
+        row = read_row(page[0])  # there is one: the last step has a row
         if row.seq > after:
             high = middle
         else:
@@ -176,5 +178,5 @@ def _run_after(
     first = row_sort(run_id, low)
     while page := items.query(scope.name, first=first, last=last):
         for item in page:
-            yield Row.from_item(item).seq, item
+            yield read_row(item).seq, item
         first = page[-1].key.sort + "!"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy.typing as npt
 
 from tensafe.contracts.errors import Conflict, IntegrityError
@@ -13,11 +15,34 @@ from tensafe.privacy.noise import (
     noise_key_id,
     round_to_grid,
 )
-from tensafe.privacy.statements import Charge
+from tensafe.privacy.records import RunRef
+
+
+class Paid(Protocol):
+    """What a release must know of its charge: a `Charge`, or a `DealtCharge`."""
+
+    @property
+    def run(self) -> RunRef: ...
+    @property
+    def step(self) -> int:
+        """Keys the step's independent noise."""
+
+    @property
+    def standard_deviation(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def noise_key_id(self) -> str: ...
+    @property
+    def index(self) -> int | None:
+        """The step's place in correlated noise."""
+
+    @property
+    def bisr_bandwidth(self) -> int | None: ...
 
 
 def noisy_mean(
-    charge: Charge, noise_secret: bytes, clipped_sum: npt.ArrayLike, *, offset: int = 0
+    charge: Paid, noise_secret: bytes, clipped_sum: npt.ArrayLike, *, offset: int = 0
 ) -> Float64Array:
     """(sum + noise) / batch_size, float64 [n]; needs the step's charge, so it cannot come before it.
 
@@ -34,7 +59,7 @@ def noisy_mean(
     return total
 
 
-def _noise(charge: Charge, secret: bytes, count: int, offset: int) -> Float64Array:
+def _noise(charge: Paid, secret: bytes, count: int, offset: int) -> Float64Array:
     deviation = charge.standard_deviation
     if charge.bisr_bandwidth is None:
         return gaussian(secret, charge.step, count, deviation, offset=offset)

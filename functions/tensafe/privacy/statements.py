@@ -10,7 +10,7 @@ from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.dealt_records import AnyRecord, DealtRecord
 from tensafe.privacy.mechanism import MODE
 from tensafe.privacy.records import Head, Row, RunRef
-from tensafe.privacy.totals import domain_epsilon
+from tensafe.privacy.totals import stated_epsilon
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class DomainStatement:
             tenant=tenant,
             domain=domain,
             delta=head.delta,
-            epsilon=domain_epsilon(head) if head.epsilon is None else head.epsilon,
+            epsilon=stated_epsilon(head),
             steps=head.seq,
             head_hash=head.hash,
             runs=tuple(_run(run_id, head, runs[run_id]) for run_id in sorted(named)),

@@ -19,6 +19,11 @@ def spent_of(head: Head) -> Spent:
     return spent
 
 
+def stated_epsilon(head: Head) -> float:
+    """What the last row says of the domain, without computing it where that is costly."""
+    return domain_epsilon(head) if head.epsilon is None else head.epsilon
+
+
 def domain_epsilon(head: Head) -> float:
     """Epsilon at the head's delta; infinite above 300 if there are dealt runs.
 

@@ -32,7 +32,7 @@ def build_worker(
     engine = Engine(base)
     ports = services.ports
     ledger = Ledger(ports.items, services.vault, ports.signer, ports.anchors)
-    private_steps = PrivateSteps(services, engine, ledger)
+    private_steps = PrivateSteps(services, engine, ledger, services.deals)
     executor = Executor(services, engine, private_steps)
     snapshots = Snapshots(services, engine)
     return TrainerWorker(services, name, executor, snapshots, private_steps, owner=owner, settings=settings)

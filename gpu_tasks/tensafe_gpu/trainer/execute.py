@@ -24,6 +24,7 @@ from tensafe.contracts.training import (
     Strict,
 )
 from tensafe.operations.records import Operation, OpKind, Result
+from tensafe.privacy.dealt_mechanism import DealtMechanism
 from tensafe.services import Services
 from tensafe.storage.ports import Write
 from tensafe.vault.artifacts import ArtifactRef
@@ -31,6 +32,7 @@ from tensafe.wire.forward_backward import decode_request
 from tensafe.wire.forward_backward_json import request_json_to_forward_backward
 from tensafe.wire.results import NON_DP, encode_forward_backward, forward_backward_json
 from tensafe.wire.tinker_responses.base import finite_metrics
+from tensafe_gpu.trainer.dealt_steps import WITHHELD
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.loading import load_checkpoint
@@ -111,8 +113,7 @@ class Executor:
         elif operation.kind is OpKind.FORWARD_BACKWARD:
             request = decode(operation, payload)
             if not request.forward_only:
-                # It was admitted when it first ran; the ledger may hold the charge of its step by now.
-                self._compute(run, request, admitted=True)
+                self._compute(run, operation, request, replayed=True)
 
     def _create(self, run: HotRun, payload: bytes) -> Executed:
         request = _parse(CreatePayload, payload)
@@ -141,17 +142,27 @@ class Executor:
             labels[NON_DP] = 1.0
             if not request.forward_only:
                 labels |= self._private.metrics(run)
-        logprobs, metrics = self._compute(run, request)
+        logprobs, metrics, writes = self._compute(run, operation, request)
         try:
-            return Executed(_forward_backward_result(operation, logprobs, {**metrics, **labels}))
+            if _withholds(run) and not request.forward_only:
+                del labels[NON_DP]
+                result = _withheld_result(operation, len(request.data), {**labels, WITHHELD: 1.0})
+                return Executed(result, writes)
+            return Executed(_forward_backward_result(operation, logprobs, {**metrics, **labels}), writes)
         except TensafeError as error:  # the sum has grown: never a failure that the run survives
             raise IntegrityError("the result of a computed operation cannot be encoded") from error
 
     def _compute(
-        self, run: HotRun, request: ForwardBackward, *, admitted: bool = False
-    ) -> tuple[Sequence[npt.NDArray[np.float32]], dict[str, float]]:
+        self, run: HotRun, operation: Operation, request: ForwardBackward, *, replayed: bool = False
+    ) -> tuple[Logprobs, dict[str, float], Sequence[Write]]:
+        """Logprobs, metrics, and what is written with the result."""
         state = _state(run)
-        clip_norm: float | None = None
+        private = run.private
+        if private is not None and not request.forward_only:
+            with self._private.admitted(run, operation.seq, request, replayed=replayed) as writes:
+                clip_norm = private.mechanism.clip_norm
+                done = self._engine.forward_backward(state, request, clip_norm=clip_norm)
+            return done.logprobs, dict(done.metrics), writes
         if run.private is None:
             for index, datum in enumerate(request.data):
                 if datum.unit_id is not None:
@@ -160,14 +171,8 @@ class Executor:
                         f"run with one of the optimizers {', '.join(PRIVATE_OPTIMIZERS)}",
                         field=f"data[{index}].loss_fn_inputs.dp_unit_id",
                     )
-        elif not request.forward_only:
-            if not admitted:
-                self._private.admit(run, request)
-            clip_norm = run.private.mechanism.clip_norm
-        done = self._engine.forward_backward(state, request, clip_norm=clip_norm)
-        if run.private is not None and not request.forward_only:
-            run.private.units |= {datum.unit_id for datum in request.data if datum.unit_id is not None}
-        return done.logprobs, dict(done.metrics)
+        done = self._engine.forward_backward(state, request)
+        return done.logprobs, dict(done.metrics), ()
 
     def _optim_step(self, run: HotRun, operation: Operation, payload: bytes) -> Executed:
         state = _state(run)
@@ -189,6 +194,18 @@ def _forward_backward_result(operation: Operation, logprobs: Logprobs, metrics: 
     if operation.content_type == PROTOBUF:
         return Result(PROTOBUF, encode_forward_backward(logprobs, metrics))
     return _json(forward_backward_json(logprobs, metrics))
+
+
+def _withholds(run: HotRun) -> bool:
+    """Whether the run keeps what is not private of its training data to itself."""
+    mechanism = None if run.private is None else run.private.mechanism
+    return isinstance(mechanism, DealtMechanism) and not mechanism.reveal_non_dp
+
+
+def _withheld_result(operation: Operation, examples: int, metrics: dict[str, float]) -> Result:
+    if operation.content_type == PROTOBUF:
+        return Result(PROTOBUF, encode_forward_backward(None, metrics, examples=examples))
+    return _json(forward_backward_json(None, metrics))
 
 
 def _state(run: HotRun) -> RunState:

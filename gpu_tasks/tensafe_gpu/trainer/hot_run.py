@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tensafe.contracts.errors import IntegrityError
 from tensafe.operations.leases import Lease
 from tensafe.operations.records import Operation, StreamRecord
+from tensafe.privacy.dealt_mechanism import DealtMechanism
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import RunRef
 from tensafe.storage.ports import Message
@@ -19,12 +20,16 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(slots=True)
 class PrivateRun:
-    """What a DP run needs beside its numbers. `units` are those of the accumulated gradient sum."""
+    """What a DP run needs beside its numbers. `units` are those of the accumulated gradient sum.
+
+    `deal`: of a dealt run, the deal that they belong to; None if nothing has arrived since the last step.
+    """
 
     ref: RunRef
-    mechanism: Mechanism
+    mechanism: Mechanism | DealtMechanism
     noise_secret: bytes
     units: set[int] = field(default_factory=set)
+    deal: int | None = None
 
 
 @dataclass(slots=True)
@@ -55,10 +60,21 @@ class HotRun:
         return self.next_seq - 1 > self.snapshot_seq
 
 
-def pack_snapshot(state: RunState, units: set[int]) -> bytes:
-    """A run's numbers and the units in its accumulator as one blob, sealed by the caller."""
-    header = json.dumps({"format": 1, "units": sorted(units)}).encode()
+def pack_snapshot(state: RunState, units: set[int], deal: int | None = None) -> bytes:
+    """A run's numbers and the units in its accumulator as one blob, sealed by the caller.
+
+    `deal`: that the units belong to, of a dealt run.
+    """
+    dealt = {} if deal is None else {"deal": deal}
+    header = json.dumps({"format": 1, "units": sorted(units), **dealt}).encode()
     return _LENGTH.pack(len(header)) + header + state.dump()
+
+
+def deal_of_snapshot(data: bytes) -> int | None:
+    """The deal that the units of a snapshot belong to; for one that `unpack_snapshot` has read."""
+    (length,) = _LENGTH.unpack_from(data)
+    deal = json.loads(data[_LENGTH.size : _LENGTH.size + length]).get("deal")
+    return None if deal is None else int(deal)
 
 
 def unpack_snapshot(data: bytes) -> tuple[bytes, set[int]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -19,6 +20,8 @@ from tensafe.contracts.errors import IntegrityError
 from tensafe.contracts.training import ForwardBackward, OptimizerConfig, PrivateConfig, StepParams
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
+from tensafe.privacy.deals import Deals
+from tensafe.privacy.dealt_mechanism import DealtMechanism
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism, resolve
 from tensafe.privacy.noise import NOISE_SECRET_BYTES, noise_key_id
@@ -27,6 +30,7 @@ from tensafe.privacy.release import noisy_mean
 from tensafe.privacy.statements import Charge
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Put, Write
+from tensafe_gpu.trainer.dealt_steps import DealtSteps
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun, PrivateRun
 
@@ -39,17 +43,25 @@ _OPTIMIZER: Final[TypeAdapter[OptimizerConfig]] = TypeAdapter(OptimizerConfig)
 class PrivateSteps:
     """The privacy room as the trainer uses it."""
 
-    def __init__(self, services: Services, engine: Engine, ledger: Ledger) -> None:
+    def __init__(self, services: Services, engine: Engine, ledger: Ledger, deals: Deals) -> None:
         self._services = services
         self._engine = engine
         self._ledger = ledger
+        self._dealt = DealtSteps(services.ports.items, engine, deals)
 
     def open(self, run: HotRun, config: PrivateConfig) -> Sequence[Write]:
         """Freeze the mechanism and register the run in its domain. Idempotent."""
-        mechanism = resolve(config)
         secret = self._noise_secret(run.stream)
+        if config.mode == "dealt":
+            run.private = self._dealt.open(run.stream, config, secret)
+            return ()
+        mechanism = resolve(config)
         ref = self._ledger.open_run(
-            run.stream.tenant, run.stream.stream_id, mechanism, noise_key_id=noise_key_id(secret)
+            run.stream.tenant,
+            run.stream.stream_id,
+            mechanism,
+            noise_key_id=noise_key_id(secret),
+            fixed_in_advance=config.fixed_in_advance,
         )
         run.private = PrivateRun(ref, mechanism, secret)
         return ()
@@ -62,23 +74,42 @@ class PrivateSteps:
         config = _optimizer(run.stream)
         if not isinstance(config, PrivateConfig):
             return
+        if config.mode == "dealt":
+            run.private = self._dealt.restored(run.stream, self._noise_secret(run.stream))
+            return
         ref = RunRef(run.stream.tenant, config.domain, run.stream.stream_id)
         run.private = PrivateRun(ref, self._ledger.mechanism(ref), self._noise_secret(run.stream))
 
-    def admit(self, run: HotRun, request: ForwardBackward) -> None:
-        """Refuse data whose units cannot take part, before anything is computed."""
+    @contextmanager
+    def admitted(
+        self, run: HotRun, seq: int, request: ForwardBackward, *, replayed: bool
+    ) -> Iterator[Sequence[Write]]:
+        """Around a forward_backward: the writes that go with its result.
+
+        Refuses data whose units cannot take part, before anything is computed. A replay was admitted when it
+        first ran; the ledger may hold the charge of its step by now.
+        """
         private = _private(run)
+        if isinstance(private.mechanism, DealtMechanism):
+            with self._dealt.admitted(run, seq, request) as writes:
+                yield writes
+            return
         unit_ids = [datum.unit_id for datum in request.data]
-        self._ledger.check_units(private.ref, unit_ids, accumulated=private.units)
+        if not replayed:
+            self._ledger.check_units(private.ref, unit_ids, accumulated=private.units)
+        yield ()
+        private.units |= {unit_id for unit_id in unit_ids if unit_id is not None}
 
     def step(self, run: HotRun, seq: int, params: StepParams) -> tuple[dict[str, float], list[Write]]:
         """Charge, add the noise, step. Returns the metrics and the writes that commit the charge."""
         private, state = _private(run), run.state
+        mechanism = private.mechanism
+        if isinstance(mechanism, DealtMechanism):
+            return self._dealt.step(run, seq, params)
         if state is None:
             raise IntegrityError("the run has no state")
         if bool(state.pending_data) != bool(private.units):
             raise IntegrityError("the accumulated sum and its units do not belong together")
-        mechanism = private.mechanism
         charge = self._ledger.reserve(private.ref, seq, private.units, extra_writes=[run.lease.check])
         release = partial(noisy_mean, charge, private.noise_secret)
         metrics = self._engine.optim_step(state, params, release=release)
@@ -89,6 +120,8 @@ class PrivateSteps:
     def metrics(self, run: HotRun) -> dict[str, float]:
         """Epsilon spent so far, under names that the SDK's chunk merging accepts."""
         private = _private(run)
+        if isinstance(private.mechanism, DealtMechanism):
+            return self._dealt.metrics(run)
         return {"dp_epsilon:max": self._ledger.spent(private.ref), "dp_delta:max": private.mechanism.delta}
 
     def _noise_secret(self, stream: StreamRecord) -> bytes:

@@ -14,7 +14,7 @@ from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, JsonValue, Put, Write
 from tensafe.vault.artifacts import ArtifactRef
 from tensafe_gpu.trainer.engine import Engine
-from tensafe_gpu.trainer.hot_run import HotRun, pack_snapshot, unpack_snapshot
+from tensafe_gpu.trainer.hot_run import HotRun, deal_of_snapshot, pack_snapshot, unpack_snapshot
 from tensafe_gpu.trainer.state import RunState
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Snapshots:
         """Seal the state as it is after operation `seq`; durable, but not yet the run's snapshot."""
         if run.state is None:
             raise IntegrityError("the run has no state")
-        units = run.private.units if run.private else set()
-        data = pack_snapshot(run.state, units)
+        units, deal = (run.private.units, run.private.deal) if run.private else (set(), None)
+        data = pack_snapshot(run.state, units, deal)
         key = layout.stream_item(run.stream.stream_id, "snapshot")
         announce = Announcement(self._services.ports.items, key, now_ms)
         ref = self._services.artifacts.write(run.stream.scope, _part(seq), data, announce=announce)
@@ -118,7 +118,7 @@ class Snapshots:
         numbers, units = unpack_snapshot(data)
         run.state = RunState.load(numbers, self._engine.base)
         if run.private is not None:
-            run.private.units = units
+            run.private.units, run.private.deal = units, deal_of_snapshot(data)
         run.next_seq, run.snapshot_seq = seq + 1, seq
         return None
 

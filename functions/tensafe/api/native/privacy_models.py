@@ -34,14 +34,14 @@ class FinishDomain(Strict):
 
 
 class DomainRun(Strict):
-    """A run's part in a domain; `epsilon` of the run alone."""
+    """A run's part in a domain; `epsilon` of the run alone, of a dealt one with all its deals."""
 
     run_id: str
     mode: str
     epsilon: float
     steps: int
-    participations: int
-    max_participations: int
+    participations: int | None
+    max_participations: int | None
     noise_multiplier: float
     max_epsilon: float | None
     max_steps: int | None
@@ -49,6 +49,10 @@ class DomainRun(Strict):
     bisr_bandwidth: int | None
     sensitivity: float | None
     coefficient_hash: str | None
+    sampling_probability: float | None
+    batch_cap: int | None
+    abandoned: int | None
+    fixed_in_advance: bool
 
 
 class PrivacyDomain(Strict):

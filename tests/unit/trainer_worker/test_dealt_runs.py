@@ -1,0 +1,446 @@
+"""Dealt runs through the native face and the trainer: what is charged, what is let in, what is released."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tinker
+from starlette.testclient import TestClient
+from tinker import types
+from tinker.types.optimizer import OptimizerConfigBase
+
+from tensafe.contracts.errors import Conflict
+from tensafe.operations.records import OpState
+from tensafe.privacy import release
+from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.export import Exporter
+from tensafe.privacy.ledger import Ledger
+from tensafe.privacy.noise import gaussian
+from tensafe.privacy.records import RunRef
+from tensafe.privacy.replay import replay
+from tensafe.privacy.verify import verify
+from tensafe.privacy.verify_replay import Report
+from tensafe.storage.signing import PublicKey
+from tensafe_gpu.trainer import private_steps
+from tests.support.dealt_training import DOMAIN, UNITS, body, dealt, register, rows_of, texts_of
+from tests.support.sdk_data import supervised
+from tests.unit.operations.world import BASE
+from tests.unit.trainer_worker.rig import Rig
+
+
+class Client:
+    """A dealt run over HTTP; the trainer works whenever something is asked of it."""
+
+    def __init__(self, http: TestClient, rig: Rig, **changes: Any) -> None:
+        self.http, self.rig = http, rig
+        optimizer = dealt(**changes).model_dump(mode="json", exclude_none=True)
+        request = {"base_model": BASE, "lora": {"rank": 2, "seed": 7}, "optimizer": optimizer}
+        answer = http.post("/v1/training_clients", json=request)
+        assert answer.status_code == 201, answer.text
+        self.run = answer.json()["training_client"]["id"]
+        rig.drain()
+        self.created = http.get(f"/v1/futures/{answer.json()['future']['id']}/result")
+
+    def ask(self, step: int) -> Any:
+        return self.http.post(f"/v1/training_clients/{self.run}/deals", json={"step": step})
+
+    def deal(self, step: int) -> list[int]:
+        answer = self.ask(step)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["step"] == step
+        return list(answer.json()["unit_ids"])
+
+    def deals(self) -> Any:
+        return self.http.get(f"/v1/training_clients/{self.run}/deals").json()
+
+    def submit(self, operation: str, content: dict[str, Any]) -> Any:
+        answer = self.http.post(f"/v1/training_clients/{self.run}/{operation}", json=content)
+        assert answer.status_code == 202, answer.text
+        self.rig.drain()
+        return self.http.get(f"/v1/futures/{answer.json()['id']}/result")
+
+    def send(self, unit_ids: list[int], **changes: Any) -> Any:
+        return self.submit("forward_backward", body(unit_ids, **changes))
+
+    def step(self) -> Any:
+        return self.submit("optim_step", {"learning_rate": 1e-2})
+
+    def train(self, step: int) -> Any:
+        unit_ids = self.deal(step)
+        if unit_ids:
+            assert self.send(unit_ids).status_code == 200
+        return self.step().json()["metrics"]
+
+    def nonempty(self, step: int, least: int = 2) -> tuple[int, list[int]]:
+        """A deal of some units, from `step` on; smaller ones are taken, too."""
+        while len(unit_ids := self.deal(step)) < least:
+            if unit_ids:
+                self.send(unit_ids)
+            self.step()
+            step += 1
+        return step, unit_ids
+
+
+@pytest.fixture
+def registered(rig: Rig) -> None:
+    register(rig.services.domains)
+
+
+@pytest.fixture
+def client(registered: None, http: TestClient, rig: Rig) -> Client:
+    made = Client(http, rig)
+    assert made.created.status_code == 200, made.created.text
+    return made
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int]]:
+    """Secret and step of every noise vector that has been asked for."""
+    calls: list[tuple[bytes, int]] = []
+
+    def watched(key: bytes, step: int, *rest: Any, **options: Any) -> np.ndarray:
+        calls.append((key, step))
+        return gaussian(key, step, *rest, **options)
+
+    monkeypatch.setattr(release, "gaussian", watched)
+    return calls
+
+
+def verified(rig: Rig) -> Report:
+    """The exported ledger, checked offline, and the replay of the stored one, which must agree."""
+    services = rig.world.open()
+    ports = services.ports
+    exporter = Exporter(ports.items, services.vault, ports.signer, Anchoring(ports.items, ports.anchors))
+    lines = b"".join(exporter.lines("acme", DOMAIN, at_ms=1))
+    key = PublicKey.from_pem(ports.signer.public_key)
+    report = verify(io.BytesIO(lines), {key.key_id: key}, processes=1)
+    shown = replay(ports.items, services.vault, "acme", DOMAIN)
+    assert report.rows == shown.steps
+    assert report.head_hash == shown.head_hash
+    assert report.epsilon == pytest.approx(shown.epsilon, rel=1e-2)
+    return report
+
+
+def rows(rig: Rig) -> int:
+    services = rig.world.open()
+    ports = services.ports
+    ledger = Ledger(ports.items, services.vault, ports.signer, ports.anchors)
+    return ledger.show("acme", DOMAIN).steps
+
+
+def refusal(answer: Any) -> str:
+    assert answer.status_code in (409, 422), answer.text
+    return str(answer.json()["detail"])
+
+
+def test_a_run_is_trained_deal_by_deal_and_charged_whole(client: Client, rig: Rig) -> None:
+    assert rows(rig) == 1, "the opening"
+    metrics = [client.train(step) for step in range(4)]
+    assert {one["dp/epsilon"] for one in metrics} == {metrics[0]["dp/run_epsilon"]}
+    so_far = [one["dp/run_epsilon_so_far"] for one in metrics]
+    assert so_far == sorted(so_far)
+    assert so_far[-1] < metrics[0]["dp/run_epsilon"]
+    assert [one["dp/deal"] for one in metrics] == [0, 1, 2, 3]
+    assert client.deals() == {
+        "max_steps": 10,
+        "dealt": 4,
+        "completed": 4,
+        "abandoned": 0,
+        "open_step": None,
+        "next_step": 4,
+    }
+    assert rows(rig) == 5
+    report = verified(rig)
+    assert report.epsilon == pytest.approx(metrics[0]["dp/epsilon"], rel=2e-3)
+    (run,) = report.runs
+    assert (run.steps, run.max_steps, run.abandoned, run.units) == (4, 10, 0, None)
+
+
+def test_a_deal_that_is_asked_for_again_is_the_same_and_charged_once(client: Client, rig: Rig) -> None:
+    first = client.deal(0)
+    assert client.deal(0) == first
+    assert rows(rig) == 2
+    client.train(0)
+    assert "steps only go forward" in refusal(client.ask(0))
+    assert "next deal is that of step 1" in refusal(client.ask(2))
+
+
+def test_the_next_deal_abandons_the_open_one_and_both_are_charged(client: Client, rig: Rig) -> None:
+    step, unit_ids = client.nonempty(0)
+    client.send(unit_ids[:1])
+    after = client.deal(step + 1)
+    state = client.deals()
+    assert (state["abandoned"], state["dealt"], state["open_step"]) == (1, step + 2, step + 1)
+    if after:
+        assert client.send(after).status_code == 200
+    metrics = client.step().json()["metrics"]
+    assert metrics["dp/deals_abandoned"] == 1
+    assert metrics["dp/deal"] == step + 1
+    assert rows(rig) == step + 3
+
+
+def test_an_abandoned_deal_takes_no_data_and_no_step(client: Client) -> None:
+    unit_ids = client.deal(0)
+    url = f"/v1/training_clients/{client.run}/deals/0/abandon"
+    for _ in range(2):
+        assert client.http.post(url).json()["abandoned"] == 1
+    refused = client.send(unit_ids or [1])
+    assert "no deal of this run is open" in refusal(refused)
+    assert "all 10 deals of the run are charged since it was created; 1 were made, 1 of them" in refusal(
+        refused
+    )
+    assert "ask for that of step 1" in refusal(client.step())
+
+
+def test_the_last_deal_is_the_last(registered: None, http: TestClient, rig: Rig) -> None:
+    client = Client(http, rig, max_steps=2)
+    client.train(0)
+    client.train(1)
+    refused = client.ask(2)
+    assert refused.json()["error"]["code"] == "privacy_budget_exceeded"
+    assert "all 2 steps that the budget allows are charged, 0 of them abandoned" in refusal(refused)
+
+
+WRONG: dict[str, tuple[Callable[[list[int]], list[dict[str, Any]]], str]] = {
+    "another unit": (
+        lambda ids: rows_of(next(unit for unit in range(UNITS) if unit not in ids)),
+        "this unit is not in the deal of step",
+    ),
+    "an unknown unit": (lambda _: [{**rows_of(1)[0], "dp_unit_id": 999}], "this unit is not in the deal"),
+    "no unit": (
+        lambda ids: [{key: value for key, value in rows_of(ids[0])[0].items() if key != "dp_unit_id"}],
+        "every datum needs dp_unit_id",
+    ),
+    "changed content": (
+        lambda ids: [{**rows_of(ids[0])[0], "tokens": [9, *rows_of(ids[0])[0]["tokens"][1:]]}],
+        "are not those of the manifest",
+    ),
+    "a datum more": (lambda ids: rows_of(ids[0]) + rows_of(ids[0])[:1], "are not those of the manifest"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_data_are_refused_and_the_deal_stays_open(client: Client, rig: Rig, wrong: str) -> None:
+    step, unit_ids = client.nonempty(0)
+    charged = rows(rig)
+    make, problem = WRONG[wrong]
+    refused = client.submit("forward_backward", {"data": make(unit_ids), "loss_fn": "cross_entropy"})
+    assert problem in refusal(refused)
+    assert wrong == "no unit" or "The deal stays open; it is charged once" in refusal(refused)
+    assert rows(rig) == charged
+    assert client.send(unit_ids).status_code == 200
+    assert client.step().json()["metrics"]["dp/deal"] == step
+
+
+def test_a_unit_comes_once(client: Client) -> None:
+    step, unit_ids = client.nonempty(0)
+    assert client.send(unit_ids[:1]).status_code == 200
+    assert "has arrived in an earlier request of step" in refusal(client.send(unit_ids))
+    assert client.send(unit_ids[1:]).status_code == 200
+    assert client.step().json()["metrics"]["dp/deal"] == step
+
+
+def test_too_few_are_refused_with_their_number(client: Client) -> None:
+    step, unit_ids = client.nonempty(0, least=3)
+    client.send(unit_ids[:1])
+    refused = refusal(client.step())
+    assert (
+        f"the deal of step {step} has {len(unit_ids)} units, of which {len(unit_ids) - 1} have not" in refused
+    )
+    assert "The deal stays open; it is charged once" in refused
+    client.send(unit_ids[1:])
+    assert client.step().status_code == 200
+
+
+def test_an_empty_deal_steps(registered: None, http: TestClient, rig: Rig, drawn: list[Any]) -> None:
+    client = Client(http, rig, sampling_probability=1e-9)
+    assert client.deal(0) == []
+    metrics = client.step().json()["metrics"]
+    assert metrics["grad_norm"] > 0
+    assert [step for _, step in drawn] == [1]
+
+
+def test_a_private_sum_is_dropped_with_the_deal_that_was_given_up(
+    registered: None, http: TestClient, rig: Rig
+) -> None:
+    """The state after the next deal is that of a run to which the partial deal's data never came."""
+    one = Client(http, rig)
+    step, unit_ids = one.nonempty(0)
+    one.send(unit_ids[:1])
+    # An empty accumulator is what save_state asks for.
+    half = one.submit("save_state", {"name": "half"})
+    assert "accumulated gradients" in refusal(half)
+    one.train(step + 1)
+    assert one.submit("save_state", {"name": "whole"}).status_code == 200
+
+
+def test_forward_is_free_and_says_what_is_not_private(client: Client, rig: Rig) -> None:
+    client.deal(0)
+    answer = client.send([1, 2, 3], forward_only=True).json()
+    assert answer["non_dp"]
+    assert answer["metrics"]["loss:sum"] > 0
+    assert rows(rig) == 2
+
+
+def test_training_outputs_are_withheld_unless_the_owner_asks_for_them(
+    registered: None, http: TestClient, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_steps, "os", os)
+    closed = Client(http, rig)
+    open_ = Client(http, rig, reveal_non_dp=True)
+    answers = []
+    for client in (closed, open_):
+        _, unit_ids = client.nonempty(0)
+        answers.append(client.send(unit_ids).json())
+    withheld, shown = answers
+    assert withheld == {
+        "loss_fn_outputs": None,
+        "metrics": {
+            "dp_epsilon:max": withheld["metrics"]["dp_epsilon:max"],
+            "dp_delta:max": 1e-5,
+            "dp_outputs_withheld:max": 1.0,
+        },
+    }
+    assert shown["loss_fn_outputs"]
+    assert "metrics.loss:sum" in shown["non_dp"]
+
+
+def test_the_domain_must_be_registered_and_open(http: TestClient, rig: Rig) -> None:
+    refused = Client(http, rig)
+    assert "is not registered, so nothing can be dealt from it" in refusal(refused.created)
+    assert refused.ask(0).status_code == 409
+    register(rig.services.domains)
+    rig.services.domains.close("acme", DOMAIN)
+    assert "is closed" in refusal(Client(http, rig).created)
+
+
+def test_nothing_is_dealt_from_a_closed_domain(client: Client, rig: Rig) -> None:
+    client.train(0)
+    charged = rows(rig)
+    rig.services.domains.close("acme", DOMAIN)
+    assert "is closed" in refusal(client.ask(1))
+    assert rows(rig) == charged
+
+
+def test_the_domains_budget_binds_over_all_runs(
+    http: TestClient, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_steps, "os", os)
+    register(rig.services.domains, max_epsilon=2.0)
+    first = Client(http, rig)
+    assert first.created.status_code == 200
+    second = Client(http, rig, max_steps=1000)
+    assert "has no room for 1000 deals" in refusal(second.created)
+    assert "would fit. Nothing was charged" in refusal(second.created)
+    third = Client(http, rig, max_steps=None, max_epsilon=2.0)
+    assert third.created.status_code == 200
+    assert third.deals()["max_steps"] > 10
+    fourth = Client(http, rig)
+    assert "has no room for 10 deals" in refusal(fourth.created)
+    assert rows(rig) == 2
+
+
+def test_a_run_that_comes_after_a_release_must_be_declared(
+    client: Client, http: TestClient, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(private_steps, "os", os)
+    before = Client(http, rig)
+    assert before.created.status_code == 200, "nothing has been released yet"
+    client.deal(0)
+    late = Client(http, rig)
+    assert "say so with fixed_in_advance=true" in refusal(late.created)
+    assert Client(http, rig, fixed_in_advance=True).created.status_code == 200
+    assert rows(rig) == 4
+
+
+def test_a_retry_of_the_creation_charges_once_and_another_configuration_is_a_conflict(
+    client: Client, rig: Rig
+) -> None:
+    stream = rig.world.stream(client.run)
+    steps = rig.services.deals
+    ref = RunRef("acme", DOMAIN, client.run)
+    known = steps.ledger.get(ref)
+    seed = steps.seed(stream)
+    again = steps.ledger.open_run(ref, dealt(), noise_key_id=known.noise_key_id, deal_seed=seed)
+    assert again == known
+    with pytest.raises(Conflict, match="was created with another privacy configuration"):
+        steps.ledger.open_run(
+            ref, dealt(noise_multiplier=5.0), noise_key_id=known.noise_key_id, deal_seed=seed
+        )
+    assert rows(rig) == 1
+
+
+def test_the_next_deal_waits_for_operations_that_are_under_way(client: Client, rig: Rig) -> None:
+    client.deal(0)
+    http = client.http
+    http.post(f"/v1/training_clients/{client.run}/optim_step", json={})
+    refused = client.ask(1)
+    assert refused.json()["error"]["code"] == "operations_under_way"
+    rig.drain()
+    assert client.deals()["dealt"] == 1
+
+
+def test_a_bounded_run_has_no_deals(http: TestClient, rig: Rig) -> None:
+    request = {"base_model": BASE, "lora": {"rank": 2}}
+    run = http.post("/v1/training_clients", json=request).json()["training_client"]["id"]
+    refused = http.post(f"/v1/training_clients/{run}/deals", json={"step": 0})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "not_a_dealt_run")
+
+
+def test_restarts_anywhere_lead_to_the_same_bytes_and_noise(
+    registered: None, http: TestClient, rig: Rig, drawn: list[tuple[bytes, int]]
+) -> None:
+    """A partial deal that was given up, an empty step, a half-sent deal: replayed by what was noted."""
+    client = Client(http, rig)
+    step, unit_ids = client.nonempty(0)
+    client.send(unit_ids[:1])
+    rig.restart()
+    client.train(step + 1)
+    rig.restart()
+    step, unit_ids = client.nonempty(step + 2)
+    client.send(unit_ids[:1])
+    rig.restart()
+    client.send(unit_ids[1:])
+    metrics = client.step().json()["metrics"]
+    assert metrics["dp/deal"] == step
+    once = len(drawn)
+    state, units = rig.final(client.run)
+    assert units == set()
+    rig.restart()
+    assert rig.op(1, client.run).state is OpState.COMPLETED
+    steps = [at for _, at in drawn]
+    assert len({*drawn}) == len({*steps}), "one secret"
+    assert once >= len({*steps})
+    assert client.deals()["completed"] == len({*steps})
+    assert state == rig.final(client.run)[0]
+
+
+def test_the_sdk_is_dealt_beside_its_own_protocol(
+    registered: None, http: TestClient, service: tinker.ServiceClient
+) -> None:
+    """It trains as ever; only which data it sends comes from elsewhere."""
+    optimizer = OptimizerConfigBase(**dealt().model_dump(mode="json", exclude_none=True))
+    training = service.create_lora_training_client(BASE, rank=2, seed=7, optimizer=optimizer).result(30)
+    sent = 0
+    for step in range(4):
+        answer = http.post(f"/v1/training_clients/{training.model_id}/deals", json={"step": step})
+        assert answer.status_code == 200, answer.text
+        data = [
+            supervised(text, unit=unit_id)
+            for unit_id in answer.json()["unit_ids"]
+            for text in texts_of(unit_id)
+        ]
+        if data:
+            done = training.forward_backward(data, "cross_entropy").result(timeout=30)
+            assert set(done.metrics) == {"dp_epsilon:max", "dp_delta:max", "dp_outputs_withheld:max"}
+            assert done.loss_fn_outputs == [{}] * len(data)
+            sent += len(data)
+        metrics = training.optim_step(types.AdamParams()).result(timeout=30).metrics
+        assert metrics is not None
+        assert metrics["dp/deal"] == step
+    assert sent
