@@ -21,6 +21,7 @@ import boto3
 import torch
 from tqdm import tqdm
 
+from tensafe.privacy import amplified
 from tensafe.privacy.accountant import epsilon
 from tensafe.services import Services
 from tensafe.storage.aws_clients import aws_client
@@ -28,7 +29,8 @@ from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe_gpu.trainer import private_steps
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
-from tensafe_gpu.trainer.worker import WorkerSettings
+from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
+from tests.chaos import dealt_script
 from tests.chaos.script import BASE, all_ended, open_folder, rewired, submit_all
 from tests.support.killing_ports import Killer
 
@@ -63,7 +65,36 @@ def edge(services: Services, base: BaseModel, owner: str, say: Any) -> None:
         say(f"{run_id} {seq}")
 
 
-ROLES = {"train": train, "edge": edge}
+def owner_and_trainer(services: Services, base: BaseModel, owner: str, say: Any) -> None:
+    """The owner of a dealt run and its trainer in turn: deals depend on what was completed."""
+    worker = build_worker(services, BASE, base, owner, SETTINGS)
+    ends = time.monotonic() + _LIFE_S
+    for step in range(dealt_script.STEPS):
+        dealt_script.owner_asks(services, step)
+        while not dealt_script.done(services, dealt_script.last_of(step)):
+            _work(worker, ends)
+    worker.release_all()
+    say("done")
+
+
+def creation(services: Services, base: BaseModel, owner: str, say: Any) -> None:
+    """A trainer's life that ends when the dealt run is created."""
+    worker = build_worker(services, BASE, base, owner, SETTINGS)
+    ends = time.monotonic() + _LIFE_S
+    while not dealt_script.done(services, 0):
+        _work(worker, ends)
+    worker.release_all()
+    say("done")
+
+
+def _work(worker: TrainerWorker, ends: float) -> None:
+    if not worker.step():
+        time.sleep(0.005)
+        if time.monotonic() > ends:
+            raise TimeoutError("operations stay open")
+
+
+ROLES = {"train": train, "edge": edge, "create": creation, "dealt": owner_and_trainer}
 
 
 def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
@@ -109,6 +140,7 @@ def _warm_up(folder: Path) -> None:
     services.ports.keyring.unwrap(wrapped, {"warm": "up"})
     epsilon({"run": (1.0, 1)}, 1e-5)
     boto3.client("dynamodb", region_name="none")  # what the SDK reads of its files stays with its session
+    amplified.epsilon(amplified.DealtGaussian(24, 0.25, 24, 4.0), 10, 1e-5)
     for port in (services.ports.bell, services.ports.queues, services.ports.items):
         port.close()  # type: ignore[attr-defined]
 
