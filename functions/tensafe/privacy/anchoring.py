@@ -50,7 +50,10 @@ class Anchoring:
             head = None if item is None else Head.from_item(item)
             seq = 0 if head is None else head.seq
             if mark is None and seq > 0:
-                raise _no_mark(scope, seq)
+                # The mark comes before a domain's first row: if it was begun meanwhile, it is there now.
+                if self._mark(scope) is None:
+                    raise _no_mark(scope, seq)
+                continue
             if mark is not None and mark.position > seq:
                 raise _rolled_back(scope, seq, mark)
             if mark is None or head is None or seq == 0:
