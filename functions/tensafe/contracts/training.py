@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LORA_ALPHA: Final = 32.0
 """LoRA scale numerator: delta W = (LORA_ALPHA / rank) B A, as the Tinker service uses."""
@@ -19,14 +19,12 @@ BISR_MAX_STEPS: Final = 1_000_000
 """Steps of a run with correlated noise: its sensitivity is computed from all of them."""
 BISR_MAX_BANDWIDTH: Final = 256
 
-_BOUNDED_ONLY: Final = {
-    "max_participations": 1,
-    "min_separation": 1,
-    "noise": "independent",
-    "bisr_bandwidth": None,
+_FOREIGN: Final[Mapping[str, Mapping[str, object]]] = {
+    "bounded": {"sampling_probability": None, "batch_cap": None, "reveal_non_dp": False},
+    "dealt": {"max_participations": 1, "min_separation": 1, "noise": "independent", "bisr_bandwidth": None},
+    "attested": {"noise": "independent", "bisr_bandwidth": None, "batch_cap": None, "reveal_non_dp": False},
 }
-_DEALT_ONLY: Final = {"sampling_probability": None, "batch_cap": None, "reveal_non_dp": False}
-"""Fields of one mode alone, with their defaults: the other mode refuses another value by name."""
+"""Fields that are of other modes, with their defaults: another value is refused by name."""
 
 LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
 
@@ -75,12 +73,16 @@ class PrivateConfig(Strict):
     `sampling_probability` (`batch_size` over the number of units unless given), at most `batch_cap` of
     them; the run is charged whole, `max_steps` deals, when it is created.
 
+    `mode="attested"`: bounded, and the client states that it draws every step's units independently, each
+    with `sampling_probability`. Nobody checks that: budgets bind on the epsilon of bounded participation,
+    and the one that holds if the statement is true is told beside it.
+
     Two steps of one unit are at least `min_separation` steps apart. `noise="bisr"` correlates the noise of
     the steps (privacy/bisr.py) over `bisr_bandwidth` of them; the run is then one Gaussian mechanism, and
     needs `max_steps`.
     """
 
-    mode: Literal["bounded", "dealt"] = "bounded"
+    mode: Literal["bounded", "dealt", "attested"] = "bounded"
     clip_norm: float = Field(ge=1e-12, le=1e6)
     noise_multiplier: float | None = Field(default=None, ge=1e-3, le=1e6)
     target_epsilon: float | None = Field(default=None, gt=0, le=1e4)
@@ -118,21 +120,15 @@ class PrivateConfig(Strict):
             raise ValueError("target_epsilon needs max_steps")
         return self
 
-    @field_validator("mode", mode="before")
-    @classmethod
-    def _mode_is_served(cls, value: object) -> object:
-        if value == "attested":
-            raise ValueError("mode='attested' is not served yet; use mode='bounded' or mode='dealt'")
-        return value
-
     @model_validator(mode="after")
     def _fields_of_the_mode(self) -> PrivateConfig:
-        foreign = _BOUNDED_ONLY if self.mode == "dealt" else _DEALT_ONLY
-        for name, default in foreign.items():
+        for name, default in _FOREIGN[self.mode].items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name} does not go with mode={self.mode!r}; leave it out")
         if self.mode == "dealt" and self.max_steps is None and self.max_epsilon is None:
             raise ValueError("mode='dealt' needs max_steps, or max_epsilon from which it is found")
+        if self.mode == "attested" and self.sampling_probability is None:
+            raise ValueError("mode='attested' needs the sampling_probability that is attested")
         return self
 
     @model_validator(mode="after")

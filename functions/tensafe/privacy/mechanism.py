@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.contracts.training import WEAK_EPSILON, PrivateConfig
-from tensafe.privacy import bisr
+from tensafe.privacy import amplified, bisr
 from tensafe.privacy.accountant import (
     ACCOUNTANT,
     CORRELATED_ACCOUNTANT,
@@ -22,13 +22,16 @@ from tensafe.privacy.accountant import (
     max_participations_within,
     noise_multiplier_for,
 )
+from tensafe.privacy.amplified import DealtGaussian
 from tensafe.storage.ports import JsonValue
 
-MECHANISM_VERSIONS: Final = (1, 2)
+MECHANISM_VERSIONS: Final = (1, 2, 4)
 """Versions of the stored form. The meaning of a published version's fields never changes.
 
 Version 1 has independent noise and no separation, and is written for such mechanisms still; version 2
-adds `min_separation`, `bisr_bandwidth`, `sensitivity` and `coefficient_hash`."""
+adds `min_separation`, `bisr_bandwidth`, `sensitivity` and `coefficient_hash`; version 4 is that with
+`attested_probability`. Version 3 is that of dealt runs (dealt_mechanism.py)."""
+ATTESTED_VERSION: Final = 4
 MODE: Final = "bounded_participation_independent_gaussian"
 BISR_MODE: Final = "bounded_participation_bisr_gaussian"
 ADJACENCY: Final = "add_or_remove_one_unit"
@@ -45,6 +48,7 @@ class Mechanism:
     no limit. `min_separation`: two steps of one unit are at least so many steps apart; 1 for no limit.
     `bisr_bandwidth`: how many fresh vectors a step's noise combines; None for independent noise.
     `sensitivity`: that of the whole run over `clip_norm`, computed once; None for independent noise.
+    `attested_probability`: with which the client states to draw each unit into each step; nobody checks it.
     """
 
     clip_norm: float
@@ -58,10 +62,13 @@ class Mechanism:
     min_separation: int = 1
     bisr_bandwidth: int | None = None
     sensitivity: float | None = None
+    attested_probability: float | None = None
 
     @property
     def version(self) -> int:
         """The oldest version of the stored form, and of ledger rows, that can say this."""
+        if self.attested_probability is not None:
+            return ATTESTED_VERSION
         return 1 if self.min_separation == 1 and self.bisr_bandwidth is None else 2
 
     @property
@@ -94,6 +101,18 @@ class Mechanism:
         """Standard deviation of a step's fresh noise on every coordinate of the sum."""
         return self.noise_multiplier * self.clip_norm
 
+    def attested_epsilon(self, steps: int) -> float | None:
+        """Epsilon of so many steps of this run alone if what is attested is true; None above 300 or if not.
+
+        Neighbouring relation: zero out one unit, or add or remove one.
+        """
+        if self.attested_probability is None:
+            return None
+        # Without a cap N has no part in it.
+        step = DealtGaussian(1, self.attested_probability, 1, self.noise_multiplier)
+        found = amplified.epsilon(step, steps, self.delta)
+        return found if math.isfinite(found) else None
+
     @property
     def epsilon_bound(self) -> float:
         """Epsilon at `delta` once a unit has taken part `max_participations` times; the run alone."""
@@ -121,6 +140,8 @@ class Mechanism:
                 "sensitivity": self.sensitivity,
                 "coefficient_hash": self.coefficient_hash,
             }
+        if self.version == ATTESTED_VERSION:
+            body |= {"attested_probability": self.attested_probability}
         return body
 
     @classmethod
@@ -143,6 +164,7 @@ class Mechanism:
                 min_separation=int(cast(int, body.get("min_separation", 1))),
                 bisr_bandwidth=_integer(body.get("bisr_bandwidth")),
                 sensitivity=_number(body.get("sensitivity")),
+                attested_probability=_number(body.get("attested_probability")),
             )
             same = mechanism.to_body() == dict(body)
         except (KeyError, TypeError, ValueError, InvalidRequest) as error:
@@ -174,7 +196,9 @@ def resolve(config: PrivateConfig) -> Mechanism:
         min_separation=apart,
         bisr_bandwidth=config.bisr_bandwidth,
         sensitivity=sensitivity,
+        attested_probability=config.sampling_probability if config.mode == "attested" else None,
     )
+    mechanism.attested_epsilon(1)  # refuses what cannot be computed, before anything is charged
     _refuse_unusable_budget(mechanism)
     if not config.allow_weak_privacy:
         _refuse_weak_privacy(mechanism)

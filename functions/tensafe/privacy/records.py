@@ -28,8 +28,10 @@ from tensafe.privacy.mechanism import Mechanism
 from tensafe.storage.ports import Item, JsonValue, Key
 from tensafe.vault.scope import Scope, domain_scope
 
-ROW_VERSIONS: Final = (1, 2)
-"""Version 2 is for mechanisms of version 2 and adds the fields of `_ADDED`; version 1 is still written."""
+ROW_VERSIONS: Final = (1, 2, 4)
+"""Version 2 is for mechanisms of version 2 and adds the fields of `_ADDED`; version 1 is still written.
+
+Version 3 is that of dealt runs (dealt_rows.py). Version 4 adds `_ATTESTED` to version 2."""
 _CHAIN_VERSION: Final = 1
 _ADDED: Final = (
     "index",
@@ -39,6 +41,7 @@ _ADDED: Final = (
     "sensitivity",
     "coefficient_hash",
 )
+_ATTESTED: Final = ("attested_probability", "attested_epsilon")
 STEP_MAX: Final = 10**15 - 1
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@=+-]{0,127}")
 
@@ -108,7 +111,8 @@ class Row:
     the run's largest count and `epsilon` the domain's total, both after this step. `units` is the
     number of units in the step and `units_digest` a keyed digest of them. `binding` is the caller's
     digest of what the step sums. From version 2 on: `index` counts the run's steps before this one and
-    names its fresh noise vector; the others are the mechanism's.
+    names its fresh noise vector; the others are the mechanism's. In version 4: the probability with which
+    the client says that it draws units, and epsilon of the run's steps if that is true (None above 300).
     """
 
     seq: int
@@ -138,9 +142,11 @@ class Row:
     bisr_bandwidth: int | None = None
     sensitivity: float | None = None
     coefficient_hash: str | None = None
+    attested_probability: float | None = None
+    attested_epsilon: float | None = None
 
     def to_text(self) -> str:
-        absent = _ADDED if self.version == 1 else ()
+        absent = _absent(self.version)
         return canonical({name: value for name, value in asdict(self).items() if name not in absent})
 
     @classmethod
@@ -156,11 +162,16 @@ class Row:
             row = cls(**fields)
         except TypeError as error:
             raise IntegrityError(f"ledger row {item.key.sort} has other fields: {error}") from error
-        if any((name in fields) != (row.version > 1) for name in _ADDED):
+        if any((name in fields) == (name in _absent(row.version)) for name in (*_ADDED, *_ATTESTED)):
             raise IntegrityError(f"ledger row {item.key.sort} has fields of another version")
         if row_sort(row.run_id, row.step) != item.key.sort:
             raise IntegrityError(f"ledger row {item.key.sort} belongs to another step")
         return row
+
+
+def _absent(version: int) -> tuple[str, ...]:
+    """Fields that rows of this version do not have."""
+    return {1: (*_ADDED, *_ATTESTED), 2: _ATTESTED}.get(version, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +243,8 @@ class RunRecord:
     participations: int = 0
     fixed_in_advance: bool = False
     """The owner's declaration, for a run that opens beside dealt runs after something was released."""
+    attested_epsilon: float | None = None
+    """As the last row states it."""
     item_version: int = 0
 
     @classmethod
@@ -244,6 +257,7 @@ class RunRecord:
             last_step=int(cast(int, body["last_step"])),
             participations=int(cast(int, body["participations"])),
             fixed_in_advance=bool(body.get("fixed_in_advance", False)),
+            attested_epsilon=cast("float | None", body.get("attested_epsilon")),
             item_version=item.version,
         )
 
@@ -255,4 +269,5 @@ class RunRecord:
             "last_step": self.last_step,
             "participations": self.participations,
             **({"fixed_in_advance": True} if self.fixed_in_advance else {}),
+            **({"attested_epsilon": self.attested_epsilon} if self.attested_epsilon is not None else {}),
         }

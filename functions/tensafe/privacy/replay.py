@@ -161,10 +161,20 @@ def _compare(row: Row, participations: int, mechanism: Mechanism) -> None:
         row.version > 1 and _correlation(row) != _correlation(mechanism)
     ):
         raise IntegrityError(f"row {row.seq} states another mechanism than its run")
+    _check_attested(row, mechanism)
 
 
 def _correlation(of: Row | Mechanism) -> tuple[object, ...]:
-    return (of.max_steps, of.min_separation, of.bisr_bandwidth, of.sensitivity, of.coefficient_hash)
+    correlated = (of.max_steps, of.min_separation, of.bisr_bandwidth, of.sensitivity, of.coefficient_hash)
+    return (*correlated, of.attested_probability)
+
+
+def _check_attested(row: Row, mechanism: Mechanism) -> None:
+    wanted = None if row.index is None else mechanism.attested_epsilon(row.index + 1)
+    stated = row.attested_epsilon
+    same = wanted is None or stated is None or math.isclose(stated, wanted, rel_tol=_EPSILON_TOLERANCE)
+    if (wanted is None) != (stated is None) or not same:
+        raise IntegrityError(f"row {row.seq} states attested epsilon {stated}, its steps give {wanted}")
 
 
 def _check_sensitivity(run_id: str, mechanism: Mechanism) -> None:

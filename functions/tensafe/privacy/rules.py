@@ -112,7 +112,7 @@ def next_row(state: State, step: Step, at_ms: int) -> Row:
 
 
 def _correlated(row: Row, mechanism: Mechanism, index: int) -> Row:
-    """The row with what version 2 adds."""
+    """The row with what versions 2 and 4 add."""
     return replace(
         row,
         version=mechanism.version,
@@ -122,6 +122,8 @@ def _correlated(row: Row, mechanism: Mechanism, index: int) -> Row:
         bisr_bandwidth=mechanism.bisr_bandwidth,
         sensitivity=mechanism.sensitivity,
         coefficient_hash=mechanism.coefficient_hash,
+        attested_probability=mechanism.attested_probability,
+        attested_epsilon=mechanism.attested_epsilon(index + 1),
     )
 
 
@@ -132,6 +134,7 @@ def advanced(state: State, row: Row, row_hash: str) -> tuple[RunRecord, Head]:
         steps=state.record.steps + 1,
         last_step=row.step,
         participations=row.participations,
+        attested_epsilon=row.attested_epsilon,
     )
     head = state.head.with_run(row.run_id, *record.mechanism.accounted(row.participations))
     stated = row.epsilon if head.dealt else None

@@ -21,7 +21,8 @@ class Charge:
     add-or-remove-one-unit adjacency. `run_epsilon`: of this run alone. `participations`: the run's
     largest count of any unit. `units`: how many units the step holds. `standard_deviation` is the fresh
     noise's on the sum, `batch_size` the public divisor, `noise_key_id` names the secret to draw from.
-    With a `bisr_bandwidth` the noise is correlated, and `index` the step's place in it.
+    With a `bisr_bandwidth` the noise is correlated, and `index` the step's place in it. `attested_epsilon`:
+    of this run alone, if its client samples as it says.
     """
 
     run: RunRef
@@ -37,6 +38,7 @@ class Charge:
     row_hash: str
     index: int | None = None
     bisr_bandwidth: int | None = None
+    attested_epsilon: float | None = None
 
     @classmethod
     def of(cls, run: RunRef, row: Row, row_hash: str) -> Charge:
@@ -54,6 +56,7 @@ class Charge:
             row_hash=row_hash,
             index=row.index,
             bisr_bandwidth=row.bisr_bandwidth,
+            attested_epsilon=row.attested_epsilon,
         )
 
 
@@ -85,6 +88,9 @@ class RunStatement:
     batch_cap: int | None = None
     abandoned: int | None = None
     fixed_in_advance: bool = False
+    attested_probability: float | None = None
+    attested_epsilon: float | None = None
+    """Of the run alone, if its client samples as it says; no budget binds on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,8 @@ def _run(run_id: str, head: Head, record: AnyRecord) -> RunStatement:
         sensitivity=mechanism.sensitivity,
         coefficient_hash=mechanism.coefficient_hash,
         fixed_in_advance=record.fixed_in_advance,
+        attested_probability=mechanism.attested_probability,
+        attested_epsilon=record.attested_epsilon,
     )
 
 

@@ -103,6 +103,13 @@ class MechanismForm3(_Exact):
     reveal_non_dp: bool
 
 
+class MechanismForm4(MechanismForm2):
+    """A run's frozen mechanism whose client attests how it samples."""
+
+    version: Literal[4]  # type: ignore[assignment]  # a form of its own with all fields of version 2
+    attested_probability: Annotated[float, Field(gt=0, le=1)]
+
+
 class DealtRunForm(_Exact):
     """A dealt run of the domain."""
 
@@ -114,7 +121,7 @@ class DealtRunForm(_Exact):
 class RunForm(_Exact):
     """A run of the domain."""
 
-    mechanism: Annotated[MechanismForm1 | MechanismForm2, Field(discriminator="version")]
+    mechanism: Annotated[MechanismForm1 | MechanismForm2 | MechanismForm4, Field(discriminator="version")]
     noise_key_id: Name
 
 
@@ -220,6 +227,14 @@ class RowForm2(_RowCommon, _Correlation):
     max_steps: Annotated[int, Field(ge=1, le=2**53)] | None
 
 
+class RowForm4(RowForm2):
+    """A row's text of a mechanism of version 4; `attested_epsilon` None is one above 300."""
+
+    version: Literal[4]  # type: ignore[assignment]  # a form of its own with all fields of version 2
+    attested_probability: Annotated[float, Field(gt=0, le=1)]
+    attested_epsilon: Loss | None
+
+
 class RowForm3(_Exact):
     """A row's text of a dealt run; the fields are described in `dealt_rows.DealtRow`."""
 
@@ -251,7 +266,7 @@ class RowForm3(_Exact):
     epsilon: Loss
 
 
-ROW: Final[TypeAdapter[RowForm1 | RowForm2 | RowForm3]] = TypeAdapter(
-    Annotated[RowForm1 | RowForm2 | RowForm3, Field(discriminator="version")]
+ROW: Final[TypeAdapter[RowForm1 | RowForm2 | RowForm3 | RowForm4]] = TypeAdapter(
+    Annotated[RowForm1 | RowForm2 | RowForm3 | RowForm4, Field(discriminator="version")]
 )
 """Reads a row's text. Raises ValidationError."""

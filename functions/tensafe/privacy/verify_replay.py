@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from tensafe.privacy import closed_form
+from tensafe.privacy.verify_attested import Attested
 from tensafe.privacy.verify_dealt import DealtRuns
 from tensafe.privacy.verify_forms import (
     ROW,
@@ -26,6 +27,7 @@ from tensafe.privacy.verify_forms import (
     RowForm1,
     RowForm2,
     RowForm3,
+    RowForm4,
     RowLineForm,
     RunForm,
 )
@@ -49,6 +51,7 @@ _SAME_2: Final = (
     "sensitivity",
     "coefficient_hash",
 )
+_SAMES: Final = {1: _SAME, 2: _SAME_2, 4: (*_SAME_2, "attested_probability")}
 _ACCOUNTANTS: Final = {
     "bounded_participation_independent_gaussian": "dp-accounting/gaussian-mechanism/v1",
     BISR_MODE: "dp-accounting/gaussian-mechanism/k-b-sensitivity/v1",
@@ -74,6 +77,8 @@ class VerifiedRun:
     units: int | None
     max_steps: int | None = None
     abandoned: int | None = None
+    attested_epsilon: float | None = None
+    """As computed here, of the run alone, if its client samples as it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ class Replay:
         self._header = header
         self._runs = {run_id: _Run(form) for run_id, form in header.runs.items() if isinstance(form, RunForm)}
         self._dealt = DealtRuns(header)
+        self._attested = Attested()
         self._mu_squared = 0.0
         self._domain = _Stated()
         self._alone = _Stated()
@@ -171,6 +177,8 @@ class Replay:
         tags = [line.tags[at : at + _TAG_HEX] for at in range(0, len(line.tags), _TAG_HEX)]
         before = run.mu_squared
         self._count(row, run, tags, where)
+        if isinstance(row, RowForm4):
+            self._attested.take(row, run.steps, where)
         after = run.mu_squared
         self._mu_squared += after - before
         if self._dealt.opened:
@@ -206,6 +214,7 @@ class Replay:
                     f"{closed_form.epsilon_of(stated.mu_squared[wrong], self._header.delta):.9g}",
                 )
         self._dealt.finish()
+        self._attested.finish()
         if self.previous != self._header.head.hash:
             raise LedgerRefused(f"row {self.rows}", "it is not the head that the header names")
 
@@ -227,6 +236,7 @@ class Replay:
                     noise_multiplier=mechanism.noise_multiplier,
                     mode=mechanism.mode,
                     units=len(run.counts),
+                    attested_epsilon=self._attested.epsilon_of(run_id),
                 )
             )
         for run_id, (form, dealt, abandoned, alone) in self._dealt.counted().items():
@@ -260,7 +270,7 @@ class Replay:
 
     def _check_mechanism(self, row: RowForm1 | RowForm2, run: _Run, where: str) -> None:
         form = run.form.mechanism
-        for name in _SAME if row.version == 1 else _SAME_2:
+        for name in _SAMES[row.version]:
             if getattr(row, name) != getattr(form, name, None):
                 raise LedgerRefused(where, f"{name} is not that of the run's frozen mechanism")
         if row.accountant != _ACCOUNTANTS[row.mode]:

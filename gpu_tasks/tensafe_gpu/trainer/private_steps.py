@@ -148,6 +148,7 @@ def _charged(charge: Charge, mechanism: Mechanism) -> dict[str, float]:
         "dp/delta": charge.delta,
         "dp/participations": float(charge.participations),
         "dp/noise_multiplier": mechanism.noise_multiplier,
+        **({} if charge.attested_epsilon is None else {"dp/attested_epsilon": charge.attested_epsilon}),
     }
 
 

@@ -29,6 +29,7 @@ from tensafe.storage.signing import PublicKey
 from tensafe_gpu.trainer import private_steps
 from tests.support.dealt_training import DOMAIN, UNITS, body, dealt, register, rows_of, texts_of
 from tests.support.sdk_data import supervised
+from tests.support.training_log import forward_backward, optim_step, private
 from tests.unit.operations.world import BASE
 from tests.unit.trainer_worker.rig import Rig
 
@@ -444,3 +445,13 @@ def test_the_sdk_is_dealt_beside_its_own_protocol(
         assert metrics is not None
         assert metrics["dp/deal"] == step
     assert sent
+
+
+def test_an_attested_run_tells_both_epsilons(rig: Rig) -> None:
+    rig.begin(optimizer=private(mode="attested", sampling_probability=0.01, max_participations=9))
+    for step in range(2):
+        rig.do(1 + 2 * step, forward_backward(step, units=[1, 2]))
+        rig.do(2 + 2 * step, optim_step())
+    metrics = [rig.result(seq)["metrics"] for seq in (2, 4)]
+    assert all(0 < one["dp/attested_epsilon"] < one["dp/epsilon"] for one in metrics)
+    assert metrics[0]["dp/attested_epsilon"] < metrics[1]["dp/attested_epsilon"]

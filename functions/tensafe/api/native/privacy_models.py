@@ -53,6 +53,8 @@ class DomainRun(Strict):
     batch_cap: int | None
     abandoned: int | None
     fixed_in_advance: bool
+    attested_probability: float | None
+    attested_epsilon: float | None
 
 
 class PrivacyDomain(Strict):
