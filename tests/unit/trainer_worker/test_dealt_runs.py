@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ from starlette.testclient import TestClient
 from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
+from tensafe.api.app import create_app
+from tensafe.api.context import EdgeLimits
 from tensafe.contracts.errors import Conflict
-from tensafe.operations.records import OpState
-from tensafe.privacy import release
+from tensafe.operations.doorbell import queue_specs
+from tensafe.privacy import deals, release
 from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.dealing import Deal
 from tensafe.privacy.export import Exporter
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.noise import gaussian
@@ -25,12 +29,13 @@ from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
 from tensafe.privacy.verify import verify
 from tensafe.privacy.verify_replay import Report
+from tensafe.services import wire
 from tensafe.storage.signing import PublicKey
-from tensafe_gpu.trainer import private_steps
+from tensafe_gpu.trainer import dealt_steps, private_steps
 from tests.support.dealt_training import DOMAIN, UNITS, body, dealt, register, rows_of, texts_of
 from tests.support.sdk_data import supervised
 from tests.support.training_log import forward_backward, optim_step, private
-from tests.unit.operations.world import BASE
+from tests.unit.operations.world import BASE, TENANT
 from tests.unit.trainer_worker.rig import Rig
 
 
@@ -266,18 +271,44 @@ def test_an_empty_deal_steps(registered: None, http: TestClient, rig: Rig, drawn
     assert [step for _, step in drawn] == [1]
 
 
-def test_a_private_sum_is_dropped_with_the_deal_that_was_given_up(
-    registered: None, http: TestClient, rig: Rig
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Indices of the deals of steps 0, 1, ...: what the test wants to be dealt."""
+    plan: list[list[int]] = []
+
+    def chosen(_: bytes, step: int, terms: Any) -> Deal:
+        return Deal(step, np.array(plan[step], dtype=np.int64), len(plan[step]))
+
+    monkeypatch.setattr(deals, "deal", chosen)
+    return plan
+
+
+def test_what_was_accumulated_of_a_deal_that_was_given_up_is_dropped(
+    client: Client, planned: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state after the next deal is that of a run to which the partial deal's data never came."""
-    one = Client(http, rig)
-    step, unit_ids = one.nonempty(0)
-    one.send(unit_ids[:1])
-    # An empty accumulator is what save_state asks for.
-    half = one.submit("save_state", {"name": "half"})
+    """The sum of the empty deal after it is zero, and that of the next one its own units' alone."""
+    planned += [[1, 2], [], [3], [1, 2], [3]]
+    sums: list[np.ndarray] = []
+
+    def watched(charge: Any, secret: bytes, clipped_sum: Any) -> np.ndarray:
+        sums.append(np.array(clipped_sum))
+        return np.zeros(len(clipped_sum))
+
+    monkeypatch.setattr(dealt_steps, "noisy_mean", watched)
+    client.deal(0)
+    client.send([1])
+    half = client.submit("save_state", {"name": "half"})
     assert "accumulated gradients" in refusal(half)
-    one.train(step + 1)
-    assert one.submit("save_state", {"name": "whole"}).status_code == 200
+    client.train(1)
+    client.train(2)
+    client.deal(3)
+    client.send([1])
+    client.train(4)
+    assert client.submit("save_state", {"name": "whole"}).status_code == 200
+    empty, alone, after_another = sums
+    assert not empty.any()
+    assert alone.any()
+    assert (after_another == alone).all(), "weights have not moved: the release is zero"
 
 
 def test_forward_is_free_and_says_what_is_not_private(client: Client, rig: Rig) -> None:
@@ -394,31 +425,61 @@ def test_a_bounded_run_has_no_deals(http: TestClient, rig: Rig) -> None:
 
 
 def test_restarts_anywhere_lead_to_the_same_bytes_and_noise(
-    registered: None, http: TestClient, rig: Rig, drawn: list[tuple[bytes, int]]
+    new_rig: Callable[..., Rig], planned: list[list[int]], drawn: list[tuple[bytes, int]]
 ) -> None:
-    """A partial deal that was given up, an empty step, a half-sent deal: replayed by what was noted."""
-    client = Client(http, rig)
-    step, unit_ids = client.nonempty(0)
-    client.send(unit_ids[:1])
-    rig.restart()
-    client.train(step + 1)
-    rig.restart()
-    step, unit_ids = client.nonempty(step + 2)
-    client.send(unit_ids[:1])
-    rig.restart()
-    client.send(unit_ids[1:])
-    metrics = client.step().json()["metrics"]
-    assert metrics["dp/deal"] == step
-    once = len(drawn)
-    state, units = rig.final(client.run)
-    assert units == set()
-    rig.restart()
-    assert rig.op(1, client.run).state is OpState.COMPLETED
-    steps = [at for _, at in drawn]
-    assert len({*drawn}) == len({*steps}), "one secret"
-    assert once >= len({*steps})
-    assert client.deals()["completed"] == len({*steps})
-    assert state == rig.final(client.run)[0]
+    """A partial deal that was given up, an empty one, one in halves: replayed by what was noted.
+
+    By then another deal is open, or none. Every rig has one noise secret and one plan of deals.
+    """
+    planned += [[1, 2, 5], [3, 4], [], [6, 7], [8]]
+
+    def life(rig: Rig, restart: Callable[[], object]) -> bytes:
+        register(rig.services.domains)
+        with http_of(rig) as http:
+            client = Client(http, rig)
+            client.deal(0)
+            acts: list[Callable[[], Any]] = [
+                lambda: client.send([1, 2]),
+                lambda: client.deal(1),
+                lambda: client.send([3, 4]),
+                client.step,
+                lambda: client.deal(2),
+                client.step,
+                lambda: client.deal(3),
+                lambda: client.send([6]),
+                lambda: client.send([7]),
+                client.step,
+                lambda: client.deal(4),
+            ]
+            for act in acts:
+                act()
+                restart()
+            assert client.deals() == {
+                "max_steps": 10,
+                "dealt": 5,
+                "completed": 3,
+                "abandoned": 1,
+                "open_step": 4,
+                "next_step": 5,
+            }
+            assert rows(rig) == 6
+            return rig.final(client.run)[0]
+
+    plain = new_rig()
+    wanted = life(plain, lambda: None)
+    assert [step for _, step in drawn] == [2, 3, 4]
+    for every in (1, 3, 10**9):
+        rig = new_rig(snapshot_every_operations=every)
+        assert life(rig, rig.restart) == wanted, every
+    assert {step for _, step in drawn} == {2, 3, 4}
+
+
+def http_of(rig: Rig) -> TestClient:
+    """Both faces over the rig's stores."""
+    ports = replace(rig.world.services.ports, queue_specs=tuple(queue_specs([BASE])))
+    services = wire(ports, {BASE: rig.base.info}, clock_ms=rig.world.clock_ms)
+    key = services.api_keys.create(TENANT, ["train", "sample"])[0]
+    return TestClient(create_app(services, EdgeLimits(long_poll_s=0.2)), headers={"X-API-Key": key})
 
 
 def test_the_sdk_is_dealt_beside_its_own_protocol(
