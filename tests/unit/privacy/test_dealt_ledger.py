@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
@@ -32,7 +32,7 @@ from tensafe.privacy.replay import replay
 from tensafe.privacy.verify import verify
 from tensafe.privacy.verify_forms import LedgerRefused
 from tensafe.privacy.verify_replay import Report
-from tensafe.storage.ports import Items, Put
+from tensafe.storage.ports import Items, Put, Write
 from tensafe.storage.signing import PublicKey
 from tensafe.vault.vault import Vault
 from tests.support.dealt_training import dealt
@@ -203,6 +203,28 @@ def test_a_domain_that_closes_meanwhile_is_charged_nothing(
     for act in (lambda: ledger.deal(run, 0), lambda: opened(ledger, "run-2")):
         with pytest.raises(Conflict, match="is closed"):
             act()
+    assert replay(items, vault, "acme", "letters").steps == 1
+
+
+class Interposed(FlakyItems):
+    """Something happens between a decision and its write, once."""
+
+    before: Callable[[], object] | None = None
+
+    def write(self, writes: Sequence[Write]) -> None:
+        act, self.before = self.before, None
+        if act is not None:
+            act()
+        super().write(writes)
+
+
+def test_closing_a_domain_cannot_race_with_a_charge(domains: Domains, items: Items, vault: Vault) -> None:
+    between = Interposed(items)
+    ledger = DealtLedger(between, vault, SIGNER, anchors_of(vault))
+    run = opened(ledger)
+    between.before = lambda: domains.close("acme", "letters")
+    with pytest.raises(Conflict, match="is closed"):
+        ledger.deal(run, 0)
     assert replay(items, vault, "acme", "letters").steps == 1
 
 
