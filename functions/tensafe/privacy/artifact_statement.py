@@ -242,7 +242,7 @@ def _run_of(spent: DomainStatement, run_id: str) -> RunStatement:
 
 def _bound(run: RunStatement, delta: float) -> float:
     """Epsilon of the run alone, whatever it may still do."""
-    if run.mode == MODE:
+    if run.mode == MODE and run.max_participations is not None:
         return epsilon({run.run_id: (run.noise_multiplier, run.max_participations)}, delta)
     if run.sensitivity is not None:
         return epsilon({run.run_id: (run.noise_multiplier / run.sensitivity, 1)}, delta)
@@ -257,7 +257,7 @@ def _mu(runs: Sequence[RunStatement]) -> float | None:
             return None
         scale = run.noise_multiplier
         if run.sensitivity is None:
-            total += run.participations / scale**2
+            total += (run.participations or 0) / scale**2
         elif run.participations:
             total += (run.sensitivity / scale) ** 2
     return math.sqrt(total)
