@@ -11,10 +11,9 @@ from tensafe.local.recovery import reclaim
 from tensafe.operations.doorbell import train_queue
 from tests.chaos import dealt_script
 from tests.chaos.dealt_script import STEPS, DealtOutcome, dealt_outcome
-from tests.chaos.script import BASE, open_folder
-from tests.chaos.test_kills import KILLED, Kill, Server, _close, _copy, empty, server, space
+from tests.chaos.forking import KILLED, Kill, Server
+from tests.chaos.script import BASE, close, copied, open_folder
 
-__all__ = ["empty", "server", "space"]
 EVERY = 4
 """One call in so many is killed at, each time at another offset for dying before and after it."""
 
@@ -23,12 +22,12 @@ EVERY = 4
 def created(space: Path, server: Server, empty: Path) -> Path:
     """The run is created, so that all lives have one deal seed and one noise secret."""
     while True:
-        folder = _copy(empty, space / "created")
+        folder = copied(empty, space / "created")
         services = open_folder(folder)
         dealt_script.prepare(services)
         assert server.run("create", folder, "trainer-0")["status"] == 0
         enough = dealt_script.deals_enough(services)
-        _close(services)
+        close(services)
         if enough:
             return folder
         shutil.rmtree(folder)
@@ -36,7 +35,7 @@ def created(space: Path, server: Server, empty: Path) -> Path:
 
 def _live(server: Server, source: Path, folder: Path, kills: list[Kill]) -> tuple[DealtOutcome, int]:
     """Lives that are killed as told, and one that is not."""
-    services = open_folder(_copy(source, folder))
+    services = open_folder(copied(source, folder))
     for number, kill in enumerate(kills):
         answer = server.run("dealt", folder, f"trainer-{number}", kill)
         assert answer["status"] in (KILLED, 0), (kills, answer)
@@ -44,7 +43,7 @@ def _live(server: Server, source: Path, folder: Path, kills: list[Kill]) -> tupl
     answer = server.run("dealt", folder, "trainer-z")
     assert answer["status"] == 0, (kills, answer)
     found = dealt_outcome(services)
-    _close(services)
+    close(services)
     shutil.rmtree(folder)
     return found, int(answer["said"][-1].split()[1])
 

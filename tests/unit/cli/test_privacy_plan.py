@@ -19,7 +19,7 @@ def test_a_plan_is_a_table_a_chart_and_an_advice(tensafe: Tensafe) -> None:
     for name, bars in (
         ("bounded, independent", "█"),
         ("bounded, bisr, fixed order", "░"),
-        ("dealt Poisson (not served yet)", "░"),
+        ("dealt Poisson", "░"),
     ):
         row, noise, error = (line for line in lines if line.startswith(name))
         assert "█" not in row
@@ -29,25 +29,25 @@ def test_a_plan_is_a_table_a_chart_and_an_advice(tensafe: Tensafe) -> None:
     assert "Shuffling must not be\nbilled as Poisson sampling" in told.out
 
 
-def test_a_fixed_order_is_advised_to_who_has_one_and_poisson_to_nobody(tensafe: Tensafe) -> None:
-    """A client's own sampling is advised what any loop is; what the server would deal, nothing yet."""
+def test_a_fixed_order_is_advised_to_who_has_one_and_poisson_to_who_is_dealt(tensafe: Tensafe) -> None:
+    """A client's own sampling is advised what any loop is; only who is dealt to is advised that."""
     for loop, advised, honest in (
         ("reshuffled", "bounded, bisr, reshuffled", [True, True, False, False]),
         ("fixed", "bounded, bisr, fixed order", [True, True, True, False]),
         ("sampled", "bounded, bisr, reshuffled", [True, True, False, False]),
-        ("dealt", None, [False, False, False, True]),
+        ("dealt", "dealt Poisson", [False, False, False, True]),
     ):
         told = tensafe(*ASKED, "--loop", loop, "--json").json
         assert (told["loop"], told["advised"]) == (loop, advised)
         assert [option["honest_here"] for option in told["options"]] == honest
         assert (told["steps"], told["warning"]) == (20, None)
-        assert [option["served"] for option in told["options"]] == [True, True, True, False]
+        assert [option["served"] for option in told["options"]] == [True] * 4
 
 
-def test_a_loop_that_no_served_mode_is_honest_for_is_told_so(tensafe: Tensafe) -> None:
+def test_a_loop_that_the_service_deals_is_advised_its_own_mode(tensafe: Tensafe) -> None:
     told = tensafe(*ASKED, "--loop", "dealt")
     assert told.code == 0
-    assert "This release serves no mode that is honest for it" in told.out
+    assert "Advised for your loop: dealt Poisson (noise_multiplier=" in told.out
 
 
 def test_the_chart_is_drawn_into_a_file(tensafe: Tensafe, tmp_path: Path) -> None:
