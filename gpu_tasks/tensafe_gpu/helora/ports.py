@@ -1,7 +1,8 @@
 """What the process that runs the base model needs of a private adapter: the key holder's port.
 
-Imports numpy alone. The key holder sees activations and holds secret keys; the adapter holder, at the other end,
-holds A and never sees either. `products` is exact in the integers: for a token's activations x and a site,
+Imports numpy alone. The key holder sees activations and holds secret keys; the adapter holder, at the other
+end, holds A and never sees either. `products` is exact in the integers: for a token's activations x and a
+site,
 
     x_q = rint(x / s),  s = max|x| / x_bound          (float64, per token, s = 0 for x = 0)
     products = float32( float64(A_q x_q) * s )         (A_q: the adapter holder's integers, [R, d_in])
@@ -32,6 +33,7 @@ GARBAGE: Final = "garbage"
 NOT_ALLOWED: Final = "not_allowed"
 NOT_PREPARED: Final = "not_prepared"
 NOT_FINITE: Final = "activations_not_finite"
+STATE_FAILED: Final = "state_failed"
 CODES: Final = (
     HOLDER_ABSENT,
     BUDGET_SPENT,
@@ -42,9 +44,14 @@ CODES: Final = (
     NOT_ALLOWED,
     NOT_PREPARED,
     NOT_FINITE,
+    STATE_FAILED,
 )
-"""Every reason for which HE cannot run. `not_allowed`: the adapter is unknown or not offered to this tenant,
-which look alike. `not_prepared`: more tokens were asked for than are prepared; prepare and ask again."""
+"""Every reason for which HE cannot run.
+
+`not_allowed`: the adapter is unknown or not offered to this tenant, which look alike. `not_prepared`: more
+tokens were asked for than are prepared; prepare and ask again. `state_failed`: the log of used indices
+could not be written, or says that a copy of this process used them.
+"""
 
 
 class HeUnavailable(Exception):
@@ -58,7 +65,9 @@ class HeUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
-    """One LoRA pair of a site: A is [rank, d_in], B is [d_out, rank]."""
+    """One LoRA pair of a site: A is [rank, d_in], B is [d_out, rank]; `name` as
+    `model.layers.3.self_attn.q_proj`.
+    """
 
     name: str
     rank: int

@@ -108,7 +108,9 @@ def _declared(extras: tuple[str, ...]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].lower() for line in wanted}
 
 
-@pytest.mark.parametrize(("package", "extras"), [("tensafe", ("aws",)), ("tensafe_gpu", ("gpu", "sampler"))])
+@pytest.mark.parametrize(
+    ("package", "extras"), [("tensafe", ("aws",)), ("tensafe_gpu", ("gpu", "he", "sampler"))]
+)
 def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
     ours = {*PACKAGES, "__future__", *sys.stdlib_module_names}
     declared = _declared(extras)
