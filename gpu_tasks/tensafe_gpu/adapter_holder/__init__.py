@@ -1,0 +1,1 @@
+"""The adapter holder: a process that owns private adapters and answers key holders, and sees no text."""

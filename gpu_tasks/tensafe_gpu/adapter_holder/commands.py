@@ -1,0 +1,213 @@
+"""The adapter holder's command line. Results are JSON on standard output; a failure is one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from pydantic import ValidationError
+
+from tensafe.contracts.errors import ConfigurationError, InvalidRequest, TensafeError
+from tensafe.local.process import forbid_core_dumps
+from tensafe.observability import configure_logging
+from tensafe_gpu.adapter_holder.listener import Listener, tcp_listener, unix_listener
+from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
+from tensafe_gpu.adapter_holder.policy import Policy, extraction_note
+from tensafe_gpu.adapter_holder.service import HolderService
+from tensafe_gpu.adapter_holder.store import AdapterStore, Published, initialise
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.adapter import ServedAdapter
+from tensafe_gpu.helora.tls import TlsFiles, server_context
+from tensafe_gpu.process import die_with_parent, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+ACCEPTED: Final = "accepted.db"
+_MAX_FILE_BYTES: Final = 2 << 30
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, do, print."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0].startswith("--data-dir"):
+        given.insert(0, "serve")
+    options = _parser().parse_args(given)
+    forbid_core_dumps()
+    try:
+        options.run(options)
+    except TensafeError as error:
+        _fail(error.message)
+
+
+def _init(options: argparse.Namespace) -> None:
+    _print({"key_id": initialise(options.data_dir, options.key_file)})
+
+
+def _publish(options: argparse.Namespace) -> None:
+    try:
+        policy = Policy(tenants=options.tenants.split(","), tokens_per_site=options.tokens_per_site)
+    except ValidationError as error:
+        fields = sorted({str(one["loc"][0]) for one in error.errors()})
+        raise InvalidRequest(f"the policy is wrong: {', '.join(fields)}") from None
+    store = AdapterStore(options.data_dir, options.key_file)
+    try:
+        published, adapter = store.publish(
+            options.name, _files(options.peft), base_model=options.base_model, policy=policy
+        )
+    finally:
+        store.close()
+    widths = [site.d_in for site in adapter.info.sites]
+    _print({**_shown(published), "sites": _sites(adapter), "extraction": extraction_note(policy, widths)})
+
+
+def _rotate(options: argparse.Namespace) -> None:
+    _with_store(options, lambda store: _shown(store.rotate(options.name, options.version)))
+
+
+def _revoke(options: argparse.Namespace) -> None:
+    _with_store(options, lambda store: _shown(store.revoke(options.name, options.version)))
+
+
+def _list(options: argparse.Namespace) -> None:
+    def everything(store: AdapterStore) -> dict[str, object]:
+        return {"adapters": [_shown(one) for name in store.names() for one in store.versions(name)]}
+
+    _with_store(options, everything)
+
+
+def _show(options: argparse.Namespace) -> None:
+    def one(store: AdapterStore) -> dict[str, object]:
+        published = store.get(options.name, options.version)
+        accepted = AcceptLog(options.data_dir / ACCEPTED)
+        try:
+            spent = accepted.spent(published.name, published.version, published.epoch)
+        finally:
+            accepted.close()
+        return {**_shown(published), "tokens_by_site_and_tenant": spent}
+
+    _with_store(options, one)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    die_with_parent()
+    configure_logging("adapter-holder")
+    stop = stop_on_signals()
+    store = AdapterStore(options.data_dir, options.key_file)
+    accepted = AcceptLog(options.data_dir / ACCEPTED)
+    service = HolderService(store, accepted)
+    listener = _listener(service, options)
+    threading.Thread(target=listener.serve_forever, name="listener", daemon=True).start()
+    log.info("adapter holder ready", extra={"listen": options.listen})
+    stop.wait()
+    listener.close()
+    log.info("adapter holder stopped", extra={"counts": dict(service.counters)})
+    accepted.close()
+    store.close()
+
+
+def _listener(service: HolderService, options: argparse.Namespace) -> Listener:
+    kind, _, rest = options.listen.partition(":")
+    if kind == "unix" and rest:
+        return Listener(service, unix_listener(Path(rest)))
+    host, _, port = rest.rpartition(":")
+    if kind != "tcp" or not host or not port.isdecimal():
+        raise ConfigurationError("--listen is unix:PATH or tcp:HOST:PORT", field="listen")
+    if None in (options.tls_cert, options.tls_key, options.tls_ca):
+        raise ConfigurationError("tcp needs --tls-cert, --tls-key and --tls-ca", field="listen")
+    tls = server_context(TlsFiles(options.tls_cert, options.tls_key, options.tls_ca))
+    return Listener(service, tcp_listener(host, int(port)), tls=tls)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = {}
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        path = folder / name
+        try:
+            if path.stat().st_size > _MAX_FILE_BYTES:
+                raise InvalidRequest(f"{path} is larger than 2 GiB")
+            files[name] = path.read_bytes()
+        except OSError as error:
+            raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+    return files
+
+
+def _with_store(options: argparse.Namespace, do: object) -> None:
+    store = AdapterStore(options.data_dir, options.key_file)
+    try:
+        _print(do(store))  # type: ignore[operator]
+    finally:
+        store.close()
+
+
+def _shown(published: Published) -> dict[str, object]:
+    return {
+        "name": published.name,
+        "version": published.version,
+        "epoch": published.epoch,
+        "status": published.status,
+        "base_model": published.base_model,
+        "digest": published.digest,
+        "policy": published.policy.model_dump(),
+    }
+
+
+def _sites(adapter: ServedAdapter) -> list[dict[str, object]]:
+    return [
+        {
+            "site": name,
+            "bits": site.bits,
+            "x_bound": site.shape.x_bound,
+            "error_a": round(site.error_a, 6),
+            "error_x": round(site.error_x, 6),
+        }
+        for name, site in adapter.sites.items()
+    ]
+
+
+def _print(result: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+def _fail(message: str) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tensafe_gpu.adapter_holder", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text)
+        one.set_defaults(run=run)
+        one.add_argument("--data-dir", type=Path, required=True)
+        one.add_argument("--key-file", type=Path)
+        return one
+
+    command("init", _init, "make the data directory and its key file")
+    publish = command("publish", _publish, "seal a PEFT adapter and offer it")
+    publish.add_argument("--name", required=True)
+    publish.add_argument("--peft", type=Path, required=True)
+    publish.add_argument("--base-model", required=True)
+    publish.add_argument("--tenants", required=True, help="who may use it, comma-separated")
+    publish.add_argument("--tokens-per-site", type=int, required=True, help="the budget of an epoch")
+    command("list", _list, "list every version")
+    for name, run, text in (
+        ("show", _show, "show one version, and what it has answered"),
+        ("rotate", _rotate, "begin a new epoch: new bases, new budget"),
+        ("revoke", _revoke, "stop serving it, and erase it"),
+    ):
+        one = command(name, run, text)
+        one.add_argument("--name", required=True)
+        one.add_argument("--version", type=int)
+    serve = command("serve", _serve, "answer key holders")
+    serve.add_argument("--listen", required=True, help="unix:PATH or tcp:HOST:PORT")
+    for name in ("cert", "key", "ca"):
+        serve.add_argument(f"--tls-{name}", type=Path)
+    return parser

@@ -1,0 +1,241 @@
+"""What the adapter holder answers: one session per connection, every refusal one of the port's codes."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from tensafe.contracts.errors import Gone, NotFound
+from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
+from tensafe_gpu.helora.accepted import AcceptLog, Offer
+from tensafe_gpu.helora.evaluation import BlockEvaluation
+from tensafe_gpu.helora.frames import Frame, FrameError, Kind
+from tensafe_gpu.helora.keystream import derived_key, ring_rows
+from tensafe_gpu.helora.messages import (
+    Hello,
+    Welcome,
+    pack_b,
+    pack_products_reply,
+    pack_reply,
+    packed,
+    parsed,
+    unpack_begin,
+    unpack_ranges,
+    unpack_ring,
+    unpack_rows,
+)
+from tensafe_gpu.helora.online import answered
+from tensafe_gpu.helora.parameters import PARAMETERS
+from tensafe_gpu.helora.ports import (
+    GARBAGE,
+    NOT_ALLOWED,
+    PARAMETERS_REFUSED,
+    VERSION_MISMATCH,
+    HeUnavailable,
+    SiteId,
+)
+from tensafe_gpu.helora.quantise import Float64Array, Int16Array
+
+Answer = tuple[Kind, list[bytes | memoryview]]
+EvaluationType = Callable[[Int16Array, "np.ndarray[tuple[int, ...], np.dtype[np.uint32]]"], BlockEvaluation]
+
+_LOOK_AGAIN_S: Final = 0.5
+"""A rotation or revocation by another process is seen within this time."""
+
+
+class OpenedAdapter:
+    """A loaded version with what serving needs per site, made when first asked for. Thread-safe."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.info = loaded.adapter.info
+        self.widths = {shape.site: shape.d_in for shape in self.info.sites}
+        self._columns: dict[SiteId, Float64Array] = {}
+
+    def columns(self, site: SiteId) -> Float64Array:
+        """A of a site as float64 [d_in, R]."""
+        found = self._columns.get(site)
+        if found is None:
+            a = self.loaded.adapter.sites[site].a
+            found = self._columns[site] = np.ascontiguousarray(a.T.astype(np.float64))
+        return found
+
+    def share_key(self, site: SiteId, block_id: bytes) -> bytes:
+        """Keys the block's s: made again after a restart, other in another epoch."""
+        info = self.info
+        return derived_key(self.loaded.secret, "shares", info.name, info.version, info.epoch, site, block_id)
+
+
+class HolderService:
+    """The adapters of a store, offered under their policies. Thread-safe."""
+
+    def __init__(
+        self, store: AdapterStore, accepted: AcceptLog, *, evaluation: EvaluationType = BlockEvaluation
+    ) -> None:
+        self.accepted, self.evaluation = accepted, evaluation
+        self.counters: Counter[str] = Counter()
+        self._store = store
+        self._lock = threading.Lock()
+        self._opened: dict[tuple[str, int, int], OpenedAdapter] = {}
+        self._looked: dict[tuple[str, int], tuple[float, tuple[int, bool]]] = {}
+
+    def greet(self, frame: Frame, certified: str | None) -> tuple[Session, Answer]:
+        """The first request of a connection; `certified` is the tenant that a certificate names.
+
+        Raises FrameError, HeUnavailable. What is absent, revoked and not offered to this tenant look alike.
+        """
+        if frame.kind is not Kind.HELLO:
+            raise FrameError("a connection begins with HELLO")
+        hello = parsed(Hello, frame.payload)
+        if hello.parameters != PARAMETERS:
+            raise HeUnavailable(PARAMETERS_REFUSED, f"this side accepts {PARAMETERS} alone")
+        if certified is not None and hello.tenant != certified:
+            raise HeUnavailable(NOT_ALLOWED, "the certificate names another tenant")
+        refused = HeUnavailable(NOT_ALLOWED, "there is no such adapter for this tenant")
+        try:
+            published = self._store.get(hello.adapter, hello.version)
+            if hello.tenant not in published.policy.tenants or not published.active:
+                raise refused
+            opened = self._open(published.name, published.version, published.epoch)
+        except (NotFound, Gone):
+            raise refused from None
+        offer = Offer(
+            published.name,
+            published.version,
+            opened.info.epoch,
+            hello.tenant,
+            published.policy.tokens_per_site,
+        )
+        return Session(self, opened, offer), (Kind.WELCOME, [packed(Welcome.of(opened.info))])
+
+    def check_current(self, offer: Offer) -> None:
+        """Raise HeUnavailable when the epoch is over or the version revoked."""
+        key, now = (offer.adapter, offer.version), time.monotonic()
+        at, state = self._looked.get(key, (-1e9, (0, False)))
+        if now - at > _LOOK_AGAIN_S:
+            published = self._store.get(offer.adapter, offer.version)
+            state = (published.epoch, published.active)
+            self._looked[key] = (now, state)
+        if not state[1]:
+            raise HeUnavailable(NOT_ALLOWED, "there is no such adapter for this tenant")
+        if state[0] != offer.epoch:
+            raise HeUnavailable(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
+
+    def forget_what_was_looked_up(self) -> None:
+        """Look at the store again at the next request, rather than half a second after the last look."""
+        self._looked.clear()
+
+    def _open(self, name: str, version: int, epoch: int) -> OpenedAdapter:
+        with self._lock:
+            opened = self._opened.get((name, version, epoch))
+            if opened is None:
+                opened = OpenedAdapter(self._store.load(name, version))
+                # Other epochs of it are over: what they need leaves memory with their sessions.
+                for key in [key for key in self._opened if key[:2] == (name, version)]:
+                    del self._opened[key]
+                self._opened[(name, version, opened.info.epoch)] = opened
+            return opened
+
+
+class Session:
+    """A greeted connection: answers one frame after the other."""
+
+    def __init__(self, service: HolderService, opened: OpenedAdapter, offer: Offer) -> None:
+        self._service, self._opened, self._offer = service, opened, offer
+        self._block: tuple[bytes, SiteId, BlockEvaluation] | None = None
+        self._share_keys: dict[bytes, bytes] = {}
+
+    @property
+    def offer(self) -> Offer:
+        return self._offer
+
+    def answer(self, frame: Frame) -> Answer:
+        """Raises HeUnavailable for a refusal after which the connection goes on, FrameError for the end of
+        it.
+        """
+        self._service.check_current(self._offer)
+        self._service.counters[frame.kind.name] += 1
+        if frame.kind is Kind.PRODUCTS:
+            return self._products(frame.payload)
+        if frame.kind is Kind.BLOCK_ROWS:
+            return self._rows(frame.payload)
+        if frame.kind is Kind.BLOCK_BEGIN:
+            return self._begin(frame.payload)
+        if frame.kind is Kind.B_REQUEST:
+            return self._b(frame.payload)
+        raise FrameError(f"{frame.kind.name} is not expected here")
+
+    def close(self) -> None:
+        """Forget a block that was begun."""
+        if self._block is not None:
+            self._block[2].close()
+            self._block = None
+
+    def _b(self, payload: memoryview) -> Answer:
+        if len(payload) != 2:
+            raise FrameError("a request for B holds a site's number")
+        (index,) = struct.unpack("<H", payload)
+        site = self._site(index)
+        matrices = self._opened.loaded.adapter.sites[site].b
+        shape = self._opened.info.sites[index]
+        return Kind.B_REPLY, pack_b(index, [matrices[one.name] for one in shape.modules])
+
+    def _begin(self, payload: memoryview) -> Answer:
+        index, block_id, public_key = unpack_begin(payload)
+        site = self._site(index)
+        self.close()
+        evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, public_key)
+        self._service.accepted.open_block(self._offer, site, block_id)
+        self._block = (block_id, site, evaluation)
+        return Kind.ACCEPTED, []
+
+    def _rows(self, payload: memoryview) -> Answer:
+        block_id, first, words, seeds = unpack_rows(payload)
+        if self._block is None or self._block[0] != block_id or self._block[2].next_feature != first:
+            raise HeUnavailable(GARBAGE, "rows of a block that was not begun, or out of their order")
+        _, site, evaluation = self._block
+        try:
+            evaluation.add(words, seeds)
+        except HeUnavailable:
+            self.close()
+            raise
+        if not evaluation.complete:
+            return Kind.ACCEPTED, []
+        reply = evaluation.reply(self._opened.share_key(site, block_id))
+        self.close()
+        return Kind.BLOCK_REPLY, pack_reply(block_id, reply)
+
+    def _products(self, payload: memoryview) -> Answer:
+        ranges, rest = unpack_ranges(payload)
+        # The words are checked before anything is metered: a frame that is refused costs nothing.
+        sites = self._service.accepted.sites(self._offer, ranges)
+        shapes = [(one.count, self._opened.widths[site]) for one, site in zip(ranges, sites, strict=True)]
+        masked = unpack_ring(rest, shapes)
+        self._service.accepted.accept(self._offer, ranges)
+        parts = []
+        for one, site, z in zip(ranges, sites, masked, strict=True):
+            columns = self._opened.columns(site)
+            key = self._share_key(site, one.block_id)
+            parts.append(answered(columns, z, ring_rows(key, one.first, one.count, columns.shape[1])))
+        self._service.counters["tokens"] += sum(one.count for one in ranges)
+        return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
+
+    def _share_key(self, site: SiteId, block_id: bytes) -> bytes:
+        key = self._share_keys.get(block_id)
+        if key is None:
+            if len(self._share_keys) > 4096:
+                self._share_keys.clear()
+            key = self._share_keys[block_id] = self._opened.share_key(site, block_id)
+        return key
+
+    def _site(self, index: int) -> SiteId:
+        try:
+            return self._opened.info.sites[index].site
+        except IndexError:
+            raise FrameError("a site's number is out of range") from None

@@ -1,0 +1,176 @@
+"""The key holder's end of a connection: requests answered in turn, every failure one of the port's codes."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensafe_gpu.helora.frames import (
+    TO_KEY_HOLDER,
+    Frame,
+    FrameError,
+    Kind,
+    PeerGone,
+    PeerSlow,
+    receive,
+    send,
+)
+from tensafe_gpu.helora.messages import Hello, Refusal, Welcome, packed, parsed
+from tensafe_gpu.helora.parameters import PARAMETERS
+from tensafe_gpu.helora.ports import (
+    CODES,
+    GARBAGE,
+    HOLDER_ABSENT,
+    NOT_ALLOWED,
+    PARAMETERS_REFUSED,
+    TIMEOUT,
+    VERSION_MISMATCH,
+    AdapterInfo,
+    HeUnavailable,
+)
+
+Connector = Callable[[], socket.socket]
+"""Opens a connection to the adapter holder. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which adapter, for whom. Without a version the newest; from then on that one and its epoch alone."""
+
+    tenant: str
+    adapter: str
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect and greet, for an online answer, for an answer of preprocessing."""
+
+    connect_s: float = 5.0
+    online_s: float = 10.0
+    offline_s: float = 120.0
+
+
+def unix_connector(path: Path, timeout_s: float = 5.0) -> Connector:
+    """Over a unix socket of this host."""
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(str(path))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return connect
+
+
+def tls_connector(host: str, port: int, context: ssl.SSLContext, timeout_s: float = 5.0) -> Connector:
+    """Over mutual TLS 1.3; `context` comes from `tls.client_context`."""
+
+    def connect() -> socket.socket:
+        plain = socket.create_connection((host, port), timeout=timeout_s)
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return context.wrap_socket(plain, server_hostname=host)
+        except BaseException:
+            plain.close()
+            raise
+
+    return connect
+
+
+class Connection:
+    """A greeted connection; not for several threads at once. After any failure but a refusal it is closed."""
+
+    def __init__(self, connector: Connector, wanted: Wanted, timeouts: Timeouts) -> None:
+        """Connect and greet. Raises HeUnavailable."""
+        self._timeouts, self._request = timeouts, 0
+        try:
+            self._sock = connector()
+        except ssl.SSLError as error:
+            raise HeUnavailable(NOT_ALLOWED, f"the TLS handshake failed: {error.reason}") from error
+        except TimeoutError as error:
+            raise HeUnavailable(TIMEOUT, "the adapter holder does not answer") from error
+        except OSError as error:
+            raise HeUnavailable(HOLDER_ABSENT, "the adapter holder cannot be reached") from error
+        hello = Hello(
+            parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
+        )
+        payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, timeouts.connect_s)
+        self.info = self._checked(payload, wanted)
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing has gone wrong, and the peer has not closed it meanwhile."""
+        if self._sock.fileno() < 0:
+            return False
+        if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; a close shows at the next request
+            return True
+        try:
+            self._sock.setblocking(False)
+            return self._sock.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def ask(
+        self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, timeout_s: float
+    ) -> memoryview:
+        """Send a request; the payload of its answer. Raises HeUnavailable."""
+        self._request = (self._request + 1) & 0xFFFFFFFF
+        try:
+            send(self._sock, kind, self._request, parts, timeout_s)
+            frame = receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s)
+            if frame.kind is Kind.ERROR:
+                raise self._refusal(frame)
+            if frame.kind is not answer or frame.request != self._request:
+                raise FrameError("the answer belongs to another request")
+        except PeerSlow as error:
+            self.close()
+            raise HeUnavailable(TIMEOUT, "the adapter holder did not answer in time") from error
+        except PeerGone as error:
+            self.close()
+            raise _gone(error) from error
+        except FrameError as error:
+            self.close()
+            raise HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}") from error
+        return frame.payload
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._sock.close()
+
+    def _refusal(self, frame: Frame) -> HeUnavailable:
+        refusal = parsed(Refusal, frame.payload)
+        if refusal.code not in CODES:
+            raise FrameError("a refusal with an unknown code")
+        return HeUnavailable(refusal.code, refusal.message)
+
+    def _checked(self, payload: memoryview, wanted: Wanted) -> AdapterInfo:
+        try:
+            info = parsed(Welcome, payload).info()
+        except FrameError as error:
+            self.close()
+            raise HeUnavailable(GARBAGE, f"the adapter holder's greeting: {error}") from error
+        if info.parameters != PARAMETERS:
+            self.close()
+            raise HeUnavailable(PARAMETERS_REFUSED, "the adapter holder uses other parameters")
+        if info.name != wanted.adapter or wanted.version not in (None, info.version):
+            self.close()
+            raise HeUnavailable(VERSION_MISMATCH, "the adapter holder offers another adapter or version")
+        return info
+
+
+def _gone(error: PeerGone) -> HeUnavailable:
+    """In TLS 1.3 the server refuses a certificate after the client's handshake is over: it shows here."""
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        return HeUnavailable(NOT_ALLOWED, f"the adapter holder refused the certificate: {cause.reason}")
+    return HeUnavailable(HOLDER_ABSENT, "the adapter holder closed the connection")

@@ -1,0 +1,158 @@
+"""Frames: a header of 16 bytes and a payload whose length is checked before anything is read into memory.
+
+    magic "TSHE" | version u8 = 1 | kind u8 | reserved u16 = 0 | request u32 | payload bytes u32     little-
+    endian
+
+docs/helora-wire.md describes every kind. A peer has a bounded time for a whole frame once its first byte is
+there.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+HEADER: Final = struct.Struct("<4sBBHII")
+MAGIC: Final = b"TSHE"
+VERSION: Final = 1
+
+
+class Kind(enum.IntEnum):
+    """What a frame is; a number is never used for something else."""
+
+    HELLO = 1
+    WELCOME = 2
+    B_REQUEST = 3
+    B_REPLY = 4
+    BLOCK_BEGIN = 5
+    BLOCK_ROWS = 6
+    BLOCK_REPLY = 7
+    ACCEPTED = 8
+    PRODUCTS = 9
+    PRODUCTS_REPLY = 10
+    DIRECT_BEGIN = 11
+    DIRECT_ROWS = 12
+    DIRECT_REPLY = 13
+    ERROR = 255
+
+
+_MIB: Final = 1 << 20
+TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
+    Kind.HELLO: 4096,
+    Kind.B_REQUEST: 2,
+    Kind.BLOCK_BEGIN: _MIB,
+    Kind.BLOCK_ROWS: 8 * _MIB,
+    Kind.PRODUCTS: 256 * _MIB,
+    Kind.DIRECT_BEGIN: _MIB,
+    Kind.DIRECT_ROWS: 8 * _MIB,
+}
+"""What a key holder may send, and how long at most."""
+TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
+    Kind.WELCOME: 4 * _MIB,
+    Kind.B_REPLY: 256 * _MIB,
+    Kind.BLOCK_REPLY: 512 * _MIB,
+    Kind.ACCEPTED: 0,
+    Kind.PRODUCTS_REPLY: 64 * _MIB,
+    Kind.DIRECT_REPLY: 512 * _MIB,
+    Kind.ERROR: 4096,
+}
+
+
+class FrameError(Exception):
+    """The peer does not speak this protocol; the connection is of no further use."""
+
+
+class PeerGone(Exception):
+    """The peer closed the connection."""
+
+
+class PeerSlow(Exception):
+    """The peer did not send, or take, a whole frame in its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole frame; `payload` is a view of its own buffer."""
+
+    kind: Kind
+    request: int
+    payload: memoryview
+
+
+def send(
+    sock: socket.socket, kind: Kind, request: int, parts: Sequence[bytes | memoryview], timeout_s: float
+) -> None:
+    """Send one frame. Raises PeerSlow, PeerGone."""
+    size = sum(len(part) for part in parts)
+    deadline = time.monotonic() + timeout_s
+    header = HEADER.pack(MAGIC, VERSION, kind, 0, request, size)
+    # One write for a small frame: one packet, one wake-up.
+    pieces = [b"".join((header, *parts))] if size < 65536 else [header, *parts]
+    try:
+        for piece in pieces:
+            sock.settimeout(_left(deadline))
+            sock.sendall(piece)
+    except TimeoutError as error:
+        raise PeerSlow("a frame was not taken in time") from error
+    except OSError as error:
+        raise PeerGone("the connection is closed") from error
+
+
+def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float) -> Frame:
+    """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
+
+    Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerSlow;
+    PeerGone, also when the connection ends inside a frame.
+    """
+    header = bytearray(HEADER.size)
+    _fill(sock, memoryview(header)[:1], time.monotonic() + idle_s)
+    deadline = time.monotonic() + frame_s
+    _fill(sock, memoryview(header)[1:], deadline)
+    kind, request, size = parse_header(bytes(header), limits)
+    payload = memoryview(bytearray(size))
+    _fill(sock, payload, deadline)
+    return Frame(kind, request, payload)
+
+
+def parse_header(header: bytes, limits: Mapping[Kind, int]) -> tuple[Kind, int, int]:
+    """Kind, request and payload bytes. Raises FrameError."""
+    magic, version, number, reserved, request, size = HEADER.unpack(header)
+    if magic != MAGIC or reserved != 0:
+        raise FrameError("this is not the HE-LoRA protocol")
+    if version != VERSION:
+        raise FrameError(f"version {version} of the protocol; this side speaks {VERSION}")
+    try:
+        kind = Kind(number)
+        limit = limits[kind]
+    except (ValueError, KeyError):
+        raise FrameError(f"a frame of kind {number} is not expected here") from None
+    if size > limit:
+        raise FrameError(f"a frame of {size} bytes; {kind.name} has at most {limit}")
+    return kind, request, size
+
+
+def _fill(sock: socket.socket, target: memoryview, deadline: float) -> None:
+    done = 0
+    try:
+        while done < len(target):
+            sock.settimeout(_left(deadline))
+            got = sock.recv_into(target[done:])
+            if got == 0:
+                raise PeerGone("the connection is closed")
+            done += got
+    except TimeoutError as error:
+        raise PeerSlow("a frame did not arrive in time") from error
+    except OSError as error:
+        raise PeerGone("the connection is closed") from error
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,0 +1,217 @@
+"""The key holder's port over a connection to an adapter holder."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+
+from tensafe.contracts.errors import TensafeError
+from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.burned import BurnLog, IndexBurned
+from tensafe_gpu.helora.connection import Connection, Connector, Timeouts, Wanted
+from tensafe_gpu.helora.frames import FrameError, Kind
+from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
+from tensafe_gpu.helora.messages import (
+    ROWS_PER_FRAME,
+    MaskedRange,
+    pack_begin,
+    pack_products,
+    pack_rows,
+    unpack_b,
+    unpack_reply,
+    unpack_ring,
+)
+from tensafe_gpu.helora.online import masked, unmasked
+from tensafe_gpu.helora.ports import (
+    GARBAGE,
+    NOT_PREPARED,
+    STATE_FAILED,
+    VERSION_MISMATCH,
+    AdapterInfo,
+    Float32Array,
+    HeUnavailable,
+    SiteId,
+    SiteShape,
+)
+from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.supply import Slice, Supply
+
+log = logging.getLogger(__name__)
+
+
+class RemoteKeyHolder:
+    """One private adapter in one epoch. Thread-safe. Implements `KeyHolder`.
+
+    Online requests take turns on one connection and preprocessing on another. Both reconnect by themselves;
+    the adapter's digest and epoch stay those of the first greeting: if the adapter holder has moved on,
+    everything is refused with `version_mismatch`, and a new object serves what there is now.
+    """
+
+    def __init__(
+        self, connector: Connector, wanted: Wanted, burn_log: BurnLog, timeouts: Timeouts | None = None
+    ) -> None:
+        """Greet, and fetch B'. Raises HeUnavailable."""
+        self._connector, self._burn_log = connector, burn_log
+        self._timeouts = timeouts or Timeouts()
+        self._online = Connection(connector, wanted, self._timeouts)
+        self._info = self._online.info
+        self._wanted = Wanted(wanted.tenant, wanted.adapter, self._info.version)
+        self._offline: Connection | None = None
+        self._online_lock, self._offline_lock = threading.Lock(), threading.Lock()
+        self._supply_lock = threading.Lock()
+        self._shapes = {shape.site: (index, shape) for index, shape in enumerate(self._info.sites)}
+        self._supplies = {site: Supply(site, self._info.digest, self._info.epoch) for site in self._shapes}
+        self._b = {site: self._fetch_b(index, shape) for site, (index, shape) in self._shapes.items()}
+
+    def info(self) -> AdapterInfo:
+        return self._info
+
+    def b_matrices(self) -> Mapping[SiteId, Mapping[str, Float32Array]]:
+        return self._b
+
+    def prepared(self) -> Mapping[SiteId, int]:
+        with self._supply_lock:
+            return {site: supply.left() for site, supply in self._supplies.items()}
+
+    def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+        for site, x in sites:
+            if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
+                raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
+        quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
+        with self._online_lock:
+            connection = self._greeted_online()
+            slices = self._burned([(site, len(x)) for site, x in sites])
+            parts = [
+                part
+                for (site, _), (x_q, _), some in zip(sites, quantised, slices, strict=True)
+                for part in self._masked(self._shapes[site][1], x_q, some)
+            ]
+            payload = connection.ask(
+                Kind.PRODUCTS, pack_products(parts), Kind.PRODUCTS_REPLY, self._timeouts.online_s
+            )
+        rows = [self._shapes[site][1].rank_rows for site, _ in sites]
+        shapes = [(one.count, width) for width, some in zip(rows, slices, strict=True) for one in some]
+        try:
+            answers = iter(unpack_ring(payload, shapes))
+        except FrameError as error:
+            raise HeUnavailable(GARBAGE, f"the adapter holder's products: {error}") from error
+        return [
+            dequantised(_joined([unmasked(next(answers), one.block, one.first) for one in some]), scales)
+            for some, (_, scales) in zip(slices, quantised, strict=True)
+        ]
+
+    def prepare(self, site: SiteId) -> None:
+        began = time.monotonic()
+        index, shape = self._shapes[site]
+        with self._offline_lock:
+            if self._offline is None or not self._offline.usable:
+                self._offline = self._greeted()
+            block = self._prepared(self._offline, index, shape)
+        with self._supply_lock:
+            self._supplies[site].add(block)
+        log.info(
+            "block prepared",
+            extra={"site": site, "adapter": self._info.name, "seconds": round(time.monotonic() - began, 2)},
+        )
+
+    def close(self) -> None:
+        """Close both connections and forget every mask. The burn log is its owner's."""
+        for connection in (self._online, self._offline):
+            if connection is not None:
+                connection.close()
+        with self._supply_lock:
+            for supply in self._supplies.values():
+                supply.drop()
+
+    def _greeted(self) -> Connection:
+        connection = Connection(self._connector, self._wanted, self._timeouts)
+        if (connection.info.digest, connection.info.epoch) != (self._info.digest, self._info.epoch):
+            connection.close()
+            raise HeUnavailable(VERSION_MISMATCH, "the adapter holder has begun another epoch")
+        return connection
+
+    def _greeted_online(self) -> Connection:
+        """The connection in use, or a new one; then what was reserved on the old one is given up."""
+        if not self._online.usable:
+            self._online = self._greeted()
+            with self._supply_lock:
+                for supply in self._supplies.values():
+                    supply.skip_reserved()
+        return self._online
+
+    def _burned(self, wanted: Sequence[tuple[SiteId, int]]) -> list[list[Slice]]:
+        """Indices for all tokens, durably burned; none are taken unless all are there."""
+        totals: dict[SiteId, int] = {}
+        for site, tokens in wanted:
+            totals[site] = totals.get(site, 0) + tokens
+        with self._supply_lock:
+            for site, tokens in totals.items():
+                if self._supplies[site].left() < tokens:
+                    raise HeUnavailable(
+                        NOT_PREPARED, f"{self._supplies[site].left()} tokens of {site} are prepared"
+                    )
+            taken = [self._supplies[site].take(tokens) for site, tokens in wanted]
+            burns = list(chain.from_iterable(burns for _, burns in taken))
+            if burns:
+                try:
+                    self._burn_log.burn(burns)
+                except (IndexBurned, TensafeError) as error:
+                    for supply in self._supplies.values():
+                        supply.drop()
+                    raise HeUnavailable(STATE_FAILED, "the used indices could not be burned") from error
+        return [slices for slices, _ in taken]
+
+    @staticmethod
+    def _masked(
+        shape: SiteShape, x_q: np.ndarray[tuple[int, ...], np.dtype[np.int32]], slices: Sequence[Slice]
+    ) -> list[MaskedRange]:
+        parts, begin = [], 0
+        for one in slices:
+            rho = one.block.rho(one.first, one.count, shape.d_in)
+            z = masked(x_q[begin : begin + one.count], rho)
+            parts.append(MaskedRange(Range(one.block.block_id, one.first, one.count), z))
+            begin += one.count
+        return parts
+
+    def _prepared(self, connection: Connection, index: int, shape: SiteShape) -> PreparedBlock:
+        timeout_s = self._timeouts.offline_s
+        block = PreparingBlock(shape.d_in, shape.rank_rows)
+        try:
+            begin = pack_begin(index, block.block_id, block.public_key())
+            connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, timeout_s)
+            for first in range(0, shape.d_in, ROWS_PER_FRAME):
+                count = min(ROWS_PER_FRAME, shape.d_in - first)
+                rows = pack_rows(block.block_id, first, *block.encrypted(first, count))
+                last = first + count == shape.d_in
+                answer = Kind.BLOCK_REPLY if last else Kind.ACCEPTED
+                payload = connection.ask(Kind.BLOCK_ROWS, rows, answer, timeout_s)
+            block_id, words = unpack_reply(payload, shape.rank_rows)
+            if block_id != block.block_id:
+                raise FrameError("the reply of another block")
+            return block.finish(words)
+        except FrameError as error:
+            connection.close()
+            raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
+        finally:
+            block.close()
+
+    def _fetch_b(self, index: int, shape: SiteShape) -> Mapping[str, Float32Array]:
+        request = struct.pack("<H", index)
+        payload = self._online.ask(Kind.B_REQUEST, [request], Kind.B_REPLY, self._timeouts.offline_s)
+        try:
+            return unpack_b(payload, index, shape)
+        except FrameError as error:
+            self._online.close()
+            raise HeUnavailable(GARBAGE, f"the adapter holder's B: {error}") from error
+
+
+def _joined(
+    parts: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,261 @@
+"""What frames carry. Control messages are JSON with known fields alone; numbers are packed words, little-
+endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.frames import FrameError
+from tensafe_gpu.helora.masks import BLOCK_ID_BYTES, SeedArray
+from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PRIMES, N, T
+from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, ModuleShape, SiteShape
+from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
+
+ROWS_PER_FRAME: Final = 64
+MAX_RANGES: Final = 4096
+_WORDS: Final = len(PRIMES) * N
+_BEGIN: Final = struct.Struct("<HH")
+_ROWS: Final = struct.Struct(f"<{BLOCK_ID_BYTES}sIHH")
+_RANGE: Final = struct.Struct(f"<{BLOCK_ID_BYTES}sII")
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Dims = Annotated[int, Field(ge=1, le=MAX_D_IN)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Hello(_Message):
+    """Key holder: its parameters, who it is (over TLS the certificate says that), what it wants."""
+
+    parameters: _Name
+    tenant: _Name
+    adapter: _Name
+    version: Annotated[int, Field(ge=1)] | None = None
+
+
+class ModuleMessage(_Message):
+    name: _Name
+    rank: Annotated[int, Field(ge=1, le=MAX_ROWS)]
+    d_out: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class SiteMessage(_Message):
+    site: _Name
+    d_in: _Dims
+    x_bound: Annotated[int, Field(ge=1, le=1 << 20)]
+    modules: Annotated[list[ModuleMessage], Field(min_length=1, max_length=16)]
+
+
+class Welcome(_Message):
+    """Adapter holder: the adapter, as AdapterInfo."""
+
+    name: _Name
+    version: Annotated[int, Field(ge=1)]
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    epoch: Annotated[int, Field(ge=1)]
+    base_model: _Name
+    parameters: _Name
+    tokens_per_site: Annotated[int, Field(ge=0)]
+    sites: Annotated[list[SiteMessage], Field(min_length=1, max_length=4096)]
+
+    def info(self) -> AdapterInfo:
+        """As the port has it."""
+        sites = tuple(
+            SiteShape(
+                site.site,
+                site.d_in,
+                tuple(ModuleShape(one.name, one.rank, one.d_out) for one in site.modules),
+                site.x_bound,
+            )
+            for site in self.sites
+        )
+        return AdapterInfo(
+            self.name, self.version, self.digest, self.epoch, self.base_model, sites, self.parameters,
+            self.tokens_per_site,
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, info: AdapterInfo) -> Welcome:
+        """From the port's."""
+        sites = [
+            SiteMessage(
+                site=site.site,
+                d_in=site.d_in,
+                x_bound=site.x_bound,
+                modules=[
+                    ModuleMessage(name=one.name, rank=one.rank, d_out=one.d_out) for one in site.modules
+                ],
+            )
+            for site in info.sites
+        ]
+        return cls(
+            name=info.name,
+            version=info.version,
+            digest=info.digest,
+            epoch=info.epoch,
+            base_model=info.base_model,
+            parameters=info.parameters,
+            tokens_per_site=info.tokens_per_site,
+            sites=sites,
+        )
+
+
+class Refusal(_Message):
+    """Adapter holder: why a request was not served; `code` is one of the port's."""
+
+    code: _Name
+    message: Annotated[str, Field(max_length=2000)]
+
+
+M = TypeVar("M", bound=_Message)
+
+
+def parsed(kind: type[M], payload: memoryview) -> M:
+    """A JSON message. Raises FrameError, naming the fields that are wrong and never their values."""
+    try:
+        return kind.model_validate_json(bytes(payload))
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, one["loc"])) or "body" for one in error.errors()})
+        raise FrameError(f"{kind.__name__} has fields that are unknown or wrong: {fields[:4]}") from None
+
+
+def packed(message: _Message) -> bytes:
+    """A JSON message's bytes."""
+    return message.model_dump_json().encode()
+
+
+def pack_begin(site: int, block_id: bytes, public_key: WordArray) -> list[bytes | memoryview]:
+    """BLOCK_BEGIN: site u16, 0 u16, block id, public key uint32 [2, 4, N]."""
+    return [_BEGIN.pack(site, 0) + block_id, _words(public_key)]
+
+
+def unpack_begin(payload: memoryview) -> tuple[int, bytes, WordArray]:
+    """Raises FrameError."""
+    shape = (2, len(PRIMES) + 1, N)
+    _exactly(payload, _BEGIN.size + BLOCK_ID_BYTES + 4 * shape[0] * shape[1] * N)
+    site, zero = _BEGIN.unpack_from(payload)
+    if zero:
+        raise FrameError("reserved bytes must be zero")
+    rest = payload[_BEGIN.size :]
+    return site, bytes(rest[:BLOCK_ID_BYTES]), _array(rest[BLOCK_ID_BYTES:], shape)
+
+
+def pack_rows(block_id: bytes, first: int, words: WordArray, seeds: SeedArray) -> list[bytes | memoryview]:
+    """BLOCK_ROWS: block id, first feature u32, count u16, 0 u16, uint32 [count, 3, N], seeds uint8 [count,
+    64].
+    """
+    return [_ROWS.pack(block_id, first, len(words), 0), _words(words), seeds.tobytes()]
+
+
+def unpack_rows(payload: memoryview) -> tuple[bytes, int, WordArray, SeedArray]:
+    """Raises FrameError."""
+    if len(payload) < _ROWS.size:
+        raise FrameError("rows end before their header")
+    block_id, first, count, zero = _ROWS.unpack_from(payload)
+    if zero or not 1 <= count <= ROWS_PER_FRAME:
+        raise FrameError(f"a frame of rows holds 1 to {ROWS_PER_FRAME} of them")
+    _exactly(payload, _ROWS.size + count * (4 * _WORDS + SEED_BYTES))
+    middle = _ROWS.size + count * 4 * _WORDS
+    seeds = np.frombuffer(payload[middle:], dtype=np.uint8).reshape(count, SEED_BYTES)
+    return block_id, first, _array(payload[_ROWS.size : middle], (count, len(PRIMES), N)), seeds
+
+
+def pack_reply(block_id: bytes, words: WordArray) -> list[bytes | memoryview]:
+    """BLOCK_REPLY: block id, uint32 [R, 2, 3, N]."""
+    return [block_id, _words(words)]
+
+
+def unpack_reply(payload: memoryview, rows: int) -> tuple[bytes, WordArray]:
+    """Raises FrameError."""
+    _exactly(payload, BLOCK_ID_BYTES + rows * 2 * _WORDS * 4)
+    words = _array(payload[BLOCK_ID_BYTES:], (rows, 2, len(PRIMES), N))
+    return bytes(payload[:BLOCK_ID_BYTES]), words
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedRange:
+    """Masked tokens of a block's range: z uint32 [count, d_in] below t."""
+
+    range: Range
+    z: WordArray
+
+
+def pack_products(parts: Sequence[MaskedRange]) -> list[bytes | memoryview]:
+    """PRODUCTS: count u32; per range block id, first u32, count u32; then every z in the same order."""
+    head = struct.pack("<I", len(parts)) + b"".join(
+        _RANGE.pack(part.range.block_id, part.range.first, part.range.count) for part in parts
+    )
+    return [head, *(_words(part.z) for part in parts)]
+
+
+def pack_products_reply(parts: Sequence[WordArray]) -> list[bytes | memoryview]:
+    """PRODUCTS_REPLY: for each range of the request, uint32 [count, R] below t."""
+    return [_words(part) for part in parts]
+
+
+def unpack_ranges(payload: memoryview) -> tuple[list[Range], memoryview]:
+    """The ranges, and the bytes of z behind them. Raises FrameError."""
+    if len(payload) < 4:
+        raise FrameError("a request for products ends before its ranges")
+    (count,) = struct.unpack_from("<I", payload)
+    if not 1 <= count <= MAX_RANGES or len(payload) < 4 + count * _RANGE.size:
+        raise FrameError(f"a request for products holds 1 to {MAX_RANGES} ranges")
+    ranges = [Range(*_RANGE.unpack_from(payload, 4 + index * _RANGE.size)) for index in range(count)]
+    if any(not 1 <= one.count <= N or one.first + one.count > N for one in ranges):
+        raise FrameError("a range leaves its block")
+    return ranges, payload[4 + count * _RANGE.size :]
+
+
+def unpack_ring(payload: memoryview, shapes: Sequence[tuple[int, int]]) -> list[WordArray]:
+    """Consecutive uint32 arrays of these shapes, every word below t. Raises FrameError."""
+    _exactly(payload, 4 * sum(rows * width for rows, width in shapes))
+    result, begin = [], 0
+    for rows, width in shapes:
+        words = _array(payload[begin : begin + 4 * rows * width], (rows, width))
+        if words.size and int(words.max()) >= T:
+            raise FrameError("a masked word is not below t")
+        result.append(words)
+        begin += 4 * rows * width
+    return result
+
+
+def pack_b(site: int, matrices: Sequence[Float32Array]) -> list[bytes | memoryview]:
+    """B_REPLY: site u16, then B' of its modules, float32 [d_out, rank] each."""
+    return [struct.pack("<H", site), *(np.ascontiguousarray(b, dtype="<f4").tobytes() for b in matrices)]
+
+
+def unpack_b(payload: memoryview, site: int, shape: SiteShape) -> dict[str, Float32Array]:
+    """Raises FrameError."""
+    _exactly(payload, 2 + 4 * sum(one.d_out * one.rank for one in shape.modules))
+    if struct.unpack_from("<H", payload)[0] != site:
+        raise FrameError("B of another site than asked for")
+    result, begin = {}, 2
+    for one in shape.modules:
+        end = begin + 4 * one.d_out * one.rank
+        matrix = np.frombuffer(payload[begin:end], dtype="<f4").reshape(one.d_out, one.rank)
+        if not np.isfinite(matrix).all():
+            raise FrameError("B holds a value that is not finite")
+        result[one.name], begin = matrix.astype(np.float32), end
+    return result
+
+
+def _words(words: WordArray) -> memoryview:
+    return np.ascontiguousarray(words, dtype="<u4").data.cast("B")
+
+
+def _array(payload: memoryview, shape: tuple[int, ...]) -> WordArray:
+    return np.frombuffer(payload, dtype="<u4").reshape(shape)
+
+
+def _exactly(payload: memoryview, size: int) -> None:
+    if len(payload) != size:
+        raise FrameError(f"a payload of {len(payload)} bytes where {size} belong")

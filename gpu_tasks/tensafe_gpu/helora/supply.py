@@ -1,0 +1,75 @@
+"""Prepared masks of one site in the order of their use, and which of their indices are burned."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from tensafe_gpu.helora.burned import RESERVE, Burn
+from tensafe_gpu.helora.masks import PreparedBlock
+from tensafe_gpu.helora.parameters import N
+from tensafe_gpu.helora.ports import SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Indices [first, first + count) of a block, this caller's alone."""
+
+    block: PreparedBlock
+    first: int
+    count: int
+
+
+@dataclass(slots=True)
+class _Cursor:
+    block: PreparedBlock
+    next: int = 0
+    burned: int = 0
+
+
+class Supply:
+    """Masks of one site. Not thread-safe: the key holder's lock guards it."""
+
+    def __init__(self, site: SiteId, digest: str, epoch: int) -> None:
+        self._site, self._digest, self._epoch = site, digest, epoch
+        self._cursors: deque[_Cursor] = deque()
+
+    def add(self, block: PreparedBlock) -> None:
+        """A freshly prepared block, used after those before it."""
+        self._cursors.append(_Cursor(block))
+
+    def left(self) -> int:
+        """Tokens prepared and not used."""
+        return sum(N - cursor.next for cursor in self._cursors)
+
+    def take(self, tokens: int) -> tuple[list[Slice], list[Burn]]:
+        """Slices for so many tokens, which must be left, and what has to be burned before they are used.
+
+        They are gone from here at once: a caller that then fails loses them.
+        """
+        slices, burns = [], []
+        while tokens:
+            cursor = self._cursors[0]
+            count = min(tokens, N - cursor.next)
+            slices.append(Slice(cursor.block, cursor.next, count))
+            cursor.next += count
+            tokens -= count
+            if cursor.next > cursor.burned:
+                until = -(-cursor.next // RESERVE) * RESERVE
+                block_id = cursor.block.block_id
+                burns.append(Burn(block_id, self._digest, self._epoch, self._site, cursor.burned, until))
+                cursor.burned = until
+            if cursor.next == N:
+                self._cursors.popleft()
+        return slices, burns
+
+    def skip_reserved(self) -> None:
+        """Give up what is left of reserved ranges: the other side may have restarted and lost them too."""
+        for cursor in self._cursors:
+            cursor.next = cursor.burned
+        while self._cursors and self._cursors[0].next == N:
+            self._cursors.popleft()
+
+    def drop(self) -> None:
+        """Forget every block."""
+        self._cursors.clear()

@@ -1,0 +1,53 @@
+"""TLS contexts for both ends: 1.3 alone, certificates on both sides, checked against one authority."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from tensafe.contracts.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the own certificate and key, and the authority that signs the other side's."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The adapter holder's: a client without a valid certificate gets no further than the handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return _loaded(context, files)
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """The key holder's: the server's certificate has to name the host that was dialled."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = True
+    return _loaded(context, files)
+
+
+def tenant_of(sock: ssl.SSLSocket) -> str:
+    """The common name in the client's certificate, which the authority vouches for. Raises ssl.SSLError."""
+    certificate = sock.getpeercert() or {}
+    subject = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("subject", ()))
+    names = [value for part in subject for name, value in part if name == "commonName"]
+    if len(names) != 1 or not names[0]:
+        raise ssl.SSLError("the client's certificate does not name a tenant")
+    return names[0]
+
+
+def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        context.load_verify_locations(cafile=files.authority)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"the TLS files cannot be used: {error}", field="tls") from error
+    return context

@@ -1,0 +1,123 @@
+"""Private adapters for tests: random ones, the same in clear, and an adapter holder in this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save as save_tensors
+
+from tensafe_gpu.adapter_holder.listener import Listener, Patience, unix_listener
+from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
+from tensafe_gpu.adapter_holder.policy import Policy
+from tensafe_gpu.adapter_holder.service import HolderService
+from tensafe_gpu.adapter_holder.store import AdapterStore, initialise
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.adapter import ServedAdapter
+from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.connection import Timeouts, Wanted, unix_connector
+from tensafe_gpu.helora.evaluation import BlockEvaluation
+from tensafe_gpu.helora.key_holder import RemoteKeyHolder
+from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, SiteId
+from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+
+TENANT = "tenant-1"
+QUICK = Timeouts(connect_s=5, online_s=5, offline_s=30)
+
+
+def peft_files(
+    d: int,
+    rank: int,
+    *,
+    layers: int = 1,
+    leaves: Sequence[str] = ("q", "k", "v", "o"),
+    seed: int = 0,
+    alpha: float = 32,
+) -> dict[str, bytes]:
+    """A random adapter in PEFT's layout on square projections of width d."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(layers):
+        for leaf in leaves:
+            name = f"base_model.model.model.layers.{layer}.self_attn.{leaf}_proj"
+            tensors[f"{name}.lora_A.weight"] = rng.standard_normal((rank, d)).astype(np.float32)
+            tensors[f"{name}.lora_B.weight"] = rng.standard_normal((d, rank)).astype(np.float32)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none"}
+    return {WEIGHTS_FILE: save_tensors(tensors), CONFIG_FILE: json.dumps(config).encode()}
+
+
+class PlainReference:
+    """The port `KeyHolder` computed in clear from the quantised integers: what the protocol must equal."""
+
+    def __init__(self, adapter: ServedAdapter, tokens: int = 1 << 30) -> None:
+        self._adapter, self._left = adapter, dict.fromkeys(adapter.sites, tokens)
+
+    def info(self) -> AdapterInfo:
+        return self._adapter.info
+
+    def b_matrices(self) -> Mapping[SiteId, Mapping[str, Float32Array]]:
+        return {name: site.b for name, site in self._adapter.sites.items()}
+
+    def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+        return [self._product(site, x) for site, x in sites]
+
+    def prepared(self) -> Mapping[SiteId, int]:
+        return self._left
+
+    def prepare(self, site: SiteId) -> None:
+        self._left[site] += 4096
+
+    def close(self) -> None:
+        pass
+
+    def _product(self, name: SiteId, x: Float32Array) -> Float32Array:
+        site = self._adapter.sites[name]
+        x_q, scales = quantised_tokens(x, site.shape.x_bound)
+        self._left[name] -= len(x)
+        return dequantised(x_q.astype(np.int64) @ site.a.astype(np.int64).T, scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """An adapter holder of this process, listening on a unix socket."""
+
+    data_dir: Path
+    socket: Path
+    store: AdapterStore
+    service: HolderService
+
+    def key_holder(self, burn_log: BurnLog, *, adapter: str = "a", tenant: str = TENANT) -> RemoteKeyHolder:
+        """Greets it."""
+        return RemoteKeyHolder(unix_connector(self.socket), Wanted(tenant, adapter), burn_log, QUICK)
+
+
+@contextmanager
+def adapter_holder(
+    data_dir: Path, *, patience: Patience | None = None, evaluation: type[BlockEvaluation] = BlockEvaluation
+) -> Iterator[Holder]:
+    """Serve a data directory, made if it is not there, until the end of the block."""
+    if not (data_dir / "key.json").exists():
+        initialise(data_dir)
+    store, accepted = AdapterStore(data_dir), AcceptLog(data_dir / "accepted.db")
+    service = HolderService(store, accepted, evaluation=evaluation)
+    path = data_dir / "s"
+    listener = Listener(service, unix_listener(path), patience=patience)
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield Holder(data_dir, path, store, service)
+    finally:
+        listener.close()
+        thread.join()
+        accepted.close()
+        store.close()
+
+
+def policy(tokens_per_site: int = 100_000, tenants: Sequence[str] = (TENANT,)) -> Policy:
+    """A policy for one tenant, with plenty of tokens."""
+    return Policy(tenants=list(tenants), tokens_per_site=tokens_per_site)
