@@ -1,0 +1,341 @@
+"""Peers that misbehave, and what goes over the wire: nothing that an adapter holder must not have."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
+from tensafe_gpu.helora import frames, key_holder
+from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.connection import Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, Kind
+from tensafe_gpu.helora.key_holder import RemoteKeyHolder
+from tensafe_gpu.helora.masks import PreparingBlock
+from tensafe_gpu.helora.ports import (
+    GARBAGE,
+    HOLDER_ABSENT,
+    NOT_ALLOWED,
+    PARAMETERS_REFUSED,
+    TIMEOUT,
+    HeUnavailable,
+)
+from tensafe_gpu.helora.quantise import quantised_tokens
+from tensafe_gpu.helora.tls import client_context, server_context
+from tests.support.certificates import Authority
+from tests.support.helora import TENANT, Holder, adapter_holder, peft_files, policy
+from tests.support.helora_attacks import ternary_key
+
+D, RANK = 64, 8
+OUT = "model.layers.0.self_attn.o"
+SHORT = Timeouts(connect_s=2, online_s=1, offline_s=5)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Holder]:
+    patience = Patience(greeting_s=0.4, idle_s=30, frame_s=0.4)
+    with adapter_holder(tmp_path / "holder", patience=patience) as holder:
+        holder.store.publish("a", peft_files(D, RANK), base_model="base", policy=policy())
+        yield holder
+
+
+@pytest.fixture
+def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
+    log = BurnLog(tmp_path / "burned.db")
+    yield log
+    log.close()
+
+
+def hello(**changed: object) -> bytes:
+    fields = {"parameters": "", "tenant": TENANT, "adapter": "a", "version": None} | changed
+    payload = json.dumps(fields).encode()
+    return HEADER.pack(b"TSHE", 1, Kind.HELLO, 0, 1, len(payload)) + payload
+
+
+def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
+    """Code and message of the refusal; the connection is then closed."""
+    sock = unix_connector(holder.socket)()
+    sock.sendall(sent)
+    frame = frames.receive(sock, TO_KEY_HOLDER, idle_s=3, frame_s=3)
+    assert frame.kind is Kind.ERROR
+    with pytest.raises(frames.PeerGone):
+        frames.receive(sock, TO_KEY_HOLDER, idle_s=3, frame_s=3)
+    sock.close()
+    body = json.loads(bytes(frame.payload))
+    return body["code"], body["message"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "words"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GARBAGE, "not the HE-LoRA protocol"),
+        (HEADER.pack(b"TSHE", 9, 1, 0, 0, 0), GARBAGE, "version 9"),
+        (HEADER.pack(b"TSHE", 1, Kind.BLOCK_ROWS, 0, 0, 1 << 30), GARBAGE, "at most"),
+        (HEADER.pack(b"TSHE", 1, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "begins with HELLO"),
+        (hello(prompt="x"), GARBAGE, "prompt"),
+        (hello(parameters="bfv/n2048"), PARAMETERS_REFUSED, "accepts"),
+        (hello()[:-5], TIMEOUT, "in time"),
+        (b"", TIMEOUT, "in time"),
+    ],
+)  # fmt: skip
+def test_whoever_does_not_speak_the_protocol_is_told_and_dropped(
+    holder: Holder, burn_log: BurnLog, sent: bytes, code: str, words: str
+) -> None:
+    got, message = answer_to(holder, sent)
+    assert got == code
+    assert words in message
+    holder.key_holder(burn_log).close()  # and everybody else goes on
+
+
+def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> None:
+    """Rows without a block, an index again, a block id again, a foreign block: refused, nothing metered."""
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    x = np.ones((3, D), dtype=np.float32)
+    private.products([(OUT, x)])
+    spent = holder.service.accepted.spent("a", 1, 1)
+    connection = private._online
+    block = private._supplies[OUT]._cursors[0].block
+    z = np.zeros((1, D), dtype=np.uint32)
+
+    def refused(kind: Kind, parts: list) -> str:
+        with pytest.raises(HeUnavailable) as raised:
+            connection.ask(kind, parts, Kind.ACCEPTED, 2)
+        return raised.value.code
+
+    from tensafe_gpu.helora import messages
+    from tensafe_gpu.helora.accepted import Range
+
+    def products(block_id: bytes, first: int) -> list:
+        return messages.pack_products([messages.MaskedRange(Range(block_id, first, 1), z)])
+
+    assert refused(Kind.PRODUCTS, products(block.block_id, 2)) == GARBAGE
+    assert refused(Kind.PRODUCTS, products(bytes(16), 0)) == "version_mismatch"
+    one = PreparingBlock(D, RANK)
+    rows = messages.pack_rows(one.block_id, 0, *one.encrypted(0, 1))
+    assert refused(Kind.BLOCK_ROWS, rows) == GARBAGE
+    assert refused(Kind.BLOCK_BEGIN, messages.pack_begin(1, block.block_id, one.public_key())) == GARBAGE
+    assert holder.service.accepted.spent("a", 1, 1) == spent
+    private.products([(OUT, x)])
+    private.close()
+
+
+@contextmanager
+def answering(path: Path, answer: bytes | None) -> Iterator[None]:
+    """Listens like an adapter holder, reads, and sends these bytes; None: says nothing."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    listening.listen()
+
+    def serve() -> None:
+        peer, _ = listening.accept()
+        peer.recv(65536)
+        if answer is None:
+            peer.recv(65536)
+        else:
+            peer.sendall(answer)
+        peer.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(10)
+        listening.close()
+
+
+def error_frame(body: dict[str, object]) -> bytes:
+    payload = json.dumps(body).encode()
+    return HEADER.pack(b"TSHE", 1, Kind.ERROR, 0, 1, len(payload)) + payload
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (None, TIMEOUT),
+        (b"", HOLDER_ABSENT),
+        (b"x" * 16, GARBAGE),
+        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 1 << 31), GARBAGE),
+        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 2) + b"{}", GARBAGE),
+        (HEADER.pack(b"TSHE", 1, Kind.ACCEPTED, 0, 1, 0), GARBAGE),
+        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 100) + b"{", HOLDER_ABSENT),
+        (error_frame({"code": "budget_spent", "message": "m"}), "budget_spent"),
+        (error_frame({"code": "made_up", "message": "m"}), GARBAGE),
+    ],
+)  # fmt: skip
+def test_an_adapter_holder_that_answers_otherwise_is_refused(
+    tmp_path: Path, burn_log: BurnLog, answer: bytes | None, code: str
+) -> None:
+    path = tmp_path / "s"
+    with answering(path, answer), pytest.raises(HeUnavailable) as raised:
+        RemoteKeyHolder(unix_connector(path), Wanted(TENANT, "a"), burn_log, Timeouts(0.5, 0.5, 0.5))
+    assert raised.value.code == code
+
+
+def test_nobody_listening(tmp_path: Path, burn_log: BurnLog) -> None:
+    with pytest.raises(HeUnavailable) as raised:
+        RemoteKeyHolder(unix_connector(tmp_path / "none"), Wanted(TENANT, "a"), burn_log, SHORT)
+    assert raised.value.code == HOLDER_ABSENT
+
+
+@contextmanager
+def over_tls(holder: Holder, authority: Authority, *, server_days: int = 1) -> Iterator[int]:
+    listening = tcp_listener("127.0.0.1", 0)
+    tls = server_context(authority.issue("server", days=server_days))
+    listener = Listener(holder.service, listening, tls=tls, patience=Patience(2, 30, 2))
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listener.close()
+        thread.join()
+
+
+def test_mutual_tls_serves_the_tenant_of_the_certificate(
+    tmp_path: Path, holder: Holder, burn_log: BurnLog
+) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+
+    def connect(
+        port: int, name: str, tenant: str, *, days: int = 1, by: Authority = authority
+    ) -> RemoteKeyHolder:
+        files = by.issue(name, days=days)
+        trusted = type(files)(files.certificate, files.key, authority.path)
+        connector = tls_connector("127.0.0.1", port, client_context(trusted), 2)
+        return RemoteKeyHolder(connector, Wanted(tenant, "a"), burn_log, SHORT)
+
+    with over_tls(holder, authority) as port:
+        private = connect(port, TENANT, TENANT)
+        private.prepare(OUT)
+        assert private.products([(OUT, np.ones((2, D), dtype=np.float32))])[0].shape == (2, RANK)
+        private.close()
+        for wrong in (
+            {"name": "tenant-2", "tenant": TENANT},
+            {"name": TENANT, "tenant": TENANT, "days": -1},
+            {"name": TENANT, "tenant": TENANT, "by": stranger},
+        ):
+            with pytest.raises(HeUnavailable) as raised:
+                connect(port, **wrong)
+            assert raised.value.code == NOT_ALLOWED
+        connect(port, TENANT, TENANT).close()
+    with over_tls(holder, authority, server_days=-1) as port, pytest.raises(HeUnavailable) as raised:
+        connect(port, TENANT, TENANT)
+    assert raised.value.code == NOT_ALLOWED
+    assert "TLS" in str(raised.value)
+
+
+def test_tcp_without_tls_is_not_served(holder: Holder) -> None:
+    with tcp_listener("127.0.0.1", 0) as listening, pytest.raises(ConfigurationError, match="TLS"):
+        Listener(holder.service, listening)
+
+
+class Tap:
+    """A unix socket in front of another one that keeps what goes each way."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self.sent, self.received = bytearray(), bytearray()
+        self._target = target
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listening.bind(str(path))
+        self._listening.listen()
+        self._streams: list[tuple[bytearray, bytearray]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def streams(self) -> list[tuple[bytes, bytes]]:
+        """(to the adapter holder, to the key holder) of each connection."""
+        return [(bytes(up), bytes(down)) for up, down in self._streams]
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:
+                return
+            far = unix_connector(self._target)()
+            far.settimeout(None)
+            kept = bytearray(), bytearray()
+            self._streams.append(kept)
+            for one, other, to in ((near, far, kept[0]), (far, near, kept[1])):
+                threading.Thread(target=self._pump, args=(one, other, to), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
+        try:
+            while data := source.recv(1 << 20):
+                kept += data
+                target.sendall(data)
+        except OSError:
+            pass
+        finally:
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+
+
+def split(stream: bytes, limits: dict[Kind, int]) -> list[tuple[Kind, bytes]]:
+    found, begin = [], 0
+    while begin < len(stream):
+        kind, _, size = frames.parse_header(stream[begin : begin + 16], limits)
+        found.append((kind, stream[begin + 16 : begin + 16 + size]))
+        begin += 16 + size
+    assert begin == len(stream)
+    return found
+
+
+def test_a_capture_of_an_exchange_holds_nothing_that_the_adapter_holder_must_not_have(
+    tmp_path: Path, holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: list[PreparingBlock] = []
+    secrets: list[bytes] = []
+
+    class Remembered(PreparingBlock):
+        def __init__(self, d_in: int, rows: int) -> None:
+            super().__init__(d_in, rows)
+            blocks.append(self)
+            secrets.append(self._key)
+            secrets.extend(self._rho[feature, :64].tobytes() for feature in range(d_in))
+            key = ternary_key(self)
+            secrets.extend(key[:32].astype(kind).tobytes() for kind in ("i1", "<i4", "<i8"))
+
+    monkeypatch.setattr(key_holder, "PreparingBlock", Remembered)
+    tap = Tap(tmp_path / "tap", holder.socket)
+    private = RemoteKeyHolder(unix_connector(tmp_path / "tap"), Wanted(TENANT, "a"), burn_log)
+    private.prepare(OUT)
+    text = "the patient's name is"
+    x = np.random.default_rng(4).standard_normal((5, D)).astype(np.float32)
+    x[0] = 0  # what is sent for it is the mask alone
+    product = private.products([(OUT, x)])[0]
+    private.close()
+    tap.close()
+
+    x_q, scales = quantised_tokens(x, private.info().site(OUT).x_bound)
+    secrets += [text.encode(), scales.tobytes(), product[1].tobytes()]
+    secrets += [row.tobytes() for row in x[1:]] + [row[:8].tobytes() for row in x_q[1:]]
+    up = b"".join(up for up, _ in tap.streams())
+    assert len(up) > 1_000_000
+    assert [secret for secret in secrets if secret in up] == []
+
+    kinds = [kind for stream, _ in tap.streams() for kind, _ in split(stream, dict(TO_ADAPTER_HOLDER))]
+    assert set(kinds) == {Kind.HELLO, Kind.B_REQUEST, Kind.BLOCK_BEGIN, Kind.BLOCK_ROWS, Kind.PRODUCTS}
+    for stream, _ in tap.streams():
+        for kind, payload in split(stream, dict(TO_ADAPTER_HOLDER)):
+            if kind is Kind.HELLO:
+                assert set(json.loads(payload)) == {"parameters", "tenant", "adapter", "version"}
+            if kind is Kind.PRODUCTS:  # ranges and masked words, nothing else
+                assert len(payload) == 4 + 24 + 4 * x.size
+    down = b"".join(down for _, down in tap.streams())
+    a = holder.store.load("a").adapter.sites[OUT].a
+    for kind in ("<i2", "<i4", "<f4", "<f8"):
+        assert a[0, :16].astype(kind).tobytes() not in down

@@ -1,0 +1,137 @@
+"""From PEFT files to what is served: sites, scaling, bases, digests; what cannot be served is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from tensafe.contracts.errors import IntegrityError, InvalidRequest, Unsupported
+from tensafe_gpu.adapter_holder import served_codec
+from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from tensafe_gpu.adapter_holder.policy import Policy, extraction_note
+from tensafe_gpu.helora.adapter import Naming, orthogonal, serve
+from tests.support.helora import PlainReference, peft_files
+
+D, RANK = 48, 4
+NAMING = Naming("a", 1, 1, "base", 1000)
+SECRET = bytes(range(32))
+
+
+def changed(files: dict[str, bytes], **config: object) -> dict[str, bytes]:
+    return {**files, CONFIG_FILE: json.dumps(json.loads(files[CONFIG_FILE]) | config).encode()}
+
+
+def with_tensors(files: dict[str, bytes], **tensors: np.ndarray) -> dict[str, bytes]:
+    return {**files, WEIGHTS_FILE: save_tensors(load_tensors(files[WEIGHTS_FILE]) | tensors)}
+
+
+def test_the_served_adapter_is_the_trained_one_up_to_rounding() -> None:
+    files = peft_files(D, RANK, layers=2, alpha=8)
+    tensors = load_tensors(files[WEIGHTS_FILE])
+    plain = PlainReference(serve(read_peft(files), NAMING, SECRET))
+    x = np.random.default_rng(3).standard_normal((20, D)).astype(np.float32)
+    assert len(plain.info().sites) == 4
+    for shape in plain.info().sites:
+        products = plain.products([(shape.site, x)])[0]
+        for module in shape.modules:
+            delta = products[:, shape.rows(module.name)] @ plain.b_matrices()[shape.site][module.name].T
+            prefix = f"base_model.model.{module.name}"
+            a, b = (tensors[f"{prefix}.lora_{letter}.weight"] for letter in "AB")
+            wanted = 8 / RANK * x @ a.T @ b.T
+            assert np.linalg.norm(delta - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
+def test_q_k_and_v_of_a_layer_are_one_site_in_their_order() -> None:
+    sites = read_peft(peft_files(D, RANK, layers=11, leaves=("v", "q", "k")))
+    assert [site.site for site in sites] == [f"model.layers.{n}.self_attn.qkv" for n in range(11)]
+    assert [one.name.rpartition(".")[2] for one in sites[10].modules] == ["q_proj", "k_proj", "v_proj"]
+
+
+def test_equal_adapters_have_equal_digests_and_epochs_do_not() -> None:
+    sites = read_peft(peft_files(D, RANK))
+    first, again = serve(sites, NAMING, SECRET), serve(sites, NAMING, SECRET)
+    assert first.info == again.info
+    other = serve(sites, Naming("a", 1, 2, "base", 1000), SECRET)
+    assert other.info.digest != first.info.digest
+    assert serve(sites, NAMING, bytes(32)).info.digest != first.info.digest
+
+
+def test_a_basis_is_orthogonal_and_its_own() -> None:
+    basis = orthogonal(SECRET, 1, "s", "m", 16)
+    assert np.allclose(basis @ basis.T, np.eye(16))
+    others = [orthogonal(*changed) for changed in ((bytes(32), 1, "s", "m", 16), (SECRET, 2, "s", "m", 16),
+              (SECRET, 1, "t", "m", 16), (SECRET, 1, "s", "n", 16))]  # fmt: skip
+    assert all(np.abs(basis - other).max() > 0.1 for other in others)
+
+
+def test_what_is_stored_is_what_was_served() -> None:
+    adapter = serve(read_peft(peft_files(D, RANK)), NAMING, SECRET)
+    content = served_codec.to_bytes(adapter)
+    again = served_codec.from_bytes(content, NAMING, adapter.info.digest)
+    assert again.info == adapter.info
+    for site, served in adapter.sites.items():
+        assert np.array_equal(again.sites[site].a, served.a)
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    for wrong in (bytes(flipped), content[:-1], b""):
+        with pytest.raises(IntegrityError):
+            served_codec.from_bytes(wrong, NAMING, adapter.info.digest)
+
+
+FILES = peft_files(D, RANK)
+A_OF_Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "words"),
+    [
+        ({}, InvalidRequest, "adapter_config.json is missing"),
+        ({CONFIG_FILE: FILES[CONFIG_FILE]}, InvalidRequest, "adapter_model.safetensors is missing"),
+        ({**FILES, WEIGHTS_FILE: b"xx"}, InvalidRequest, "unreadable"),
+        (changed(FILES, r=0), InvalidRequest, "r must be"),
+        (changed(FILES, r=1000), InvalidRequest, "r must be"),
+        (changed(FILES, lora_alpha=float("inf")), InvalidRequest, "lora_alpha"),
+        (changed(FILES, use_dora=True), Unsupported, "use_dora"),
+        (changed(FILES, bias="all"), Unsupported, "biases"),
+        (with_tensors(FILES, **{"base_model.model.lm_head.lora_A.weight": np.ones((4, 4), np.float32)}),
+         Unsupported, "lm_head"),
+        (with_tensors(FILES, **{A_OF_Q: np.full((RANK, D), np.nan, np.float32)}),
+         InvalidRequest, "not finite"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.float64)}), Unsupported, "float64"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK + 1, D), np.float32)}), InvalidRequest, "do not fit"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.int8)}), Unsupported, "int8"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_named(files: dict[str, bytes], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        read_peft(files)
+
+
+def test_modules_of_one_site_with_different_inputs_are_refused() -> None:
+    files = with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D + 1), np.float32)})
+    with pytest.raises(InvalidRequest, match="one input"):
+        serve(read_peft(files), NAMING, SECRET)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tenants": []}, {"tenants": ["t"]}, {"tenants": ["t", "t"], "tokens_per_site": 1},
+     {"tenants": ["t"], "tokens_per_site": 0}, {"tenants": ["t"], "tokens_per_site": 1, "extra": 1}],
+)  # fmt: skip
+def test_a_policy_has_no_defaults(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        Policy.model_validate(fields)
+
+
+def test_publishing_says_what_the_budget_gives_away() -> None:
+    def note(tokens: int) -> str:
+        return extraction_note(Policy(tenants=["t"], tokens_per_site=tokens), [896, 4864])
+
+    assert "exactly" in note(896)
+    assert "0.16" in note(500)
+    assert "0.32" in note(200)
+    assert "above 0.3" in note(50)

@@ -1,0 +1,79 @@
+"""The protocol's products equal the integers' own, for the ranks and widths that are served."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tensafe_gpu.helora.evaluation import BlockEvaluation
+from tensafe_gpu.helora.keystream import new_key, ring_rows
+from tensafe_gpu.helora.masks import PreparingBlock
+from tensafe_gpu.helora.online import answered, masked, unmasked
+from tensafe_gpu.helora.parameters import MAX_L1, N, T
+from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens
+
+SHAPES = [(512, 8), (896, 48), (1536, 16), pytest.param(4096, 32, marks=pytest.mark.slow)]
+"""12,288 tokens without the slow one, 16,384 with it."""
+
+
+@pytest.mark.parametrize(("d", "rows"), SHAPES)
+def test_every_product_of_a_block_is_exact(d: int, rows: int) -> None:
+    rng = np.random.default_rng(d + rows)
+    site = quantised_rows(rng.standard_normal((rows, d)))
+    block, share_key = PreparingBlock(d, rows), new_key()
+    evaluation = BlockEvaluation(site.a, block.public_key())
+    for first in range(0, d, 64):
+        evaluation.add(*block.encrypted(first, min(64, d - first)))
+    prepared = block.finish(evaluation.reply(share_key))
+    columns = site.a.T.astype(np.float64)
+    for first in range(0, N, 512):
+        x = rng.standard_normal((512, d)).astype(np.float32) * np.float32(10.0 ** rng.integers(-3, 4))
+        x[0] = np.sign(site.a[0])  # the largest sum that the first row can have
+        x_q, scales = quantised_tokens(x, site.x_bound)
+        z = masked(x_q, prepared.rho(first, 512, d))
+        y = answered(columns, z, ring_rows(share_key, first, 512, rows))
+        sums = unmasked(y, prepared, first)
+        assert np.array_equal(sums.astype(np.float64), x_q.astype(np.float64) @ columns)
+        some = slice(0, 4)  # integers all the way; slow in numpy
+        assert np.array_equal(sums[some], x_q[some].astype(np.int64) @ site.a.T.astype(np.int64))
+        assert int(np.abs(sums).max()) < T // 2
+        alone = [dequantised(sums[n : n + 1], scales[n : n + 1])[0] for n in (0, 7)]
+        assert np.array_equal(alone, dequantised(sums, scales)[[0, 7]])
+
+
+@pytest.mark.parametrize("outliers", [1.0, 1000.0])
+def test_no_split_of_bits_lets_a_sum_leave_the_ring(outliers: float) -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((16, 4096))
+    rows[:, 7] *= outliers
+    site = quantised_rows(rows)
+    worst = np.abs(site.a.astype(np.int64)).sum(axis=1).max()
+    assert worst * site.x_bound < T // 2
+    assert worst <= MAX_L1
+
+
+def test_a_tokens_integers_depend_on_that_token_alone() -> None:
+    x = np.random.default_rng(6).standard_normal((9, 33)).astype(np.float32)
+    x[2] *= 1e30
+    x[3] = 0
+    x_q, scales = quantised_tokens(x, 1000)
+    assert scales[3] == 0
+    assert not x_q[3].any()
+    assert np.abs(x_q).max(axis=1).tolist() == [1000] * 3 + [0] + [1000] * 5
+    for n in range(9):
+        one, scale = quantised_tokens(x[n : n + 1], 1000)
+        assert np.array_equal(one[0], x_q[n])
+        assert scale[0] == scales[n]
+
+
+def test_quantising_costs_what_it_reports() -> None:
+    rng = np.random.default_rng(8)
+    rows = rng.standard_normal((16, 896))
+    site = quantised_rows(rows)
+    x = rng.standard_normal((200, 896)).astype(np.float32)
+    x_q, scales = quantised_tokens(x, site.x_bound)
+    got = dequantised(x_q.astype(np.int64) @ site.a.T.astype(np.int64), scales) * site.scales
+    wanted = x @ rows.T
+    error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    assert 0.5 * site.error_a < error < site.error_a + site.error_x
+    assert site.error_a < 0.01

@@ -1,0 +1,211 @@
+"""Byte vectors of the wire format (docs/helora-wire.md), for this and any other implementation."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tensafe_gpu.helora import frames, messages
+from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
+from tensafe_gpu.helora.messages import Hello, MaskedRange, Refusal, Welcome
+from tensafe_gpu.helora.parameters import PARAMETERS, PRIMES, N, T
+from tensafe_gpu.helora.ports import AdapterInfo, ModuleShape, SiteShape
+
+BLOCK = bytes(range(16))
+SHAPE = SiteShape("s", 3, (ModuleShape("m", 2, 1),), 7)
+INFO = AdapterInfo("a", 2, "0" * 64, 3, "base", (SHAPE,), PARAMETERS, 9)
+
+
+def words(*shape: int, limit: int) -> np.ndarray:
+    """Word i is i * 2654435761 modulo `limit`."""
+    count = int(np.prod(shape))
+    return (
+        (np.arange(count, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(limit))
+        .astype("<u4")
+        .reshape(shape)
+    )
+
+
+def frame(kind: Kind, parts: list, request: int = 5) -> bytes:
+    payload = b"".join(bytes(part) for part in parts)
+    return frames.HEADER.pack(b"TSHE", 1, kind, 0, request, len(payload)) + payload
+
+
+WHOLE = {
+    "hello": (
+        frame(
+            Kind.HELLO, [messages.packed(Hello(parameters=PARAMETERS, tenant="t", adapter="a", version=2))]
+        ),
+        b"TSHE\x01\x01\x00\x00\x05\x00\x00\x00\x64\x00\x00\x00"
+        b'{"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tenant":"t","adapter":"a","version":2}',
+    ),
+    "welcome": (
+        frame(Kind.WELCOME, [messages.packed(Welcome.of(INFO))]),
+        b"TSHE\x01\x02\x00\x00\x05\x00\x00\x00\x2a\x01\x00\x00"
+        b'{"name":"a","version":2,"digest":"' + b"0" * 64 + b'","epoch":3,"base_model":"base",'
+        b'"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tokens_per_site":9,"sites":[{"site":"s",'
+        b'"d_in":3,"x_bound":7,"modules":[{"name":"m","rank":2,"d_out":1}]}]}',
+    ),
+    "products": (
+        frame(Kind.PRODUCTS, messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), words(2, 3, limit=T))])),
+        bytes.fromhex(
+            "5453484501090000050000003400000001000000000102030405060708090a0b0c0d0e0f0700000002000000"
+            "00000000b179370e62f36e0c136da60ac4e6dd0875601507"
+        ),
+    ),
+    "products reply": (
+        frame(Kind.PRODUCTS_REPLY, messages.pack_products_reply([words(2, 2, limit=T)])),
+        bytes.fromhex("54534845010a0000050000001000000000000000b179370e62f36e0c136da60a"),
+    ),
+    "B reply": (
+        frame(Kind.B_REPLY, messages.pack_b(1, [np.array([[1.0, -2.5]], dtype=np.float32)])),
+        bytes.fromhex("5453484501040000050000000a00000001000000803f000020c0"),
+    ),
+    "refusal": (
+        frame(Kind.ERROR, [messages.packed(Refusal(code="budget_spent", message="m"))]),
+        b'TSHE\x01\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
+    ),
+}
+
+DIGESTS = {
+    "block begin": (
+        frame(Kind.BLOCK_BEGIN, messages.pack_begin(1, BLOCK, words(2, 4, N, limit=PRIMES[0]))),
+        "6b789689630844866921de6e41f93bb420176ad1edb6ae4178228f7fccd705c7", 16 + 20 + 4 * 8 * N,
+    ),
+    "block rows": (
+        frame(
+            Kind.BLOCK_ROWS,
+            messages.pack_rows(
+                BLOCK, 64, words(2, 3, N, limit=PRIMES[0]), words(2, 64, limit=256).astype(np.uint8)
+            ),
+        ),
+        "013b1b52c5dfebbc4f28fd4d2fe1117f6e3a6a320c08688a470de8b07ce42ac5", 16 + 24 + 2 * (12 * N + 64),
+    ),
+    "block reply": (
+        frame(Kind.BLOCK_REPLY, messages.pack_reply(BLOCK, words(1, 2, 3, N, limit=PRIMES[0]))),
+        "8048f49155f6149a6c427f9e1657d1d22c27293fd5c5715834903c11c543e262", 16 + 16 + 24 * N,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_small_frames_have_these_bytes(name: str) -> None:
+    written, wanted = WHOLE[name]
+    assert written.hex() == wanted.hex()
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_large_frames_have_these_digests(name: str) -> None:
+    written, digest, size = DIGESTS[name]
+    assert len(written) == size
+    assert hashlib.sha256(written).hexdigest() == digest
+
+
+def test_what_is_packed_is_unpacked() -> None:
+    def view(parts: list) -> memoryview:
+        return memoryview(b"".join(bytes(part) for part in parts))
+
+    key = words(2, 4, N, limit=PRIMES[0])
+    site, block, got = messages.unpack_begin(view(messages.pack_begin(3, BLOCK, key)))
+    assert (site, block) == (3, BLOCK)
+    assert np.array_equal(got, key)
+    rows, seeds = words(2, 3, N, limit=PRIMES[0]), words(2, 64, limit=256).astype(np.uint8)
+    block, first, got_rows, got_seeds = messages.unpack_rows(view(messages.pack_rows(BLOCK, 64, rows, seeds)))
+    assert (block, first) == (BLOCK, 64)
+    assert np.array_equal(got_rows, rows)
+    assert np.array_equal(got_seeds, seeds)
+    z = words(2, 3, limit=T)
+    ranges, rest = messages.unpack_ranges(view(messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), z)])))
+    assert ranges == [Range(BLOCK, 7, 2)]
+    assert np.array_equal(messages.unpack_ring(rest, [(2, 3)])[0], z)
+    assert messages.parsed(Welcome, view([messages.packed(Welcome.of(INFO))])).info() == INFO
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (frames.HEADER.pack(b"HTTP", 1, 1, 0, 0, 0), "not the HE-LoRA protocol"),
+        (frames.HEADER.pack(b"TSHE", 1, 1, 7, 0, 0), "not the HE-LoRA protocol"),
+        (frames.HEADER.pack(b"TSHE", 2, 1, 0, 0, 0), "version 2"),
+        (frames.HEADER.pack(b"TSHE", 1, 77, 0, 0, 0), "kind 77"),
+        (frames.HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 0, 0), "kind 2"),
+        (frames.HEADER.pack(b"TSHE", 1, Kind.HELLO, 0, 0, 4097), "4097 bytes"),
+        (frames.HEADER.pack(b"TSHE", 1, Kind.PRODUCTS, 0, 0, 0xFFFFFFFF), "4294967295 bytes"),
+    ],
+)
+def test_headers_that_are_refused(header: bytes, reason: str) -> None:
+    with pytest.raises(FrameError, match=reason):
+        frames.parse_header(header, TO_ADAPTER_HOLDER)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"[]", b'{"parameters":"p","tenant":"t","adapter":"a","version":1,"prompt":"secret"}',
+     b'{"parameters":"p","tenant":"t","adapter":"a","version":"1"}', b'{"parameters":"p","tenant":"t"}'],
+)  # fmt: skip
+def test_json_with_unknown_or_wrong_fields_is_refused(payload: bytes) -> None:
+    with pytest.raises(FrameError) as raised:
+        messages.parsed(Hello, memoryview(payload))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 4, 27, 28, -1])
+def test_payloads_that_end_early_are_refused(cut: int) -> None:
+    payload = WHOLE["products"][0][16:]
+    with pytest.raises(FrameError):
+        messages.unpack_ring(messages.unpack_ranges(memoryview(payload)[:cut])[1], [(2, 3)])
+
+
+@pytest.mark.parametrize(("first", "count"), [(N, 1), (0, N + 1), (4000, 97), (0, 0), (2**32 - 1, 1)])
+def test_ranges_that_leave_their_block_are_refused(first: int, count: int) -> None:
+    parts = messages.pack_products([MaskedRange(Range(BLOCK, first, count), words(1, 3, limit=T))])
+    with pytest.raises(FrameError):
+        messages.unpack_ranges(memoryview(b"".join(bytes(part) for part in parts)))
+
+
+def test_masked_words_out_of_range_are_refused() -> None:
+    with pytest.raises(FrameError):
+        messages.unpack_ring(memoryview(np.array([T], dtype="<u4").tobytes()), [(1, 1)])
+
+
+def test_b_that_is_not_finite_is_refused() -> None:
+    parts = messages.pack_b(0, [np.array([[np.nan, 1.0]], dtype=np.float32)])
+    with pytest.raises(FrameError):
+        messages.unpack_b(memoryview(b"".join(bytes(part) for part in parts)), 0, SHAPE)
+
+
+def test_a_frame_in_dribs_has_one_time_limit() -> None:
+    ours, theirs = socket.socketpair()
+
+    def dribble() -> None:
+        try:
+            for byte in WHOLE["hello"][0]:
+                theirs.sendall(bytes([byte]))
+                time.sleep(0.02)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(PeerSlow):
+        frames.receive(ours, TO_ADAPTER_HOLDER, idle_s=1, frame_s=0.3)
+    assert time.monotonic() - began < 1
+    ours.close()
+    thread.join()
+    theirs.close()
+
+
+def test_a_connection_that_ends_inside_a_frame_is_gone() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(WHOLE["refusal"][0][:-1])
+    theirs.close()
+    with pytest.raises(PeerGone):
+        frames.receive(ours, TO_KEY_HOLDER, idle_s=1, frame_s=1)
+    ours.close()
