@@ -9,6 +9,7 @@ from benchmarks import (
     dp_table,
     footprint,
     get_info,
+    helora,
     ledger,
     manifest,
     noise,
@@ -37,6 +38,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     footprint.BENCHMARK,
     storage.BENCHMARK,
     ledger.BENCHMARK,
+    helora.BENCHMARK,
 )
 
 

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -21,7 +22,7 @@ from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy, extraction_note
 from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.store import AdapterStore, Published, initialise
-from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.accepted import AcceptLog, spent_tokens
 from tensafe_gpu.helora.adapter import ServedAdapter
 from tensafe_gpu.helora.tls import TlsFiles, server_context
 from tensafe_gpu.process import die_with_parent, stop_on_signals
@@ -84,11 +85,7 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     def one(store: AdapterStore) -> dict[str, object]:
         published = store.get(options.name, options.version)
-        accepted = AcceptLog(options.data_dir / ACCEPTED)
-        try:
-            spent = accepted.spent(published.name, published.version, published.epoch)
-        finally:
-            accepted.close()
+        spent = spent_tokens(options.data_dir / ACCEPTED, published.name, published.version, published.epoch)
         return {**_shown(published), "tokens_by_site_and_tenant": spent}
 
     _with_store(options, one)
@@ -98,17 +95,18 @@ def _serve(options: argparse.Namespace) -> None:
     die_with_parent()
     configure_logging("adapter-holder")
     stop = stop_on_signals()
-    store = AdapterStore(options.data_dir, options.key_file)
-    accepted = AcceptLog(options.data_dir / ACCEPTED)
-    service = HolderService(store, accepted)
-    listener = _listener(service, options)
-    threading.Thread(target=listener.serve_forever, name="listener", daemon=True).start()
-    log.info("adapter holder ready", extra={"listen": options.listen})
-    stop.wait()
-    listener.close()
+    with ExitStack() as opened:
+        store = AdapterStore(options.data_dir, options.key_file)
+        opened.callback(store.close)
+        accepted = AcceptLog(options.data_dir / ACCEPTED)
+        opened.callback(accepted.close)
+        service = HolderService(store, accepted)
+        listener = _listener(service, options)
+        opened.callback(listener.close)
+        threading.Thread(target=listener.serve_forever, name="listener", daemon=True).start()
+        log.info("adapter holder ready", extra={"listen": options.listen})
+        stop.wait()
     log.info("adapter holder stopped", extra={"counts": dict(service.counters)})
-    accepted.close()
-    store.close()
 
 
 def _listener(service: HolderService, options: argparse.Namespace) -> Listener:

@@ -140,6 +140,7 @@ class HolderService:
                 for key in [key for key in self._opened if key[:2] == (name, version)]:
                     del self._opened[key]
                 self._opened[(name, version, opened.info.epoch)] = opened
+                self.accepted.forget_blocks_before(name, version, opened.info.epoch)
             return opened
 
 

@@ -6,6 +6,8 @@ block's indices are accepted in rising order, once, across restarts; what is met
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tensafe.contracts.errors import ConfigurationError
 from tensafe.storage.sqlite_database import Database, Schema
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.parameters import N
@@ -60,9 +63,14 @@ class _Block:
 
 
 class AcceptLog:
-    """Blocks and meters of one adapter holder, in one SQLite file. Thread-safe; one process at a time."""
+    """Blocks and meters of one adapter holder, in one SQLite file. Thread-safe.
+
+    One process at a time, by a lock of the kernel: two would answer one index twice.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Raises ConfigurationError while another process has it open."""
+        self._lock_fd = _locked(path)
         self._database = Database(path, SCHEMA)
         self._lock = threading.Lock()
         self._blocks: dict[bytes, _Block] = {}
@@ -110,6 +118,18 @@ class AcceptLog:
                 self._used[meter] = self._used.get(meter, 0) + count
                 self._totals[meter[:4]] += count
 
+    def forget_blocks_before(self, adapter: str, version: int, epoch: int) -> None:
+        """Drop the blocks of earlier epochs, which nobody can use again; meters stay."""
+        with self._lock:
+            with self._database.writing() as connection:
+                connection.execute(
+                    "DELETE FROM blocks WHERE adapter = ? AND version = ? AND epoch < ?",
+                    (adapter, version, epoch),
+                )
+            for block_id, block in list(self._blocks.items()):
+                if block.owner[:2] == (adapter, version) and block.owner[2] < epoch:
+                    del self._blocks[block_id]
+
     def spent(self, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
         """Tokens metered by site and tenant; after a crash rounded up to what was reserved."""
         with self._lock:
@@ -120,8 +140,11 @@ class AcceptLog:
             return dict(result)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; a second call does nothing."""
         self._database.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def _checked(
         self, offer: Offer, ranges: Sequence[Range]
@@ -189,6 +212,37 @@ class AcceptLog:
                 self._used[(adapter, version, epoch, site, tenant)] = tokens
                 self._totals[(adapter, version, epoch, site)] += tokens
         self._reserved = dict(self._used)
+
+
+def spent_tokens(path: Path, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
+    """What is metered on the disk, by site and tenant; also while an adapter holder serves."""
+    result: dict[SiteId, dict[str, int]] = defaultdict(dict)
+    if not path.exists():
+        return dict(result)
+    database = Database(path, SCHEMA)
+    try:
+        with database.reading() as connection:
+            for site, tenant, tokens in connection.execute(
+                "SELECT site, tenant, tokens FROM meters WHERE adapter = ? AND version = ? AND epoch = ?",
+                (adapter, version, epoch),
+            ):
+                result[site][tenant] = tokens
+    finally:
+        database.close()
+    return dict(result)
+
+
+def _locked(path: Path) -> int:
+    try:
+        lock_fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock_fd)
+        raise ConfigurationError(f"another adapter holder serves {path.parent}; stop it first") from None
+    return lock_fd
 
 
 def _rounded_up(index: int) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tensafe_gpu.helora.frames import (
     TO_KEY_HOLDER,
@@ -31,6 +33,9 @@ from tensafe_gpu.helora.ports import (
     AdapterInfo,
     HeUnavailable,
 )
+
+_FRESH_S: Final = 0.2
+"""An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
 
 Connector = Callable[[], socket.socket]
 """Opens a connection to the adapter holder. Raises OSError."""
@@ -90,7 +95,7 @@ class Connection:
 
     def __init__(self, connector: Connector, wanted: Wanted, timeouts: Timeouts) -> None:
         """Connect and greet. Raises HeUnavailable."""
-        self._timeouts, self._request = timeouts, 0
+        self._timeouts, self._request, self._answered = timeouts, 0, 0.0
         try:
             self._sock = connector()
         except ssl.SSLError as error:
@@ -110,6 +115,8 @@ class Connection:
         """Whether nothing has gone wrong, and the peer has not closed it meanwhile."""
         if self._sock.fileno() < 0:
             return False
+        if time.monotonic() - self._answered < _FRESH_S:
+            return True
         if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; a close shows at the next request
             return True
         try:
@@ -130,6 +137,7 @@ class Connection:
             frame = receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s)
             if frame.kind is Kind.ERROR:
                 raise self._refusal(frame)
+            self._answered = time.monotonic()
             if frame.kind is not answer or frame.request != self._request:
                 raise FrameError("the answer belongs to another request")
         except PeerSlow as error:

@@ -35,9 +35,6 @@ class Kind(enum.IntEnum):
     ACCEPTED = 8
     PRODUCTS = 9
     PRODUCTS_REPLY = 10
-    DIRECT_BEGIN = 11
-    DIRECT_ROWS = 12
-    DIRECT_REPLY = 13
     ERROR = 255
 
 
@@ -48,8 +45,6 @@ TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.BLOCK_BEGIN: _MIB,
     Kind.BLOCK_ROWS: 8 * _MIB,
     Kind.PRODUCTS: 256 * _MIB,
-    Kind.DIRECT_BEGIN: _MIB,
-    Kind.DIRECT_ROWS: 8 * _MIB,
 }
 """What a key holder may send, and how long at most."""
 TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
@@ -58,7 +53,6 @@ TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.BLOCK_REPLY: 512 * _MIB,
     Kind.ACCEPTED: 0,
     Kind.PRODUCTS_REPLY: 64 * _MIB,
-    Kind.DIRECT_REPLY: 512 * _MIB,
     Kind.ERROR: 4096,
 }
 
@@ -110,9 +104,9 @@ def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, f
     PeerGone, also when the connection ends inside a frame.
     """
     header = bytearray(HEADER.size)
-    _fill(sock, memoryview(header)[:1], time.monotonic() + idle_s)
+    got = _some(sock, memoryview(header), time.monotonic() + idle_s)
     deadline = time.monotonic() + frame_s
-    _fill(sock, memoryview(header)[1:], deadline)
+    _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
     payload = memoryview(bytearray(size))
     _fill(sock, payload, deadline)
@@ -138,17 +132,22 @@ def parse_header(header: bytes, limits: Mapping[Kind, int]) -> tuple[Kind, int, 
 
 def _fill(sock: socket.socket, target: memoryview, deadline: float) -> None:
     done = 0
+    while done < len(target):
+        done += _some(sock, target[done:], deadline)
+
+
+def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
+    """Bytes of the next part, at least one."""
     try:
-        while done < len(target):
-            sock.settimeout(_left(deadline))
-            got = sock.recv_into(target[done:])
-            if got == 0:
-                raise PeerGone("the connection is closed")
-            done += got
+        sock.settimeout(_left(deadline))
+        got = sock.recv_into(target)
     except TimeoutError as error:
         raise PeerSlow("a frame did not arrive in time") from error
     except OSError as error:
         raise PeerGone("the connection is closed") from error
+    if got == 0:
+        raise PeerGone("the connection is closed")
+    return got
 
 
 def _left(deadline: float) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu.adapter_holder.commands import main
 from tensafe_gpu.adapter_holder.peft_sites import WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.store import AdapterStore
@@ -111,12 +112,18 @@ def test_failures_are_one_sentence(data_dir: Path, tmp_path: Path) -> None:
             [*publish, "--peft", str(broken), "--tenants", "", "--tokens-per-site", "0"],
             "tenants, tokens_per_site",
         ),
-        (["serve", "--data-dir", str(data_dir), "--listen", "tcp:127.0.0.1:0"], "--tls-cert"),
     ):
         done = command(*arguments)
         assert done.returncode == 1
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_tcp_is_not_served_without_certificates(data_dir: Path) -> None:
+    line = [sys.executable, "-m", "tensafe_gpu.adapter_holder", "--data-dir", str(data_dir), "--listen"]
+    done = subprocess.run([*line, "tcp:127.0.0.1:0"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "--tls-cert" in done.stderr
 
 
 def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_meter(
@@ -143,6 +150,9 @@ def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_mete
     with serving(data_dir, path):
         assert np.array_equal(private.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])
         answered += len(x)
+        with pytest.raises(ConfigurationError, match="another adapter holder"):
+            AcceptLog(data_dir / "accepted.db")
+        assert command("show", "--data-dir", str(data_dir), "--name", "a").returncode == 0
         block = private._supplies[OUT]._cursors[0]
         assert (block.next, block.burned) == (256 + 3, 512)
         private.close()

@@ -68,6 +68,9 @@ def test_names_are_unique_and_every_goal_of_the_service_has_a_measure() -> None:
         "api_ready": "<= 2",
         "trainer_ready_beyond_load": "<= 10",
         "ledger_verify_rows_per_s": ">= 10000",
+        "helora_online_module": "<= 50",
+        "helora_sustained_05b": ">= 50",
+        "helora_sustained_15b": ">= 25",
     }
 
 
