@@ -14,6 +14,8 @@ import numpy as np
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
 from tensafe_gpu.helora.accepted import AcceptLog, Offer
+from tensafe_gpu.helora.direct import DirectSite, layout_of
+from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
 from tensafe_gpu.helora.keystream import derived_key, ring_rows
@@ -57,6 +59,8 @@ class OpenedAdapter:
         self.info = loaded.adapter.info
         self.widths = {shape.site: shape.d_in for shape in self.info.sites}
         self._columns: dict[SiteId, Float64Array] = {}
+        self._direct: dict[SiteId, DirectSite] = {}
+        self.direct_lock = threading.Lock()
 
     def columns(self, site: SiteId) -> Float64Array:
         """A of a site as float64 [d_in, R]."""
@@ -64,6 +68,13 @@ class OpenedAdapter:
         if found is None:
             a = self.loaded.adapter.sites[site].a
             found = self._columns[site] = np.ascontiguousarray(a.T.astype(np.float64))
+        return found
+
+    def direct(self, site: SiteId) -> DirectSite:
+        """A site's plaintexts for the direct mode; call and use it under `direct_lock`."""
+        found = self._direct.get(site)
+        if found is None:
+            found = self._direct[site] = DirectSite(self.loaded.adapter.sites[site].a)
         return found
 
     def share_key(self, site: SiteId, block_id: bytes) -> bytes:
@@ -168,6 +179,8 @@ class Session:
             return self._rows(frame.payload)
         if frame.kind is Kind.BLOCK_BEGIN:
             return self._begin(frame.payload)
+        if frame.kind is Kind.DIRECT:
+            return self._direct(frame.payload)
         if frame.kind is Kind.B_REQUEST:
             return self._b(frame.payload)
         raise FrameError(f"{frame.kind.name} is not expected here")
@@ -226,6 +239,19 @@ class Session:
             parts.append(answered(columns, z, ring_rows(key, one.first, one.count, columns.shape[1])))
         self._service.counters["tokens"] += sum(one.count for one in ranges)
         return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
+
+    def _direct(self, payload: memoryview) -> Answer:
+        shapes = self._opened.info.sites
+        layouts = [layout_of(shape.d_in, shape.rank_rows) for shape in shapes]
+        public_key, entries = unpack_direct(payload, layouts)
+        sites = [shapes[entry.site].site for entry in entries]
+        self._service.accepted.meter(self._offer, Counter(sites))
+        self._service.counters["direct tokens"] += len(entries)
+        parts = []
+        for site, entry in zip(sites, entries, strict=True):
+            with self._opened.direct_lock:
+                parts.append(self._opened.direct(site).answer(entry.words, entry.seeds, public_key))
+        return Kind.DIRECT_REPLY, pack_direct_reply(parts)
 
     def _share_key(self, site: SiteId, block_id: bytes) -> bytes:
         key = self._share_keys.get(block_id)

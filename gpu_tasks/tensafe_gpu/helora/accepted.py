@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -113,10 +113,14 @@ class AcceptLog:
             self._make_durable(offer, nexts, wanted)
             for block_id, index in nexts.items():
                 self._blocks[block_id].next = index
-            for site, count in wanted.items():
-                meter = self._meter(offer, site)
-                self._used[meter] = self._used.get(meter, 0) + count
-                self._totals[meter[:4]] += count
+            self._count(offer, wanted)
+
+    def meter(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
+        """Meter tokens of the direct mode durably, all or none. Raises HeUnavailable beyond the budget."""
+        with self._lock:
+            self._check_budget(offer, wanted)
+            self._make_durable(offer, {}, wanted)
+            self._count(offer, wanted)
 
     def forget_blocks_before(self, adapter: str, version: int, epoch: int) -> None:
         """Drop the blocks of earlier epochs, which nobody can use again; meters stay."""
@@ -163,12 +167,21 @@ class AcceptLog:
             nexts[one.block_id] = one.first + one.count
             wanted[block.site] += one.count
             sites.append(block.site)
+        self._check_budget(offer, wanted)
+        return sites, nexts, wanted
+
+    def _check_budget(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
         for site, count in wanted.items():
             if self._spent(offer, site) + count > offer.tokens_per_site:
                 raise HeUnavailable(BUDGET_SPENT, f"the token budget of {site} is spent for this epoch")
-        return sites, nexts, wanted
 
-    def _make_durable(self, offer: Offer, nexts: dict[bytes, int], wanted: dict[SiteId, int]) -> None:
+    def _count(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
+        for site, count in wanted.items():
+            meter = self._meter(offer, site)
+            self._used[meter] = self._used.get(meter, 0) + count
+            self._totals[meter[:4]] += count
+
+    def _make_durable(self, offer: Offer, nexts: dict[bytes, int], wanted: Mapping[SiteId, int]) -> None:
         blocks = [
             (_rounded_up(index), block_id)
             for block_id, index in nexts.items()

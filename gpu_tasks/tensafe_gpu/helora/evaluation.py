@@ -9,7 +9,7 @@ with one reply: tests/unit/helora runs both attacks on builds that lack one.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class BlockEvaluation:
         """
         self._a = a.astype(np.float64)
         self._reader, self._file = WordReader(), MemoryFile()
-        self._encryptor = seal.Encryptor(shared_context(), self._public_key(public_key))
+        self._encryptor = public_encryptor(public_key, self._file)
         self._sums = np.zeros((a.shape[0], 2 * len(PRIMES) * N))
         self._next = 0
 
@@ -106,8 +106,10 @@ class BlockEvaluation:
     def _flood(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return floods(N)
 
-    def _public_key(self, words: WordArray) -> object:
-        limits = np.array(KEY_PRIMES, dtype=np.uint32)[:, np.newaxis]
-        if words.shape != (2, len(KEY_PRIMES), N) or not (words < limits).all() or not words[1].any():
-            raise HeUnavailable(PARAMETERS_REFUSED, "a public key with words out of range")
-        return public_key_from(words, self._file)
+
+def public_encryptor(words: WordArray, file: MemoryFile) -> Any:  # noqa: ANN401 - SEAL's own type
+    """A SEAL encryptor of uint32 [2, 4, N]. Raises HeUnavailable: words out of range, or a half of zeros."""
+    limits = np.array(KEY_PRIMES, dtype=np.uint32)[:, np.newaxis]
+    if words.shape != (2, len(KEY_PRIMES), N) or not (words < limits).all() or not words[1].any():
+        raise HeUnavailable(PARAMETERS_REFUSED, "a public key with words out of range")
+    return seal.Encryptor(shared_context(), public_key_from(words, file))

@@ -35,6 +35,8 @@ class Kind(enum.IntEnum):
     ACCEPTED = 8
     PRODUCTS = 9
     PRODUCTS_REPLY = 10
+    DIRECT = 11
+    DIRECT_REPLY = 12
     ERROR = 255
 
 
@@ -45,6 +47,7 @@ TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.BLOCK_BEGIN: _MIB,
     Kind.BLOCK_ROWS: 8 * _MIB,
     Kind.PRODUCTS: 256 * _MIB,
+    Kind.DIRECT: 256 * _MIB,
 }
 """What a key holder may send, and how long at most."""
 TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
@@ -53,6 +56,7 @@ TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.BLOCK_REPLY: 512 * _MIB,
     Kind.ACCEPTED: 0,
     Kind.PRODUCTS_REPLY: 64 * _MIB,
+    Kind.DIRECT_REPLY: 256 * _MIB,
     Kind.ERROR: 4096,
 }
 

@@ -140,6 +140,15 @@ def ciphertext_from_seed(words: WordArray, seed: bytes, file: MemoryFile) -> Sea
     return ciphertext
 
 
+def plain_from(words: WordArray, file: MemoryFile) -> SealObject:
+    """A SEAL plaintext of uint32 [N] coefficients below t."""
+    members = struct.pack("<32sQd", bytes(32), words.size, 1.0)
+    content = members + _words_array(words)
+    plain = seal.Plaintext()
+    plain.load(shared_context(), file.holding(_header(len(content)) + content))
+    return cast(SealObject, plain)
+
+
 def public_key_from(words: WordArray, file: MemoryFile) -> SealObject:
     """A SEAL public key of uint32 [2, 4, N]."""
     parms_id = _parms_id(shared_context().key_parms_id())

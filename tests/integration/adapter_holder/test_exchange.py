@@ -207,3 +207,17 @@ def test_activations_that_are_not_finite_are_refused(holder: Holder, burn_log: B
     with pytest.raises(HeUnavailable, match="finite"):
         private.products([(OUT, x)])
     private.close()
+
+
+def test_the_direct_mode_needs_nothing_prepared_and_is_metered(holder: Holder, burn_log: BurnLog) -> None:
+    plain = publish(holder, tokens_per_site=5)
+    private = holder.key_holder(burn_log)
+    request = [(QKV, tokens(2)), (OUT, tokens(1, 2))]
+    for mine, theirs in zip(private.direct_products(request), plain.products(request), strict=True):
+        assert mine.dtype == np.float32
+        assert np.array_equal(mine, theirs)
+    assert holder.service.accepted.spent("a", 1, 1) == {QKV: {"tenant-1": 2}, OUT: {"tenant-1": 1}}
+    with pytest.raises(HeUnavailable) as raised:
+        private.direct_products([(QKV, tokens(4))])
+    assert code_of(raised) == BUDGET_SPENT
+    private.close()

@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from tensafe_gpu.helora import frames, messages
+from tensafe_gpu.helora import direct_messages, frames, messages
 from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
 from tensafe_gpu.helora.messages import Hello, MaskedRange, Refusal, Welcome
 from tensafe_gpu.helora.parameters import PARAMETERS, PRIMES, N, T
@@ -92,6 +93,27 @@ DIGESTS = {
         "8048f49155f6149a6c427f9e1657d1d22c27293fd5c5715834903c11c543e262", 16 + 16 + 24 * N,
     ),
 }  # fmt: skip
+
+
+DIRECT_DIGEST = "0e567b14ecfcd96cf66b6b46ee48e5c619472966d62436366df49d24c53314ec"
+
+
+def test_a_direct_request_has_this_digest_and_no_other_length() -> None:
+    layouts = [layout_of(64, 3), layout_of(300, 3)]
+    rows, seeds = words(1, 3, N, limit=PRIMES[0]), words(1, 64, limit=256).astype(np.uint8)
+    key = words(2, 4, N, limit=PRIMES[0])
+    parts = direct_messages.pack_direct(key, [direct_messages.DirectEntry(0, rows, seeds)])
+    written = frame(Kind.DIRECT, parts)
+    assert hashlib.sha256(written).hexdigest() == DIRECT_DIGEST
+    payload = memoryview(written)[16:]
+    got, entries = direct_messages.unpack_direct(payload, layouts)
+    assert np.array_equal(got, key)
+    assert np.array_equal(entries[0].words, rows)
+    for wrong in (payload[:3], payload[:-1], memoryview(bytes(payload) + b"x"), payload[: 4 + key.nbytes]):
+        with pytest.raises(FrameError):
+            direct_messages.unpack_direct(wrong, layouts)
+    with pytest.raises(FrameError):
+        direct_messages.unpack_direct(payload, [])
 
 
 @pytest.mark.parametrize("name", WHOLE)
