@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,3 +168,15 @@ def test_messages_are_scaled_as_the_definition_says() -> None:
     messages[:4] = 0, 1, T - 1, T // 2
     for prime, got in zip(PRIMES, scaled_up(messages), strict=True):
         assert got.tolist() == [Q * int(m) // T % prime for m in messages]
+
+
+def test_he_01_without_tenseal_nothing_stands_in_for_it() -> None:
+    """HE-01: an earlier system used a substitute, or evaluated in the clear, without the library."""
+    script = (
+        "import sys; sys.modules['tenseal'] = None\n"
+        "import tensafe_gpu.helora.ports\n"
+        "import tensafe_gpu.helora.key_holder\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'tensafe[he]'" in done.stderr
