@@ -12,7 +12,8 @@
     ├── RunBlocked            an earlier operation of the run died; nothing more runs on it
     ├── BudgetExceeded        a privacy budget would be overspent; nothing was drawn
     ├── Unavailable           a dependency is down or busy; trying again may help
-    │   └── TooManyRequests   one key has too much in hand at once
+    │   ├── TooManyRequests   one key has too much in hand at once
+    │   └── HeRefused         what must run under encryption cannot; nothing was given out
     ├── IntegrityError        sealed data did not authenticate, or a checksum differs
     └── ConfigurationError    the operator has to change something before anything starts
 
@@ -23,7 +24,7 @@ error: subclass the nearest class, give it a `code`, and add it to that map.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 Category = Literal["user", "server"]
 
@@ -121,6 +122,35 @@ class TooManyRequests(Unavailable):
     """The key has as many requests in hand as it may; nothing was done for this one."""
 
     code = "too_many_requests"
+
+
+class HeRefused(Unavailable):
+    """What must run under encryption cannot run so; no token was given out. `code` says why."""
+
+    code = "he_not_offered"
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        reason = HE_CODES.get(code, "it could not be evaluated")
+        super().__init__(f"this answer must be computed under encryption, and {reason}{detail}", code=code)
+
+
+HE_CODES: Final = {
+    "he_not_offered": "there is no adapter holder for it",
+    "he_only": "the adapter exists nowhere else; leave out PLAINTEXT_ONLY",
+    "he_not_configured": "this sampler is not set up for private adapters",
+    "he_adapter_holder_absent": "its adapter holder does not answer; try again later",
+    "he_budget_spent": "the budget that the adapter's owner set is spent until its next epoch",
+    "he_parameters_refused": "the two parties do not agree on the parameters",
+    "he_version_mismatch": "the adapter holder has another version of it",
+    "he_timeout": "its adapter holder did not answer in time; try again later",
+    "he_garbage": "its adapter holder answered with something that is not an evaluation",
+    "he_not_allowed": "its adapter holder does not offer it to this tenant",
+    "he_not_prepared": "its preprocessing did not keep up; try again",
+    "he_activations_not_finite": "the base model's activations are no numbers for this prompt",
+    "he_does_not_fit": "it does not fit the base model",
+    "he_not_evaluated": "fewer of its layers were evaluated than the answer needs; it was discarded",
+}
+"""Every code of HeRefused and the end of its sentence."""
 
 
 class IntegrityError(TensafeError):

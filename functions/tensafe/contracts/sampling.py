@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.execution import Execution
 from tensafe.contracts.training import Strict
 
 MAX_SAMPLES: Final = 1024
@@ -135,3 +136,5 @@ class SampleResult:
     topk_prompt_logprobs: TopkLogprobs | None = None
     prompt_cache_hit_tokens: int = 0
     extra: dict[str, str] = field(default_factory=dict)
+    execution: Execution | None = None
+    """What computed it, as the engine counted; None where no engine did."""

@@ -1,0 +1,104 @@
+"""Whether an adapter may be applied in the clear, who decides it, and what is said about what ran.
+
+A *private* adapter lies with an adapter holder, which evaluates it under encryption; a *plain* one lies in
+the vault and is applied by the sampler itself. The policy of an adapter says which of the two may answer.
+The whole decision is `decide`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from tensafe.contracts.errors import HeRefused, InvalidRequest
+
+
+class ExecutionPolicy(StrEnum):
+    """What a sample may be computed with, from the weakest to the strongest."""
+
+    PLAINTEXT_ONLY = "PLAINTEXT_ONLY"
+    HE_PREFERRED = "HE_PREFERRED"
+    HE_REQUIRED = "HE_REQUIRED"
+
+    @property
+    def strength(self) -> int:
+        """Greater is stronger."""
+        return _ORDER.index(self)
+
+
+class ExecutionMode(StrEnum):
+    """What an adapter was computed with; `NONE` is a base model, which has none."""
+
+    NONE = "NONE"
+    PLAINTEXT = "PLAINTEXT"
+    HE = "HE"
+
+
+_ORDER: Final = (ExecutionPolicy.PLAINTEXT_ONLY, ExecutionPolicy.HE_PREFERRED, ExecutionPolicy.HE_REQUIRED)
+DEFAULT_PRIVATE: Final = ExecutionPolicy.HE_REQUIRED
+DEFAULT_PLAIN: Final = ExecutionPolicy.PLAINTEXT_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What there is of an adapter: with an adapter holder, in the vault, or neither (a base model)."""
+
+    policy: ExecutionPolicy
+    encrypted: bool
+    plaintext: bool
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.encrypted or self.plaintext
+
+
+BASE_MODEL: Final = Offer(DEFAULT_PLAIN, encrypted=False, plaintext=False)
+
+
+def effective(adapter: ExecutionPolicy, request: ExecutionPolicy | None) -> ExecutionPolicy:
+    """The policy that holds. Raises InvalidRequest if the request asks for less than the adapter's."""
+    if request is None:
+        return adapter
+    if request.strength < adapter.strength:
+        raise InvalidRequest(
+            f"the adapter's policy is {adapter}; a request can strengthen it, not weaken it to {request}",
+            field="execution_policy",
+        )
+    return request
+
+
+def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) -> ExecutionMode:
+    """What an answer under `policy` is computed with; `failed` is the code if encryption was tried in vain.
+
+    Raises HeRefused where nothing may answer: then no token is generated or none is given out.
+    """
+    if policy is not ExecutionPolicy.PLAINTEXT_ONLY and offer.encrypted and failed is None:
+        return ExecutionMode.HE
+    if policy is ExecutionPolicy.HE_REQUIRED:
+        raise HeRefused(failed or "he_not_offered")
+    if offer.plaintext:
+        return ExecutionMode.PLAINTEXT
+    if offer.encrypted:  # it exists nowhere else, so there is nothing that a weaker policy could fall back to
+        raise HeRefused(failed or "he_only")
+    return ExecutionMode.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What computed one answer, as counted where the work was done.
+
+    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex), `sites` the layer
+    inputs that it applies to, `tokens` the rows that the forward passes ran for this answer, and
+    `evaluated` the (site, token) pairs that the adapter holder answered: `sites` * `tokens` or the answer
+    is discarded.
+    """
+
+    mode: ExecutionMode
+    adapter: str | None = None
+    digest: str | None = None
+    epoch: int | None = None
+    parameters: str | None = None
+    sites: int = 0
+    tokens: int = 0
+    evaluated: int = 0
