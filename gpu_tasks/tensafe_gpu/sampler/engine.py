@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable, Unsupported
+from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable
+from tensafe.contracts.execution import Execution, ExecutionMode, ExecutionPolicy, decide, effective
 from tensafe.contracts.sampling import SampleRequest, SampleResult
-from tensafe_gpu.sampler.adapters import Adapter, BaseShapes, check_adapter, read_base_shapes
+from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
+from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, offer_of, vllm_name
+from tensafe_gpu.sampler.private.serving import HOLDER_ABSENT, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
-from tensafe_gpu.sampler.residency import ResidentAdapters
+from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
 from tensafe_gpu.sampler.translate import Limits, check_request, sampling_arguments, to_result
 from tensafe_gpu.sampler.warmup import warmup_requests
 
@@ -27,10 +32,6 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 
-_REFUSED: Final = (
-    "vLLM cannot load this adapter; for some model families it takes no LoRA on lm_head "
-    "(train_unembed=False leaves it out)"
-)
 OnTokens = Callable[[int, Sequence[int]], None]
 """Told after each step: the number of a continuation, and all of its tokens so far."""
 _HEALTH_INTERVAL_S: Final = 0.25
@@ -50,11 +51,11 @@ class SamplingEngine:
     ) -> None:
         """Used by `start`."""
         self._llm = llm
-        self._base = base
         self._private = private
-        self._max_rank = settings.max_lora_rank
         self.limits = Limits(llm.model_config.get_vocab_size(), settings.max_context_tokens)
-        self._adapters = ResidentAdapters(settings.max_resident_adapters, self._load, self._unload)
+        self._serving = PrivateServing(self._ask_worker) if settings.key_holder else None
+        loading = AdapterLoading(llm, base, private, settings.max_lora_rank, self._serving)
+        self._adapters = ResidentAdapters(settings.max_resident_adapters, loading.load, loading.unload)
         self._request_ids = itertools.count(1)
         self._closed = False
 
@@ -70,12 +71,14 @@ class SamplingEngine:
         max_resident_adapters: int = 16,
         max_sequences: int = 64,
         kv_cache_bytes: int | None = None,
+        key_holder: str | None = None,
         private_root: Path = DEFAULT_ROOT,
     ) -> SamplingEngine:
         """Load the model and warm up. `configure_environment` must have run; blocks the loop meanwhile.
 
         `max_loras` adapters can run in one step, `max_resident_adapters` are kept loaded and at most
-        `max_sequences` continuations run at once; what comes on top waits.
+        `max_sequences` continuations run at once; what comes on top waits. `key_holder` names the function
+        (`module:function`) that reaches adapter holders; without it private adapters are refused.
         Raises ConfigurationError.
         """
         settings = EngineSettings(
@@ -87,13 +90,14 @@ class SamplingEngine:
             max_resident_adapters=max(max_resident_adapters, max_loras),
             max_sequences=max_sequences,
             kv_cache_bytes=kv_cache_bytes,
+            key_holder=key_holder,
         )
         began = time.monotonic()
         private = PrivateDirectory(private_root)
         llm: AsyncLLM | None = None
         try:
             llm = launch(settings, private.path)
-            await repair(llm)
+            await repair(llm, private=key_holder is not None)
             engine = cls(llm, settings, read_base_shapes(str(model_path)), private)
             await asyncio.gather(*(engine.sample(request) for request in warmup_requests()))
         except BaseException:
@@ -127,7 +131,7 @@ class SamplingEngine:
         self._require_healthy()
         await self._adapters.forget(identity)
 
-    async def ensure_adapter(self, adapter: Adapter) -> None:
+    async def ensure_adapter(self, adapter: AnyAdapter) -> None:
         """Load the adapter ahead of its requests. Raises as `sample` does."""
         self._require_healthy()
         async with self._adapters.lease(adapter):
@@ -136,9 +140,10 @@ class SamplingEngine:
     async def sample(
         self,
         request: SampleRequest,
-        adapter: Adapter | None = None,
+        adapter: AnyAdapter | None = None,
         *,
         cache_scope: str | None = None,
+        policy: ExecutionPolicy | None = None,
         on_tokens: OnTokens | None = None,
     ) -> SampleResult:
         """Draw `request.num_samples` continuations. Cancelling it aborts them in vLLM.
@@ -146,19 +151,65 @@ class SamplingEngine:
         Requests with the same `cache_scope` (a tenant, say) may reuse each other's prompt
         computation, which shows in `prompt_cache_hit_tokens` and in the time taken; without a scope
         nothing is shared. The same seed, prompt, parameters and weights give the same tokens.
-        Raises InvalidRequest (with `field`) for a request or adapter that cannot be served and
+        `policy` can strengthen the adapter's own. Raises InvalidRequest (with `field`) for a request or
+        adapter that cannot be served, HeRefused where only encryption may answer and cannot, and
         Unavailable when the engine is dead or gave up.
         """
         self._require_healthy()
         check_request(request, self.limits)
         salt = secrets.token_hex(16) if cache_scope is None else f"scope:{cache_scope}"
-        if adapter is None:
+        offer = offer_of(adapter)
+        holds = effective(offer.policy, policy)
+        failed: str | None = None
+        if decide(offer, holds) is ExecutionMode.HE and isinstance(adapter, PrivateAdapter):
+            try:
+                return await self._sample_private(request, adapter, salt)
+            except HeRefused as error:
+                failed = error.code
+        if decide(offer, holds, failed=failed) is ExecutionMode.NONE:
             outputs = await self._generate_all(request, salt, None, on_tokens)
-        else:
+            return to_result(request, outputs, Execution(ExecutionMode.NONE))
+        plain = adapter.plain if isinstance(adapter, PrivateAdapter) else adapter
+        assert plain is not None  # noqa: S101 - or `decide` had raised
+        async with self._adapters.lease(plain) as resident:
+            lora = lora_request(resident.identity, resident.adapter_id, resident.path)
+            outputs = await self._generate_all(request, salt, lora, on_tokens)
+        return to_result(request, outputs, Execution(ExecutionMode.PLAINTEXT, plain.identity))
+
+    async def _sample_private(
+        self, request: SampleRequest, adapter: PrivateAdapter, salt: str
+    ) -> SampleResult:
+        """As `sample`, evaluated by the adapter's holder, all of it or HeRefused."""
+        idle = adapter.identity in self._adapters
+        try:
+            return await self._evaluated(request, adapter, salt)
+        except HeRefused as error:
+            if not idle or error.code != HOLDER_ABSENT:
+                raise
+        # The connection may have died while nobody used it, with a holder that is back by now.
+        return await self._evaluated(request, adapter, salt)
+
+    async def _evaluated(self, request: SampleRequest, adapter: PrivateAdapter, salt: str) -> SampleResult:
+        serving = self._serving
+        if serving is None:
+            raise HeRefused("he_not_configured")
+        try:
             async with self._adapters.lease(adapter) as resident:
-                lora = _lora_request(resident.identity, resident.adapter_id, resident.path)
-                outputs = await self._generate_all(request, salt, lora, on_tokens)
-        return to_result(request, outputs)
+                name = vllm_name(adapter, resident.adapter_id)
+                ids = [self._next_id() for _ in range(request.num_samples)]
+                lora = lora_request(name, resident.adapter_id, resident.path)
+                try:
+                    outputs = await serving.run(name, self._generate_all(request, salt, lora, None, ids))
+                except BaseException:
+                    # Their accounts are closed even if the caller has gone.
+                    with contextlib.suppress(TensafeError):
+                        await asyncio.shield(serving.reports(ids))
+                    raise
+                return to_result(request, outputs, await serving.vouch(adapter, name, ids, outputs))
+        except HeRefused:
+            # Its cache blocks may hold what was computed without it: the next request opens it anew.
+            await self._adapters.forget(adapter.identity)
+            raise
 
     async def close(self) -> None:
         """End vLLM's processes and remove the private directory; pending samples raise Unavailable."""
@@ -172,17 +223,35 @@ class SamplingEngine:
         if not self.healthy:
             raise Unavailable("the sampling engine is not running")
 
+    def _next_id(self) -> str:
+        return f"s{next(self._request_ids)}"
+
+    async def _ask_worker(self, method: str, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - its answer
+        """Call a method of the worker extension; there is one worker. Raises Unavailable."""
+        from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 - as in _generate
+
+        try:
+            return (await self._llm.collective_rpc(method, args=arguments))[0]
+        except EngineDeadError as error:
+            raise Unavailable("the sampling engine failed; try again") from error
+
     async def _generate_all(
-        self, request: SampleRequest, salt: str, lora: LoRARequest | None, on_tokens: OnTokens | None
+        self,
+        request: SampleRequest,
+        salt: str,
+        lora: LoRARequest | None,
+        on_tokens: OnTokens | None,
+        ids: list[str] | None = None,
     ) -> list[RequestOutput]:
         """One vLLM request per continuation, each with its own seed; one failure aborts the others."""
+        ids = ids or [self._next_id() for _ in range(request.num_samples)]
         if request.num_samples == 1:
-            return [await self._generate(request, 0, salt, lora, on_tokens)]
+            return [await self._generate(request, 0, salt, lora, on_tokens, ids[0])]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._generate(request, index, salt, lora, on_tokens))
-                    for index in range(request.num_samples)
+                    group.create_task(self._generate(request, index, salt, lora, on_tokens, request_id))
+                    for index, request_id in enumerate(ids)
                 ]
         except* TensafeError as errors:
             raise _first(errors) from None
@@ -195,6 +264,7 @@ class SamplingEngine:
         salt: str,
         lora: LoRARequest | None,
         on_tokens: OnTokens | None,
+        request_id: str,
     ) -> RequestOutput:
         from vllm import SamplingParams  # noqa: PLC0415 - only after launch has imported vLLM
         from vllm.exceptions import VLLMClientError, VLLMError  # noqa: PLC0415
@@ -205,7 +275,6 @@ class SamplingEngine:
         kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
         params = SamplingParams(output_kind=kind, skip_clone=True, **arguments)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt), cache_salt=salt)
-        request_id = f"s{next(self._request_ids)}"
         last: RequestOutput | None = None
         try:
             async for output in self._llm.generate(prompt, params, request_id, lora_request=lora):
@@ -220,58 +289,6 @@ class SamplingEngine:
         if last is None:
             raise Unavailable("the sampling engine stopped; try again")
         return last
-
-    async def _load(self, adapter_id: int, adapter: Adapter) -> str:
-        """Check the adapter, hand it to vLLM through memory-backed files, and check what vLLM made of it."""
-        files = await asyncio.to_thread(check_adapter, adapter.files, self._base, self._max_rank)
-        began = time.monotonic()
-        directory = self._private.write(files)
-        try:
-            await self._add_to_vllm(_lora_request(adapter.identity, adapter_id, str(directory)))
-        finally:
-            self._private.remove(directory)
-        size_bytes = sum(map(len, files.values()))
-        load_ms = round(1000 * (time.monotonic() - began), 1)
-        _LOG.info(
-            "adapter loaded",
-            extra={"adapter_id": adapter_id, "size_bytes": size_bytes, "load_ms": load_ms},
-        )
-        return str(directory)
-
-    async def _add_to_vllm(self, lora: LoRARequest) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 - as in _generate
-
-        try:
-            await self._llm.add_lora(lora)
-            unapplied = await self._llm.collective_rpc("tensafe_unapplied", args=(lora.lora_int_id,))
-            missing = sorted({name for names in unapplied for name in names})
-            if missing:
-                raise Unsupported(
-                    f"vLLM takes no LoRA on {', '.join(missing[:4])} of this model", field="adapter"
-                )
-        except EngineDeadError as error:
-            raise Unavailable("the sampling engine failed; try again") from error
-        except Exception as error:
-            # vLLM may have kept a half of it. It raises bare exceptions for whatever went wrong.
-            await self._llm.remove_lora(lora.lora_int_id)
-            if isinstance(error, TensafeError):
-                raise
-            raise InvalidRequest(_REFUSED, field="adapter") from error
-
-    async def _unload(self, adapter_id: int) -> None:
-        """Take an idle adapter out of vLLM.
-
-        A request that ended at a stop string still runs in vLLM until an abort arrives there, and it
-        would load its adapter again. The question beforehand makes a round trip behind that abort.
-        """
-        await self._llm.list_loras()
-        await self._llm.remove_lora(adapter_id)
-
-
-def _lora_request(identity: str, adapter_id: int, path: str) -> LoRARequest:
-    from vllm.lora.request import LoRARequest  # noqa: PLC0415 - as in SamplingEngine._generate
-
-    return LoRARequest(lora_name=identity, lora_int_id=adapter_id, lora_path=path)
 
 
 def _first(errors: ExceptionGroup[TensafeError]) -> TensafeError:

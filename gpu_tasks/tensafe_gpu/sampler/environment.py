@@ -19,6 +19,9 @@ Device = Literal["cpu", "cuda"]
 SAMPLER_PID_VARIABLE: Final = "TENSAFE_SAMPLER_PID"
 """Process id that the engine's processes watch: when it is gone they end themselves."""
 
+CONNECT_VARIABLE: Final = "TENSAFE_KEY_HOLDER"
+"""`module:function` that makes key holders in the engine's process; absent without private adapters."""
+
 _DEVICE_VARIABLE: Final = "TENSAFE_SAMPLER_DEVICE"
 
 _ALWAYS: Final = {

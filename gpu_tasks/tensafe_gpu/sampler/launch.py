@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.sampling import MAX_TOPK_LOGPROBS
 from tensafe_gpu.sampler.engine_logging import logging_configuration
-from tensafe_gpu.sampler.environment import environment_device, environment_is_configured
+from tensafe_gpu.sampler.environment import (
+    CONNECT_VARIABLE,
+    environment_device,
+    environment_is_configured,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -44,6 +48,8 @@ class EngineSettings:
     max_sequences: int
     kv_cache_bytes: int | None = None
     """None: 1 GiB on CPU; on CUDA what vLLM finds free."""
+    key_holder: str | None = None
+    """`module:function` that makes key holders (`private.holders.Connect`); None: no private adapters."""
 
     def __post_init__(self) -> None:
         if not (self.model_path / "config.json").is_file():
@@ -67,7 +73,8 @@ class EngineSettings:
             "kv_cache_memory_bytes": self.kv_cache_bytes or (_CPU_CACHE_BYTES if on_cpu else None),
             "max_num_seqs": self.max_sequences,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, self.max_sequences),
-            "enforce_eager": on_cpu,
+            # A compiled or captured pass would not come by the private adapters' Python.
+            "enforce_eager": on_cpu or self.key_holder is not None,
             "block_size": _CPU_BLOCK_TOKENS if on_cpu else None,
             "enable_lora": True,
             "max_loras": self.max_loras,
@@ -96,6 +103,10 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
     logging_file.write_bytes(logging_configuration())
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(logging_file)
     os.environ["VLLM_RPC_BASE_PATH"] = str(runtime_directory)
+    if settings.key_holder is None:
+        os.environ.pop(CONNECT_VARIABLE, None)
+    else:
+        os.environ[CONNECT_VARIABLE] = settings.key_holder
 
     # vLLM reads the environment when it is imported, so it is imported here and not above.
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
@@ -111,10 +122,12 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
         ) from error
 
 
-async def repair(llm: AsyncLLM) -> None:
+async def repair(llm: AsyncLLM, *, private: bool) -> None:
     """Install the repairs in every worker. Raises ConfigurationError if one does not fit this vLLM."""
     try:
         facts = await llm.collective_rpc("tensafe_repair")
+        if private:
+            await llm.collective_rpc("tensafe_private_install")
     except Exception as error:
         raise ConfigurationError("this version of vLLM cannot be repaired; see docs/vllm.md") from error
     _LOG.info("sampling engine repaired", extra={"workers": len(facts), **facts[0]})

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from tensafe_gpu.sampler.adapters import Adapter
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 
 _LOG: Final = logging.getLogger(__name__)
 
-Load = Callable[[int, Adapter], Awaitable[str]]
+AnyAdapter = Adapter | PrivateAdapter
+Load = Callable[[int, AnyAdapter], Awaitable[str]]
 """Put the adapter into vLLM under a new id; returns the path that vLLM knows it by."""
-Unload = Callable[[int], Awaitable[None]]
+Unload = Callable[["Resident"], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class ResidentAdapters:
         return len(self._held)
 
     @asynccontextmanager
-    async def lease(self, adapter: Adapter) -> AsyncIterator[Resident]:
+    async def lease(self, adapter: AnyAdapter) -> AsyncIterator[Resident]:
         """The adapter, loaded if need be, and kept until the end of the block.
 
         While all places are taken by adapters in use it waits for one, in order of arrival. Raises
@@ -85,7 +87,7 @@ class ResidentAdapters:
             if identity in self._held and identity not in self._leases:
                 await self._evict(self._held[identity])
 
-    def _loading_task(self, adapter: Adapter) -> asyncio.Task[None]:
+    def _loading_task(self, adapter: AnyAdapter) -> asyncio.Task[None]:
         """The one task that is loading this adapter."""
         identity = adapter.identity
         task = self._loading.get(identity)
@@ -100,7 +102,7 @@ class ResidentAdapters:
         if not task.cancelled() and task.exception() is not None:
             _LOG.warning("adapter not loaded", extra={"error": type(task.exception()).__name__})
 
-    async def _bring_in(self, adapter: Adapter) -> None:
+    async def _bring_in(self, adapter: AnyAdapter) -> None:
         async with self._changing:
             await self._make_room()
             adapter_id = next(self._ids)
@@ -120,5 +122,5 @@ class ResidentAdapters:
     async def _evict(self, idle: Resident) -> None:
         # First out of our table: a request that comes now loads it again under a new id.
         del self._held[idle.identity]
-        await self._unload(idle.adapter_id)
+        await self._unload(idle)
         _LOG.info("adapter evicted", extra={"adapter_id": idle.adapter_id})

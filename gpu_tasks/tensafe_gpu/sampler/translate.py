@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest, Unavailable
+from tensafe.contracts.execution import Execution
 from tensafe.contracts.sampling import (
     SampleRequest,
     SampleResult,
@@ -104,8 +105,10 @@ def _stop_arguments(stop: str | tuple[str, ...] | tuple[int, ...] | None) -> dic
     }
 
 
-def to_result(request: SampleRequest, outputs: list[RequestOutput]) -> SampleResult:
-    """The finished outputs of all continuations, in order.
+def to_result(
+    request: SampleRequest, outputs: list[RequestOutput], execution: Execution | None = None
+) -> SampleResult:
+    """The finished outputs of all continuations, in order, and what computed them.
 
     Raises Unavailable if one did not finish and InvalidRequest if an adapter made logits that are not
     numbers: what was drawn from those means nothing.
@@ -123,6 +126,7 @@ def to_result(request: SampleRequest, outputs: list[RequestOutput]) -> SampleRes
         prompt_logprobs=prompt_logprobs,
         topk_prompt_logprobs=topk_prompt,
         prompt_cache_hit_tokens=first.num_cached_tokens or 0,
+        execution=execution,
     )
 
 

@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from tensafe_gpu.sampler.engine_logging import EngineFormatter
 from tensafe_gpu.sampler.lora_rows import NO_ADAPTER, PromptRows, repaired_class
 from tensafe_gpu.sampler.parent_watch import end_with_the_sampler
+from tensafe_gpu.sampler.private.extension import PrivateWorkerExtension
 
 if TYPE_CHECKING:
     from vllm.lora.model_manager import LoRAModelManager
@@ -33,7 +34,7 @@ if not Qwen2ForCausalLM.embedding_modules:
     Qwen2ForCausalLM.embedding_modules = {"lm_head": "output_embeddings"}
 
 
-class SamplerWorkerExtension:
+class SamplerWorkerExtension(PrivateWorkerExtension):
     """Methods that the sampler adds to vLLM's worker."""
 
     model_runner: GPUModelRunner

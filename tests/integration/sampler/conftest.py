@@ -134,6 +134,13 @@ def make_adapter(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.fixture(scope="package")
 def harness(model_path: str) -> Iterator[Harness]:
     """One engine for all tests that leave it alive."""
-    harness = Harness(model_path, max_loras=2, max_lora_rank=8, max_resident_adapters=3, max_sequences=32)
+    harness = Harness(
+        model_path,
+        max_loras=2,
+        max_lora_rank=8,
+        max_resident_adapters=3,
+        max_sequences=32,
+        key_holder="tests.support.private_evaluator:connect",
+    )
     yield harness
     harness.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -132,9 +134,90 @@ def test_front_end() -> None:
     assert issubclass(EngineDeadError, Exception)
 
 
+def test_vllm_01_layers_are_replaced_by_name() -> None:
+    from vllm.lora.layers import base_linear
+    from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+    from vllm.model_executor.layers import linear
+
+    from tensafe_gpu.sampler.private.injection import LAYERS
+
+    assert parameters(PluggableLayer.register_oot) == ["_decorated_layer_cls", "name"]
+    assert isinstance(op_registry_oot, dict)
+    assert "op_registry_oot[layer_class_name]" in source(PluggableLayer.__new__)
+    for name in LAYERS:
+        layer = getattr(linear, name)
+        assert issubclass(layer, linear.LinearBase), name
+        assert issubclass(layer, PluggableLayer), name
+    for attribute in ("quant_method", "prefix", "input_size", "output_size", "tp_size"):
+        assert f"self.{attribute}" in source(linear.LinearBase.__init__), attribute
+    for fused in (linear.QKVParallelLinear, linear.MergedColumnParallelLinear):
+        assert "self.output_sizes = " in source(fused.__init__), fused
+    assert parameters(linear.LinearMethodBase.apply) == ["self", "layer", "x", "bias"]
+    body = source(base_linear.BaseLinearLayerWithLoRA)
+    assert "self._get_quant_method().apply(self.base_layer, x, bias)" in body
+    replaced = source(importlib.import_module("vllm.lora.layers.column_parallel_linear"))
+    assert "maybe_get_oot_by_class(QKVParallelLinear)" in replaced
+
+
+def test_vllm_01_the_rows_of_a_pass_have_names() -> None:
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    assert parameters(LoRAModelRunnerMixin.set_active_loras) == [
+        "self",
+        "input_batch",
+        "num_scheduled_tokens",
+        "num_sampled_tokens",
+        "mapping_type",
+    ]
+    assert "set_active_loras" not in vars(GPUModelRunner)
+    # Called with the rows of the pass that follows, in the order of the batch.
+    prepare = source(GPUModelRunner._prepare_inputs)
+    assert "self.set_active_loras(" in prepare
+    batch = source(InputBatch)
+    for attribute in ("request_lora_mapping", "lora_id_to_lora_request"):
+        assert f"self.{attribute}" in batch, attribute
+    assert isinstance(InputBatch.req_ids, property)
+    assert "req_lora_mapping.repeat(num_scheduled_tokens)" in source(InputBatch.make_lora_inputs)
+    assert 'f"{request.external_req_id}-{random_uuid():.8}"' in source(InputProcessor)
+
+
+def test_vllm_01_projections_are_found_by_their_unfused_names() -> None:
+    from vllm.lora.layers import BaseLayerWithLoRA
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+    from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+    from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+    from vllm.outputs import RequestOutput
+
+    for model in (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM):
+        packed = model.packed_modules_mapping
+        assert packed["qkv_proj"] == ["q_proj", "k_proj", "v_proj"], model
+        assert packed["gate_up_proj"] == ["gate_proj", "up_proj"], model
+    assert issubclass(BaseLayerWithLoRA, torch.nn.Module)
+    for attribute in ("prompt_token_ids", "num_cached_tokens", "outputs"):
+        assert attribute in parameters(RequestOutput.__init__), attribute
+
+
 def test_the_document_names_each_attribute() -> None:
     text = DOCUMENT.read_text()
     for name in (
+        "register_oot",
+        "op_registry_oot",
+        "quant_method",
+        "output_sizes",
+        "input_size",
+        "output_size",
+        "tp_size",
+        "prefix",
+        "base_layer",
+        "packed_modules_mapping",
+        "set_active_loras",
+        "request_lora_mapping",
+        "lora_id_to_lora_request",
+        "req_ids",
+        "num_cached_tokens",
         "_get_prompt_logprobs_dict",
         "num_prompt_logprobs",
         "lora_request",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tensafe_gpu.sampler.adapters import Adapter
-from tensafe_gpu.sampler.residency import ResidentAdapters
+from tensafe_gpu.sampler.residency import Resident, ResidentAdapters
 
 
 def adapter(name: str) -> Adapter:
@@ -41,10 +41,10 @@ class Books:
         self.held[adapter_id] = adapter.name
         return f"/memory/{adapter_id}"
 
-    async def unload(self, adapter_id: int) -> None:
-        assert not self.in_use.get(adapter_id)
+    async def unload(self, resident: Resident) -> None:
+        assert not self.in_use.get(resident.adapter_id)
         await asyncio.sleep(0)
-        del self.held[adapter_id]
+        del self.held[resident.adapter_id]
 
     async def use(self, name: str, turns: int = 1) -> None:
         async with self.residents.lease(adapter(name)) as resident:

@@ -1,0 +1,117 @@
+"""Adapters into vLLM and out of it: plain ones checked, private ones opened and stood for by zeros."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable, Unsupported
+from tensafe_gpu.sampler.adapters import BaseShapes, check_adapter
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, is_private, vllm_name
+from tensafe_gpu.sampler.private.serving import PrivateServing
+from tensafe_gpu.sampler.private.zeros import zero_files
+from tensafe_gpu.sampler.private_files import PrivateDirectory
+from tensafe_gpu.sampler.residency import AnyAdapter, Resident
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_LOG: Final = logging.getLogger(__name__)
+
+_REFUSED: Final = (
+    "vLLM cannot load this adapter; for some model families it takes no LoRA on lm_head "
+    "(train_unembed=False leaves it out)"
+)
+
+
+class AdapterLoading:
+    """`load` and `unload` of `residency.ResidentAdapters`; `serving` None refuses private adapters."""
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        base: BaseShapes,
+        private: PrivateDirectory,
+        max_rank: int,
+        serving: PrivateServing | None,
+    ) -> None:
+        self._llm = llm
+        self._base = base
+        self._private = private
+        self._max_rank = max_rank
+        self._serving = serving
+
+    async def load(self, adapter_id: int, adapter: AnyAdapter) -> str:
+        """Check the adapter, hand it to vLLM through memory-backed files, and check what vLLM made of it."""
+        if isinstance(adapter, PrivateAdapter):
+            return await self._load_private(adapter_id, adapter)
+        files = await asyncio.to_thread(check_adapter, adapter.files, self._base, self._max_rank)
+        return await self._load_files(adapter_id, adapter.identity, files)
+
+    async def _load_private(self, adapter_id: int, adapter: PrivateAdapter) -> str:
+        """Open the adapter where it is evaluated, then give vLLM zeros under its name."""
+        serving, name = self._serving, vllm_name(adapter, adapter_id)
+        if serving is None:
+            raise HeRefused("he_not_configured")
+        await serving.open(adapter, adapter_id)
+        try:
+            return await self._load_files(adapter_id, name, zero_files(self._base))
+        except BaseException:
+            await serving.close(name)
+            raise
+
+    async def _load_files(self, adapter_id: int, name: str, files: dict[str, bytes]) -> str:
+        began = time.monotonic()
+        directory = self._private.write(files)
+        try:
+            await self._add_to_vllm(lora_request(name, adapter_id, str(directory)))
+        finally:
+            self._private.remove(directory)
+        size_bytes = sum(map(len, files.values()))
+        load_ms = round(1000 * (time.monotonic() - began), 1)
+        _LOG.info(
+            "adapter loaded",
+            extra={"adapter_id": adapter_id, "size_bytes": size_bytes, "load_ms": load_ms},
+        )
+        return str(directory)
+
+    async def _add_to_vllm(self, lora: LoRARequest) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError  # noqa: PLC0415 - as in _generate
+
+        try:
+            await self._llm.add_lora(lora)
+            unapplied = await self._llm.collective_rpc("tensafe_unapplied", args=(lora.lora_int_id,))
+            missing = sorted({name for names in unapplied for name in names})
+            if missing:
+                raise Unsupported(
+                    f"vLLM takes no LoRA on {', '.join(missing[:4])} of this model", field="adapter"
+                )
+        except EngineDeadError as error:
+            raise Unavailable("the sampling engine failed; try again") from error
+        except Exception as error:
+            # vLLM may have kept a half of it. It raises bare exceptions for whatever went wrong.
+            await self._llm.remove_lora(lora.lora_int_id)
+            if isinstance(error, TensafeError):
+                raise
+            raise InvalidRequest(_REFUSED, field="adapter") from error
+
+    async def unload(self, resident: Resident) -> None:
+        """Take an idle adapter out of vLLM.
+
+        A request that ended at a stop string still runs in vLLM until an abort arrives there, and it
+        would load its adapter again. The question beforehand makes a round trip behind that abort.
+        """
+        await self._llm.list_loras()
+        await self._llm.remove_lora(resident.adapter_id)
+        if self._serving is not None and is_private(resident.identity):
+            await self._serving.close(f"{resident.identity}#{resident.adapter_id}")
+
+
+def lora_request(identity: str, adapter_id: int, path: str) -> LoRARequest:
+    """What vLLM calls an adapter."""
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415 - only after launch has imported vLLM
+
+    return LoRARequest(lora_name=identity, lora_int_id=adapter_id, lora_path=path)

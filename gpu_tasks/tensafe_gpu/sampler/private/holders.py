@@ -1,0 +1,190 @@
+"""The private adapters that a worker has open, by their name inside vLLM.
+
+An adapter is opened in a thread, so that a holder that does not answer costs nobody else a step. Its first
+failure ends it for good: whoever wants it again opens it under a new name, with an empty prefix cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tensafe_gpu.helora.ports import (
+    GARBAGE,
+    HOLDER_ABSENT,
+    NOT_PREPARED,
+    VERSION_MISMATCH,
+    AdapterInfo,
+    HeUnavailable,
+    KeyHolder,
+)
+from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
+from tensafe_gpu.sampler.private.preparing import Preparer
+
+_LOG: Final = logging.getLogger(__name__)
+
+Connect = Callable[[Mapping[str, str]], KeyHolder]
+"""Reach the adapter holder that a `PrivateAdapter.holder` describes; raises HeUnavailable."""
+
+
+def code_of(error: BaseException) -> str:
+    """The public code of a failure; whatever a key holder raised that it should not is garbage."""
+    return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit) else GARBAGE)
+
+
+class OpenAdapter:
+    """One adapter: opening until it is ready or has failed, and failed for good after its first failure."""
+
+    def __init__(self, name: str, *, failure: str | None = None) -> None:
+        self.name = name
+        self.placed: Mapping[str, Placed] = {}
+        """By layer."""
+        self.b: Mapping[str, torch.Tensor] = {}
+        """B' by module, float32 [d_out, rank]."""
+        self.failure = failure
+        self._info: AdapterInfo | None = None
+        self._holder: KeyHolder | None = None
+        self._preparer: Preparer | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def usable(self) -> bool:
+        return self._holder is not None and self.failure is None
+
+    def fail(self, error: BaseException) -> str:
+        """Note the first failure; the connection is ended by `close`, since that may wait."""
+        if self.failure is None:
+            self.failure = code_of(error)
+            # No traceback and no message: they could quote activations.
+            facts = {"code": self.failure, "error": type(error).__name__}
+            _LOG.error("private adapter failed", extra=facts)
+        return self.failure
+
+    def ready(self, holder: KeyHolder, placed: Mapping[str, Placed], b: Mapping[str, torch.Tensor]) -> None:
+        """Opened; if it was closed meanwhile, so is the holder."""
+        preparer = Preparer(holder)
+        preparer.fill()
+        with self._lock:
+            if not self._closed:
+                self.placed, self.b, self._info = placed, b, holder.info()
+                self._preparer, self._holder = preparer, holder  # last: this makes it usable
+                preparer.start()
+                return
+        holder.close()
+
+    def products(self, placed: Placed, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """float32 [n, d_in] -> [n, rank_rows]. Raises HeUnavailable, or whatever a broken holder raises."""
+        holder, preparer = self._holder, self._preparer
+        if holder is None or preparer is None:
+            raise HeUnavailable(HOLDER_ABSENT, "not open")
+        try:
+            answers = holder.products([(placed.site, x)])
+        except HeUnavailable as error:
+            if error.code != NOT_PREPARED:
+                raise
+            holder.prepare(placed.site)  # slow for all, but right: the preparer did not keep up
+            answers = holder.products([(placed.site, x)])
+        preparer.used()
+        (answer,) = answers
+        if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
+            raise HeUnavailable(GARBAGE, "products of another shape or type")
+        if not np.isfinite(answer).all():
+            raise HeUnavailable(GARBAGE, "products that are no numbers")
+        return answer
+
+    def close(self) -> None:
+        """End the connection; waits for what is on its way."""
+        with self._lock:
+            self._closed = True
+            holder, preparer = self._holder, self._preparer
+        if holder is None or preparer is None:
+            return
+        preparer.stop()
+        try:
+            holder.close()
+        except Exception as error:  # noqa: BLE001 - nothing depends on it any more
+            _LOG.warning("private adapter not closed cleanly", extra={"error": type(error).__name__})
+
+    def facts(self) -> dict[str, Any]:
+        """For the sampler: what is open, or why nothing is."""
+        info = self._info
+        if self.failure is not None:
+            return {"state": "failed", "code": self.failure}
+        if self._holder is None or info is None:
+            return {"state": "opening"}
+        return {
+            "state": "ready",
+            "digest": info.digest,
+            "epoch": info.epoch,
+            "parameters": info.parameters,
+            "sites": len(info.sites),
+        }
+
+
+class OpenAdapters:
+    """Opens and closes in threads; `get` is called in the forward pass and takes no lock."""
+
+    def __init__(self, connect: Connect, modules: Mapping[str, Slice], device: torch.device) -> None:
+        self._connect = connect
+        self._modules = modules
+        self._device = device
+        self._open: dict[str, OpenAdapter] = {}
+
+    def get(self, name: str) -> OpenAdapter | None:
+        return self._open.get(name)
+
+    def open(self, name: str, wanted: Mapping[str, str | None], holder: Mapping[str, str]) -> None:
+        """Begin to open; `wanted` is name, version and digest (None: any) as the adapter must have them."""
+        adapter = OpenAdapter(name)
+        self._open[name] = adapter
+        work = (adapter, dict(wanted), dict(holder))
+        threading.Thread(target=self._bring, args=work, name="open private adapter", daemon=True).start()
+
+    def close(self, name: str) -> None:
+        """Forget the adapter and end its connection; absent is fine."""
+        adapter = self._open.pop(name, None)
+        if adapter is not None:
+            threading.Thread(target=adapter.close, name="close private adapter", daemon=True).start()
+
+    def failures(self) -> dict[str, str]:
+        """Name -> code of all that have failed and are not closed yet."""
+        return {name: one.failure for name, one in list(self._open.items()) if one.failure is not None}
+
+    def _bring(self, adapter: OpenAdapter, wanted: dict[str, str | None], holder: dict[str, str]) -> None:
+        try:
+            key_holder = self._connect(holder)
+            try:
+                self._admit(adapter, key_holder, wanted)
+            except BaseException:
+                key_holder.close()
+                raise
+        except Exception as error:  # noqa: BLE001 - it is told to whoever waits for the adapter
+            adapter.fail(error)
+
+    def _admit(self, adapter: OpenAdapter, holder: KeyHolder, wanted: dict[str, str | None]) -> None:
+        info = holder.info()
+        found = {"name": info.name, "version": str(info.version), "digest": info.digest}
+        if any(value is not None and found[key] != value for key, value in wanted.items()):
+            raise HeUnavailable(VERSION_MISMATCH, "the adapter holder has another version")
+        placed = place(info, self._modules)
+        matrices = holder.b_matrices()
+        b = {
+            target.module: _matrix(matrices[site.site][target.module], target).to(self._device)
+            for site in placed.values()
+            for target in site.targets
+        }
+        adapter.ready(holder, placed, b)
+
+
+def _matrix(b: npt.NDArray[np.float32], target: Target) -> torch.Tensor:
+    width = (target.stop - target.start, target.rows.stop - target.rows.start)
+    if b.shape != width or b.dtype != np.float32 or not np.isfinite(b).all():
+        raise HeUnavailable(GARBAGE, "a matrix of another shape or type")
+    return torch.from_numpy(np.array(b))

@@ -1,0 +1,160 @@
+"""The sampler's side of private adapters: admission, watching, and counting what was evaluated.
+
+The engine's process opens an adapter in the background and says when it has failed; here it is waited
+for, asked about while requests run, and held to its counts when they have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from tensafe.contracts.errors import HeRefused
+from tensafe.contracts.execution import Execution, ExecutionMode
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+T = TypeVar("T")
+_LOG: Final = logging.getLogger(__name__)
+
+HOLDER_ABSENT: Final = "he_adapter_holder_absent"
+_OPEN_POLL_S: Final = 0.05
+_WATCH_S: Final = 0.1
+"""How soon the requests of an adapter that has failed are aborted; until then they run on zero deltas."""
+OPEN_S: Final = 120.0
+"""Longest wait for an adapter to be opened, its first preprocessing included."""
+
+Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
+"""One method of the worker extension; the answer of the first worker."""
+
+
+class PrivateServing:
+    """Opens private adapters in the worker and vouches for what they answered."""
+
+    def __init__(self, rpc: Rpc, *, open_s: float = OPEN_S) -> None:
+        self._rpc = rpc
+        self._open_s = open_s
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, asyncio.Event] = {}
+        self._codes: dict[str, str] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._running = 0
+
+    async def open(self, adapter: PrivateAdapter, adapter_id: int) -> None:
+        """Open and wait until it can be evaluated. Raises HeRefused; nothing is left open then."""
+        name, began = vllm_name(adapter, adapter_id), time.monotonic()
+        wanted = {"name": adapter.name, "version": adapter.version, "digest": adapter.digest}
+        await self._rpc("tensafe_private_open", (name, wanted, dict(adapter.holder)))
+        try:
+            facts = await self._opened(name, began)
+        except BaseException:
+            await self._rpc("tensafe_private_close", (name,))
+            raise
+        self._facts[name] = facts
+        self._failed[name] = asyncio.Event()
+        open_ms = round(1000 * (time.monotonic() - began), 1)
+        _LOG.info("private adapter opened", extra={"adapter_id": adapter_id, "open_ms": open_ms})
+
+    async def close(self, name: str) -> None:
+        """End the adapter; absent is fine."""
+        if self._facts.pop(name, None) is not None:
+            self._failed.pop(name)
+            self._codes.pop(name, None)
+            await self._rpc("tensafe_private_close", (name,))
+
+    async def run(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        """The work's result. Cancels it and raises HeRefused as soon as the adapter fails."""
+        failed = self._failed[name]
+        task = asyncio.ensure_future(work)
+        failing = asyncio.create_task(failed.wait())
+        self._running += 1
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="watch private adapters")
+        try:
+            await asyncio.wait({task, failing}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.is_set():
+                raise HeRefused(self._codes[name])
+            return task.result()
+        finally:
+            self._running -= 1
+            failing.cancel()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def vouch(
+        self, adapter: PrivateAdapter, name: str, requests: Sequence[str], outputs: Sequence[RequestOutput]
+    ) -> Execution:
+        """What evaluated these finished requests. Raises HeRefused unless it was all of it."""
+        reports = await self.reports(requests)
+        facts = self._facts.get(name, {"sites": 0})
+        sites = int(facts["sites"])
+        for report, output in zip(reports, outputs, strict=True):
+            if report["failure"] is not None:
+                raise HeRefused(report["failure"])
+            if not _all_evaluated(report, sites, rows_needed(output)):
+                _LOG.error("private sample discarded", extra={"sites": sites, **report})
+                raise HeRefused("he_not_evaluated")
+        return Execution(
+            mode=ExecutionMode.HE,
+            adapter=f"{adapter.name}@{adapter.version}",
+            digest=str(facts["digest"]),
+            epoch=int(facts["epoch"]),
+            parameters=str(facts["parameters"]),
+            sites=sites,
+            tokens=sum(int(report["tokens"]) for report in reports),
+            evaluated=sum(int(report["evaluated"]) for report in reports),
+        )
+
+    async def reports(self, requests: Sequence[str]) -> list[dict[str, Any]]:
+        """The worker's accounts of requests that have ended, which it closes."""
+        found: list[dict[str, Any]] = await self._rpc("tensafe_private_report", (list(requests),))
+        return found
+
+    async def _opened(self, name: str, began: float) -> dict[str, Any]:
+        while time.monotonic() - began < self._open_s:
+            facts: dict[str, Any] = await self._rpc("tensafe_private_state", (name,))
+            if facts["state"] == "ready":
+                return facts
+            if facts["state"] == "failed":
+                raise HeRefused(facts["code"])
+            await asyncio.sleep(_OPEN_POLL_S)
+        raise HeRefused("he_timeout")
+
+    async def _watch(self) -> None:
+        """Ask the worker for failures while anything private runs."""
+        while self._running:
+            try:
+                failures: dict[str, str] = await self._rpc("tensafe_private_failures", ())
+            except Exception as error:  # noqa: BLE001 - requests learn of the engine's death by themselves
+                _LOG.warning("private adapters not watched", extra={"error": type(error).__name__})
+                return
+            for name, code in failures.items():
+                if name in self._failed and not self._failed[name].is_set():
+                    self._codes[name] = code
+                    self._failed[name].set()
+            await asyncio.sleep(_WATCH_S)
+
+
+def rows_needed(output: RequestOutput) -> int:
+    """Rows that a forward pass must have run: all but the cached ones and the last token, which none read."""
+    prompt, cached = len(output.prompt_token_ids or ()), output.num_cached_tokens or 0
+    return prompt - cached + len(output.outputs[0].token_ids) - 1
+
+
+def _all_evaluated(report: dict[str, Any], sites: int, needed: int) -> bool:
+    """Every row that ran was evaluated at every site, and at least the rows ran that the answer needs.
+
+    More may have run: a preempted request begins again, and a step may be on its way when a stop is found.
+    """
+    ran = int(report["tokens"])
+    return (
+        sites > 0
+        and int(report["sites"]) == sites
+        and int(report["least"]) == int(report["most"]) == ran
+        and ran >= needed
+    )

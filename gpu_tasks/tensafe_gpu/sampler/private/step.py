@@ -1,0 +1,154 @@
+"""The rows of one forward pass by request, and what was evaluated for each request.
+
+The map is built once per step, before the layers run, from the *names* of the adapters in vLLM's batch:
+ids are assigned by whoever loads an adapter, and a map by id matches nothing when somebody else did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tensafe_gpu.sampler.private.adapter import external_id, is_private
+from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+
+_MOST_ACCOUNTS: Final = 8192
+"""A step that was in flight when its request ended opens an account that nobody asks for."""
+NOT_OPEN: Final = "he_adapter_holder_absent"
+NOT_FINITE: Final = "he_activations_not_finite"
+
+Rows = slice | torch.Tensor
+
+
+@dataclass(slots=True)
+class Account:
+    """What ran for one request: rows of forward passes, and rows evaluated at each site."""
+
+    tokens: int = 0
+    evaluated: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
+    """The code of the first failure: from then on its deltas were zero, and its output means nothing."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the sampler: `least` and `most` are over the sites that were evaluated at all."""
+        counts = self.evaluated.values()
+        return {
+            "failure": self.failure,
+            "tokens": self.tokens,
+            "evaluated": sum(counts),
+            "sites": len(counts),
+            "least": min(counts, default=0),
+            "most": max(counts, default=0),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows [start, stop) of the pass belong to one request of a private adapter."""
+
+    name: str
+    adapter_id: int
+    request: str
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class Group:
+    """All rows of one private adapter in a pass."""
+
+    adapter: OpenAdapter
+    rows: Rows
+    count: int
+    accounts: list[tuple[Account, int]]
+
+    def fail(self, code: str) -> None:
+        """Every request with a row here has lost its meaning."""
+        for account, _ in self.accounts:
+            account.failure = account.failure or code
+
+    def fail_rows(self, bad: npt.NDArray[np.bool_]) -> None:
+        """Only the requests with a bad row have, bool [count]: their activations are no numbers."""
+        first = 0
+        for account, tokens in self.accounts:
+            if bad[first : first + tokens].any():
+                account.failure = account.failure or NOT_FINITE
+            first += tokens
+
+    def evaluated(self, site: str) -> None:
+        for account, tokens in self.accounts:
+            account.evaluated[site] += tokens
+
+
+def spans_of(batch: InputBatch, scheduled: npt.NDArray[np.int32]) -> Iterator[Span]:
+    """The private requests of vLLM's batch; `scheduled` holds the rows of each request, in order."""
+    start = 0
+    for index, count in enumerate(scheduled.tolist()):
+        adapter_id = int(batch.request_lora_mapping[index])
+        if adapter_id > 0:
+            name = batch.lora_id_to_lora_request[adapter_id].lora_name
+            if is_private(name):
+                yield Span(name, adapter_id, external_id(batch.req_ids[index]), start, start + count)
+        start += count
+
+
+class Step:
+    """The pass that runs now. One per worker; all calls come from its main thread."""
+
+    def __init__(self) -> None:
+        self.groups: Sequence[Group] = ()
+        self.private_ids: frozenset[int] = frozenset()
+        """vLLM's ids of the private adapters in this pass: there is nothing of them to apply in the clear."""
+        self._accounts: OrderedDict[str, Account] = OrderedDict()
+
+    def begin(self, spans: Sequence[Span], adapters: OpenAdapters) -> None:
+        """Set up the next pass; never raises, since an error here ends the engine for everybody."""
+        self.private_ids = frozenset(span.adapter_id for span in spans)
+        by_name: dict[str, list[Span]] = {}
+        for span in spans:
+            by_name.setdefault(span.name, []).append(span)
+        groups = []
+        for name, members in by_name.items():
+            accounts = [(self._account(span), span.stop - span.start) for span in members]
+            for account, tokens in accounts:
+                account.tokens += tokens
+            adapter = adapters.get(name) or OpenAdapter(name, failure=NOT_OPEN)
+            group = Group(adapter, _rows(members), sum(n for _, n in accounts), accounts)
+            if adapter.usable:
+                groups.append(group)
+            else:
+                group.fail(adapter.failure or NOT_OPEN)
+        self.groups = groups
+
+    def report(self, request: str) -> dict[str, Any]:
+        """The account of a request that has ended; it is closed."""
+        return self._accounts.pop(request, Account()).facts()
+
+    def _account(self, span: Span) -> Account:
+        account = self._accounts.get(span.request)
+        if account is None:
+            account = self._accounts[span.request] = Account()
+            while len(self._accounts) > _MOST_ACCOUNTS:
+                self._accounts.popitem(last=False)
+        return account
+
+
+STEP: Final = Step()
+"""The pass that this worker runs."""
+
+
+def _rows(members: Sequence[Span]) -> Rows:
+    """A slice where the rows are neighbours, which they mostly are; else int64 [n]."""
+    start, stop = members[0].start, members[-1].stop
+    if sum(span.stop - span.start for span in members) == stop - start:
+        return slice(start, stop)
+    return torch.cat([torch.arange(span.start, span.stop) for span in members])

@@ -1,0 +1,249 @@
+"""Private adapters without an engine: sites onto layers, counting, what a broken holder does, preparing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tensafe.contracts.errors import HE_CODES, HeRefused
+from tensafe_gpu.helora import ports
+from tensafe_gpu.helora.ports import AdapterInfo, HeUnavailable, ModuleShape, SiteShape
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, external_id, vllm_name
+from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
+from tensafe_gpu.sampler.private.placing import DoesNotFit, Slice, Target, place
+from tensafe_gpu.sampler.private.preparing import Preparer
+from tensafe_gpu.sampler.private.serving import PrivateServing
+from tensafe_gpu.sampler.private.step import Span, Step
+
+MODULES = {
+    "m.q_proj": Slice("m.qkv_proj", 0, 8, 4),
+    "m.k_proj": Slice("m.qkv_proj", 8, 10, 4),
+    "m.v_proj": Slice("m.qkv_proj", 10, 12, 4),
+    "m.o_proj": Slice("m.o_proj", 0, 4, 8),
+}
+QV = SiteShape("m.qkv", 4, (ModuleShape("m.q_proj", 2, 8), ModuleShape("m.v_proj", 3, 2)), 100)
+
+
+def info(*sites: SiteShape, version: int = 1) -> AdapterInfo:
+    return AdapterInfo("A", version, "d" * 64, 2, "base", sites, "p", 1000)
+
+
+class Holder:
+    """A key holder that does what a test says."""
+
+    def __init__(self, *sites: SiteShape) -> None:
+        self._info = info(*(sites or (QV,)))
+        self.answer: Any = None
+        self.left = {site.site: 0 for site in self._info.sites}
+        self.closed = threading.Event()
+        self.prepared_sites: list[str] = []
+
+    def info(self) -> AdapterInfo:
+        return self._info
+
+    def b_matrices(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        return {
+            s.site: {m.name: np.ones((m.d_out, m.rank), np.float32) for m in s.modules}
+            for s in self._info.sites
+        }
+
+    def products(self, sites: Sequence[tuple[str, np.ndarray]]) -> Sequence[np.ndarray]:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        if self.answer is not None:
+            return [self.answer]
+        return [np.zeros((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
+
+    def prepared(self) -> Mapping[str, int]:
+        return dict(self.left)
+
+    def prepare(self, site: str) -> None:
+        self.prepared_sites.append(site)
+        self.left[site] += 4096
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def opened(holder: Holder, **wanted: str) -> OpenAdapter:
+    adapters = OpenAdapters(lambda _: holder, MODULES, torch.device("cpu"))
+    adapters.open("n", wanted, {})
+    adapter = adapters.get("n")
+    assert adapter is not None
+    for _ in range(500):
+        if adapter.facts()["state"] != "opening":
+            return adapter
+        threading.Event().wait(0.01)
+    raise AssertionError("still opening")
+
+
+def test_sites_are_placed_in_the_layers_that_fuse_their_modules() -> None:
+    placed = place(info(QV), MODULES)
+    assert placed["m.qkv_proj"].rank_rows == 5
+    assert placed["m.qkv_proj"].targets == (
+        Target("m.q_proj", 0, 8, slice(0, 2)),
+        Target("m.v_proj", 10, 12, slice(2, 5)),
+    )
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        (),
+        (SiteShape("s", 4, (ModuleShape("m.x_proj", 2, 8),), 9),),
+        (SiteShape("s", 5, (ModuleShape("m.q_proj", 2, 8),), 9),),
+        (SiteShape("s", 4, (ModuleShape("m.q_proj", 2, 9),), 9),),
+        (SiteShape("s", 4, (ModuleShape("m.q_proj", 2, 8), ModuleShape("m.q_proj", 2, 8)), 9),),
+        (QV, SiteShape("t", 4, (ModuleShape("m.k_proj", 2, 2),), 9)),
+    ],
+)
+def test_an_adapter_that_does_not_fit_in_whole_is_not_opened(sites: tuple[SiteShape, ...]) -> None:
+    with pytest.raises(DoesNotFit):
+        place(info(*sites), MODULES)
+
+
+def test_opening_prepares_every_site_and_compares_the_version() -> None:
+    holder = Holder()
+    adapter = opened(holder, name="A", version="1")
+    assert adapter.facts() | {"state": "ready", "epoch": 2, "sites": 1} == adapter.facts()
+    assert holder.prepared_sites == ["m.qkv"]
+    adapter.close()
+    assert holder.closed.is_set()
+    other = Holder()
+    assert opened(other, version="2").facts() == {"state": "failed", "code": "he_version_mismatch"}
+    assert other.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (np.zeros((3, 4), np.float32), "he_garbage"),
+        (np.zeros((3, 5), np.float64), "he_garbage"),
+        (np.full((3, 5), np.nan, np.float32), "he_garbage"),
+        (ValueError("broken"), "he_garbage"),
+        (HeUnavailable("timeout", ""), "he_timeout"),
+        (HeUnavailable("not_prepared", ""), "he_not_prepared"),
+    ],
+)
+def test_whatever_a_holder_does_has_a_code(answer: Any, code: str) -> None:
+    holder = Holder()
+    adapter = opened(holder)
+    holder.answer = answer
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - of any kind
+        adapter.products(adapter.placed["m.qkv_proj"], np.zeros((3, 4), np.float32))
+    assert adapter.fail(raised.value) == code
+    assert adapter.fail(HeUnavailable("budget_spent", "")) == code  # the first one stays
+    assert not adapter.usable
+    adapter.close()
+
+
+def test_every_code_of_a_key_holder_has_a_sentence() -> None:
+    assert {f"he_{code}" for code in ports.CODES} <= set(HE_CODES)
+
+
+def test_a_step_knows_its_rows_and_charges_them() -> None:
+    adapters = OpenAdapters(lambda _: Holder(), MODULES, torch.device("cpu"))
+    adapters.open("private:A@1#1", {}, {})
+    while adapters.get("private:A@1#1").facts()["state"] != "ready":  # type: ignore[union-attr]
+        threading.Event().wait(0.01)
+    step = Step()
+    spans = [
+        Span("private:A@1#1", 7, "s1", 0, 3),
+        Span("private:gone@1#2", 8, "s2", 3, 4),
+        Span("private:A@1#1", 7, "s3", 5, 6),
+    ]
+    step.begin(spans, adapters)
+    (group,) = step.groups
+    assert isinstance(group.rows, torch.Tensor)
+    assert group.rows.tolist() == [0, 1, 2, 5]
+    assert step.private_ids == {7, 8}
+    group.evaluated("m.qkv")
+    group.fail_rows(np.array([False, False, False, True]))
+    assert step.report("s1") == {
+        "failure": None,
+        "tokens": 3,
+        "evaluated": 3,
+        "sites": 1,
+        "least": 3,
+        "most": 3,
+    }
+    assert step.report("s2")["failure"] == "he_adapter_holder_absent"
+    assert step.report("s3")["failure"] == "he_activations_not_finite"
+    assert step.report("s1")["tokens"] == 0  # closed
+    step.begin([], adapters)
+    assert step.groups == []
+    adapters.close("private:A@1#1")
+
+
+def test_names() -> None:
+    adapter = PrivateAdapter("A", "1", {"socket": "/a"})
+    assert vllm_name(adapter, 3).startswith("private:A@1~")
+    assert vllm_name(adapter, 3).endswith("#3")
+    assert adapter.identity != PrivateAdapter("A", "1", {"socket": "/b"}).identity
+    assert adapter.identity != PrivateAdapter("A", "1", {"socket": "/a"}, digest="0").identity
+    assert external_id("s12-0a1b2c3d") == external_id("s12") == "s12"
+
+
+REPORT = {"failure": None, "tokens": 9, "evaluated": 18, "sites": 2, "least": 9, "most": 9}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({}, None),
+        ({"tokens": 11, "least": 11, "most": 11, "evaluated": 22}, None),  # a preemption, a step on its way
+        ({"tokens": 8, "least": 8, "most": 8, "evaluated": 16}, "he_not_evaluated"),
+        ({"tokens": 0, "least": 0, "most": 0, "evaluated": 0, "sites": 0}, "he_not_evaluated"),
+        ({"least": 8}, "he_not_evaluated"),
+        ({"most": 10}, "he_not_evaluated"),
+        ({"sites": 1}, "he_not_evaluated"),
+        ({"failure": "he_timeout"}, "he_timeout"),
+    ],
+)
+def test_he_01_an_answer_whose_count_is_short_is_discarded(change: dict[str, Any], code: str | None) -> None:
+    """5 prompt tokens of which 2 were cached and 7 new ones: 9 rows at each of 2 sites."""
+
+    async def rpc(method: str, _arguments: tuple[Any, ...]) -> Any:
+        if method == "tensafe_private_state":
+            return {"state": "ready", "digest": "d", "epoch": 2, "parameters": "p", "sites": 2}
+        return [REPORT | change] if method == "tensafe_private_report" else {}
+
+    adapter = PrivateAdapter("A", "1", {})
+    output: Any = SimpleNamespace(
+        prompt_token_ids=[1] * 5, num_cached_tokens=2, outputs=[SimpleNamespace(token_ids=[1] * 7)]
+    )
+
+    async def vouched() -> Any:
+        serving = PrivateServing(rpc)
+        await serving.open(adapter, 1)
+        return await serving.vouch(adapter, vllm_name(adapter, 1), ["s1"], [output])
+
+    if code is None:
+        assert asyncio.run(vouched()).evaluated == (REPORT | change)["evaluated"]
+        return
+    with pytest.raises(HeRefused) as refused:
+        asyncio.run(vouched())
+    assert refused.value.code == code
+
+
+def test_preprocessing_is_kept_ahead_within_a_limit() -> None:
+    holder = Holder()
+    preparer = Preparer(holder, low_water=100)
+    preparer.fill()
+    preparer.start()
+    preparer.used()
+    holder.left["m.qkv"] = 99
+    preparer.used()
+    for _ in range(500):
+        if holder.left["m.qkv"] == 99 + 4096:
+            break
+        threading.Event().wait(0.01)
+    preparer.stop()
+    assert holder.prepared_sites == ["m.qkv", "m.qkv"]
