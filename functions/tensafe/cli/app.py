@@ -7,7 +7,17 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from tensafe.cli import checkpoints, dead_letters, keys, ops, privacy, privacy_plan, runs, service
+from tensafe.cli import (
+    attestation,
+    checkpoints,
+    dead_letters,
+    keys,
+    ops,
+    privacy,
+    privacy_plan,
+    runs,
+    service,
+)
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound, TensafeError, Unavailable
 
 FAILED: Final = 1
@@ -65,4 +75,5 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(dead_letters.app, name="dead-letters")
 privacy.app.command()(privacy_plan.plan)
 app.add_typer(privacy.app, name="privacy")
+app.command()(attestation.verify)
 app.command()(service.version)

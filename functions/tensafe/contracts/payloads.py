@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.sampling import SampleRequest
 from tensafe.contracts.training import LoraSpec, OptimizerConfig, Strict
 
@@ -58,3 +59,5 @@ class SamplePayload(Strict):
     request: SampleRequest
     prompt_logprobs_last_n: int | None = Field(default=None, ge=1)
     answer: Literal["protobuf", "json"] = "protobuf"
+    execution_policy: ExecutionPolicy | None = None
+    """Strengthens the adapter's own policy; None takes that one."""

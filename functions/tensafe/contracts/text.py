@@ -5,10 +5,11 @@ The sampler holds the model's tokenizer and its chat template, so the edge needs
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SamplingParams, StopReason
 from tensafe.contracts.training import Strict
 
@@ -36,6 +37,7 @@ class TextPayload(Strict):
     params: SamplingParams = SamplingParams()
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOPK_LOGPROBS)
     stream: bool = False
+    execution_policy: ExecutionPolicy | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TextPayload:
@@ -67,6 +69,9 @@ class TextResult(Strict):
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int = 0
+    attestation: dict[str, Any] | None = None
+    attestation_salt: str | None = None
+    """What computed it, and the salt of its commitment to the tokens (audit/attestation.py)."""
 
 
 class TextSoFar(Strict):

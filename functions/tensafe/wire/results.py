@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from tensafe.contracts.errors import TensafeError
+from tensafe.contracts.payloads import JSON
 from tensafe.contracts.sampling import SampleResult, StopReason, TopkLogprobs
 from tensafe.contracts.sampling import Sequence as SampledSequence
 from tensafe.wire import tinker_v0_38_pb2 as pb
@@ -30,7 +33,22 @@ _STOP_REASONS: Final[dict[StopReason, pb.StopReason]] = {
     "length": pb.STOP_REASON_LENGTH,
 }
 
+_ATTESTATION_FIELD: Final = 100_001
+"""Far above the numbers that the SDK's messages use."""
+
 Logprobs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """An attestation as JSON, and the salt (hex) of its commitment to the sampled tokens."""
+
+    document: dict[str, Any]
+    salt: str
+
+    def fields(self) -> dict[str, Any]:
+        """As they stand in an answer."""
+        return {"attestation": self.document, "attestation_salt": self.salt}
 
 
 def encode_forward_backward(
@@ -68,8 +86,11 @@ def _add_record(record: pb.ArrayRecord, arrays: Sequence[Logprobs]) -> None:
     record.num_datums = len(arrays)
 
 
-def encode_sample(result: SampleResult) -> bytes:
-    """SampleResponse. A sequence of no tokens decodes with logprobs None; `extra` has no field for it."""
+def encode_sample(result: SampleResult, attested: Attested | None = None) -> bytes:
+    """SampleResponse. A sequence of no tokens decodes with logprobs None; `extra` has no field for it.
+
+    An attestation follows as a field that the protocol does not have, which every protobuf reader skips.
+    """
     response = pb.SampleResponse(prompt_cache_hit_tokens=result.prompt_cache_hit_tokens)
     for sequence in result.sequences:
         _fill_sequence(response.sequences.add(), sequence)
@@ -77,7 +98,35 @@ def encode_sample(result: SampleResult) -> bytes:
         response.prompt_logprobs = _bytes(result.prompt_logprobs, "<f4")
     if result.topk_prompt_logprobs is not None:
         _fill_topk(response.topk_prompt_logprobs, result.topk_prompt_logprobs)
-    return _serialize(response)
+    return _serialize(response) + (b"" if attested is None else _appended(attested))
+
+
+def _appended(attested: Attested) -> bytes:
+    """One length-delimited field of the wire format."""
+    data = json.dumps(attested.fields(), separators=(",", ":")).encode()
+    return _varint(_ATTESTATION_FIELD << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def attested_of(data: bytes, content_type: str) -> Attested | None:
+    """The attestation that a stored sampling result brings, or None."""
+    if content_type == JSON:
+        found = json.loads(data)
+    else:
+        response = pb.SampleResponse.FromString(data)
+        fields = UnknownFieldSet(response)
+        unknown = {fields[i].field_number: fields[i].data for i in range(len(fields))}
+        found = json.loads(unknown.get(_ATTESTATION_FIELD, b"{}"))
+    if not isinstance(found, dict) or "attestation" not in found:
+        return None
+    return Attested(found["attestation"], found["attestation_salt"])
 
 
 def keep_last_prompt_logprobs(result: SampleResult, last_n: int | None) -> SampleResult:
@@ -143,9 +192,9 @@ def forward_backward_json(
     return body
 
 
-def sample_json(result: SampleResult) -> dict[str, Any]:
+def sample_json(result: SampleResult, attested: Attested | None = None) -> dict[str, Any]:
     """A sampling result for the native face; null stands where nothing was scored."""
-    return {
+    return ({} if attested is None else attested.fields()) | {
         "sequences": [
             {
                 "tokens": sequence.tokens.tolist(),

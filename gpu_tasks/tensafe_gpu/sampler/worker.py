@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from tensafe.contracts.errors import TensafeError, Unavailable
+from tensafe.contracts.errors import HeRefused, TensafeError, Unavailable
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult
 from tensafe.contracts.text import TextPayload
@@ -26,10 +26,11 @@ from tensafe.operations.records import Failure, Operation, OpKind, StreamRecord,
 from tensafe.operations.streams import now_ms
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
-from tensafe_gpu.sampler.adapters import Adapter
 from tensafe_gpu.sampler.answers import sample_answer, text_answer
+from tensafe_gpu.sampler.attesting import attested
 from tensafe_gpu.sampler.engine import SamplingEngine
 from tensafe_gpu.sampler.in_flight import Held, InFlight
+from tensafe_gpu.sampler.residency import AnyAdapter
 from tensafe_gpu.sampler.streaming import streamed
 from tensafe_gpu.sampler.text import Texts
 from tensafe_gpu.sampler.turns import Turns
@@ -182,7 +183,7 @@ class SamplerWorker:
         return True
 
     async def _sample(
-        self, stream: StreamRecord, operation: Operation, payload: Payload, adapter: Adapter | None
+        self, stream: StreamRecord, operation: Operation, payload: Payload, adapter: AnyAdapter | None
     ) -> bool:
         """Run an operation that has been marked as running; True when it has ended."""
         began, counted = time.monotonic(), True
@@ -191,7 +192,11 @@ class SamplerWorker:
             request = await self._in_thread(self._request, payload)
             result = await self._drawn(stream, operation, payload, request, adapter)
             counted = False  # whatever fails from here on is not the request's doing
-            await self._in_thread(self._complete, stream, operation, payload, request, result)
+            await self._in_thread(self._complete, stream, operation, payload, request, adapter, result)
+        except HeRefused as error:
+            await self._in_thread(self._fail, stream, operation, Failure.of(error))
+            self._log_done(operation, began, error.code)
+            return True
         except Unavailable:
             if self._engine.healthy:
                 await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
@@ -212,12 +217,19 @@ class SamplerWorker:
         operation: Operation,
         payload: Payload,
         request: SampleRequest,
-        adapter: Adapter | None,
+        adapter: AnyAdapter | None,
     ) -> SampleResult:
+        asked = partial(
+            self._engine.sample,
+            request,
+            adapter,
+            cache_scope=stream.tenant,
+            policy=payload.execution_policy,
+        )
         if not isinstance(payload, TextPayload) or not payload.stream:
-            return await self._engine.sample(request, adapter, cache_scope=stream.tenant)
+            return await asked()
         async with streamed(self._services, self._texts, stream, operation, payload) as on_tokens:
-            return await self._engine.sample(request, adapter, cache_scope=stream.tenant, on_tokens=on_tokens)
+            return await asked(on_tokens=on_tokens)
 
     def _open(self, message: Message) -> tuple[StreamRecord, Operation] | None:
         """The operation behind a message, or None if there is nothing to do here."""
@@ -261,12 +273,15 @@ class SamplerWorker:
         operation: Operation,
         payload: Payload,
         request: SampleRequest,
+        adapter: AnyAdapter | None,
         result: SampleResult,
     ) -> None:
+        signer, asked = self._services.ports.signer, payload.execution_policy
+        word = attested(result, stream, operation, adapter, asked, signer)
         if isinstance(payload, TextPayload):
-            outcome = text_answer(self._texts.result(payload, request, result))
+            outcome = text_answer(self._texts.result(payload, request, result), word)
         else:
-            outcome = sample_answer(payload, result)
+            outcome = sample_answer(payload, result, word)
         try:
             self._services.outcomes.complete(stream, operation, outcome)
         except ConditionFailed:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.execution import Execution, ExecutionMode
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult, Sequence
 from tensafe.operations.records import OpKind, OpState, StreamRecord
@@ -32,7 +33,9 @@ class Engine:
         self._before = before
         self._died = asyncio.Event()
 
-    async def sample(self, request: SampleRequest, adapter: Any, *, cache_scope: str) -> SampleResult:
+    async def sample(
+        self, request: SampleRequest, adapter: Any, *, cache_scope: str, policy: Any
+    ) -> SampleResult:
         token = request.prompt[0]
         self.asked.append(token)
         if token == POISON:
@@ -52,7 +55,8 @@ class Engine:
         finally:
             answered.cancel()
             died.cancel()
-        return SampleResult((Sequence(np.array([token], np.int32), np.zeros(1, np.float32), "length"),))
+        sequence = Sequence(np.array([token], np.int32), np.zeros(1, np.float32), "length")
+        return SampleResult((sequence,), execution=Execution(ExecutionMode.NONE))
 
     async def _answer(self, token: int) -> None:
         if self._before is not None:

@@ -11,8 +11,9 @@ from tensafe.api import futures
 from tensafe.api.context import Caller, Edge
 from tensafe.api.native.models import FutureState
 from tensafe.api.openapi import ERRORS
-from tensafe.contracts.errors import InvalidRequest, TensafeError
-from tensafe.operations.records import Failure
+from tensafe.contracts.errors import HE_CODES, HeRefused, InvalidRequest, NotFound, TensafeError
+from tensafe.operations.records import Failure, OpKind
+from tensafe.wire.results import attested_of
 
 router = APIRouter(prefix="/v1/futures", tags=["futures"], responses=ERRORS)
 
@@ -22,6 +23,19 @@ class OperationFailed(InvalidRequest):
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message, field=failure.field, code=failure.code)
+
+
+class EncryptionFailed(HeRefused):
+    """As OperationFailed where it had to run under encryption and could not: a 503."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.code)
+        self.message = failure.message
+
+
+def failed(failure: Failure) -> TensafeError:
+    """What an operation that ended with this failure is answered with."""
+    return EncryptionFailed(failure) if failure.code in HE_CODES else OperationFailed(failure)
 
 
 @router.get("/{future_id}")
@@ -48,11 +62,27 @@ async def result(
     if ended is None:
         return JSONResponse(FutureState.of(future).model_dump(), 202)
     if ended.operation.failure is not None:
-        raise OperationFailed(ended.operation.failure)
+        raise failed(ended.operation.failure)
     outcome = await futures.result(context, ended)
     if outcome is None:
         raise TensafeError("the operation ended without a result")
     return Response(outcome.data, media_type=outcome.content_type)
+
+
+@router.get("/{future_id}/attestation")
+async def attestation(future_id: str, principal: Caller, context: Edge) -> JSONResponse:
+    """The signed statement of what computed a sample, of either face; `tensafe verify` checks it offline.
+
+    404 while there is no result, and for what is not a sample.
+    """
+    future = futures.find(context, principal, future_id)
+    outcome = await futures.result(context, future)
+    if outcome is None or future.operation.kind not in (OpKind.SAMPLE, OpKind.TEXT):
+        raise NotFound("there is no attestation of this operation")
+    found = await context.call(attested_of, outcome.data, outcome.content_type)
+    if found is None:
+        raise NotFound("this answer was made before answers were attested")
+    return JSONResponse(found.fields())
 
 
 @router.post("/{future_id}/cancel")

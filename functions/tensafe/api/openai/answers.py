@@ -84,6 +84,16 @@ def usage(results: Sequence[TextResult]) -> Json:
     }
 
 
+def evidence(results: Sequence[TextResult]) -> Json:
+    """Per prompt, the attestation of its answer; clients of OpenAI keep fields that they do not know."""
+    return {
+        "attestations": [
+            {"attestation": result.attestation, "attestation_salt": result.attestation_salt}
+            for result in results
+        ]
+    }
+
+
 def _delta(index: int, delta: Json) -> Json:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 

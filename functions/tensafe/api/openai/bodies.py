@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SamplingParams
 from tensafe.contracts.text import MAX_MESSAGES, MAX_PROMPT_CHARS, ChatMessage, TextPayload
 from tensafe.wire.json_body import RequestModel, build
@@ -44,6 +45,8 @@ class _Asked(RequestModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    execution_policy: ExecutionPolicy | None = None
+    """Ours: strengthens the adapter's own policy."""
 
     @field_validator("presence_penalty", "frequency_penalty")
     @classmethod
@@ -105,6 +108,7 @@ class CompletionBody(_Asked):
                     "params": self._params(self.max_tokens),
                     "top_logprobs": self.logprobs,
                     "stream": self.stream,
+                    "execution_policy": self.execution_policy,
                 },
                 field="",
             )
@@ -160,6 +164,7 @@ class ChatBody(_Asked):
             "params": self._params(limit),
             "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
             "stream": self.stream,
+            "execution_policy": self.execution_policy,
         }
         return [build(TextPayload, values, field="")]
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tensafe.api.bodies import DATA_MAX_BYTES, parse
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.futures import Future
-from tensafe.api.openai.answers import DONE, Answers, ChatAnswers, CompletionAnswers, Json, usage
+from tensafe.api.openai.answers import DONE, Answers, ChatAnswers, CompletionAnswers, Json, evidence, usage
 from tensafe.api.openai.bodies import ChatBody, CompletionBody
 from tensafe.api.openai.following import Following, Piece
 from tensafe.api.openai.samplers import ModelSamplers
@@ -75,7 +75,8 @@ async def _answer(
         results = await following.results()
         choices = [choice for result in results for choice in result.choices]
         listed = [answers.choice(index, choice) for index, choice in enumerate(choices)]
-        return JSONResponse({**head, "choices": listed, "usage": usage(results)}, headers=_NO_STORE)
+        body_of = {**head, "choices": listed, "usage": usage(results), **evidence(results)}
+        return JSONResponse(body_of, headers=_NO_STORE)
     # What is refused at once is refused with its status, before any event.
     pieces = following.pieces(body.n)
     first = await anext(pieces)
@@ -95,11 +96,15 @@ async def _events(
     """Server-sent events: pieces, endings, usage if asked for, `[DONE]`; or an error as the last event."""
     opened: set[int] = set()
     results: Sequence[TextResult] = ()
+    held: Json | None = None  # an ending: the last one of all brings the evidence, which comes after it
     try:
         async for piece in _chained(first, rest):
             if piece.results is not None:
                 results = piece.results
                 continue
+            if held is not None:
+                yield _event(held)
+                held = None
             if piece.index not in opened and (opening := answers.opening(piece.index)) is not None:
                 yield _event({**head, "choices": [opening]})
             opened.add(piece.index)
@@ -108,11 +113,17 @@ async def _events(
                 if piece.ended is None
                 else answers.ending(piece.index, piece.text, piece.ended)
             )
-            yield _event({**head, "choices": [choice]})
+            event = {**head, "choices": [choice]}
+            if piece.ended is None:
+                yield _event(event)
+            else:
+                held = event
     except TensafeError as error:
         told = {"code": error.code, "message": error.message, "request_id": request_id_of(request.scope)}
         yield _event({"error": told})
         return
+    if held is not None:
+        yield _event({**held, **evidence(results)})
     if include_usage:
         yield _event({**head, "choices": [], "usage": usage(results)})
     yield DONE

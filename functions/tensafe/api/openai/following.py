@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tensafe.api import futures
 from tensafe.api.context import Context
 from tensafe.api.futures import Future
-from tensafe.api.native.futures import OperationFailed
+from tensafe.api.native.futures import failed
 from tensafe.contracts.errors import Gone, IntegrityError, TensafeError, Unavailable
 from tensafe.contracts.text import TextChoice, TextResult, TextSoFar
 from tensafe.services import Services
@@ -96,7 +96,7 @@ class Following:
 
         ended = await self._wait(future, look)
         if ended.operation.failure is not None:
-            raise OperationFailed(ended.operation.failure)
+            raise failed(ended.operation.failure)
         outcome = await futures.result(self._context, ended)
         if outcome is None:
             raise TensafeError("the operation ended without a result")

@@ -1,0 +1,1 @@
+"""Evidence about single answers that a third party checks offline: signed attestations."""

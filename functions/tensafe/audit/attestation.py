@@ -1,0 +1,198 @@
+"""A signed statement about one sampling answer: what computed it, counted where the work was done.
+
+Each field has a seal, SHA-256 under the field's name, and the signature is over all seals: so a check can
+name the field that was changed. Of what was sampled the statement holds a commitment, SHA-256 over a salt of
+32 random bytes and the tokens; the salt travels with the answer, not with the attestation, so that an
+attestation that is shown around does not let anybody guess at the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from tensafe.contracts.errors import IntegrityError
+from tensafe.contracts.execution import ExecutionMode, ExecutionPolicy
+from tensafe.contracts.sampling import SampleResult
+from tensafe.contracts.training import Strict
+from tensafe.storage.signing import SIGNATURE_MAX_BYTES, PublicKey, Signer
+
+FORMAT: Final = "tensafe/attestation/v1"
+MAX_BYTES: Final = 65_536
+_SEAL: Final = b"tensafe/attestation/field/v1\0"
+_SIGNED: Final = b"tensafe/attestation/seals/v1\0"
+_OUTPUT: Final = b"tensafe/attestation/output/v1\0"
+SALT_BYTES: Final = 32
+
+Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Short = Annotated[str, Field(max_length=512)]
+Count = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+
+
+class AttestationRefused(IntegrityError):
+    """The attestation is not what the service signed; `where` names the part."""
+
+    code = "attestation_refused"
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"attestation refused at {where}: {problem}", field=where)
+        self.where, self.problem = where, problem
+
+
+class Statement(Strict):
+    """What is vouched for. `tokens` are rows of forward passes; `evaluated` are (site, token) pairs."""
+
+    format: Literal["tensafe/attestation/v1"] = FORMAT
+    operation: Short
+    """The sampling operation, `{session}:{seq}`."""
+    base_model: Short
+    policy: ExecutionPolicy
+    mode: ExecutionMode
+    adapter: Short | None = None
+    digest: Sha256Hex | None = None
+    """SHA-256 of the quantised adapter; None for what was not evaluated under encryption."""
+    epoch: Count | None = None
+    parameters: Short | None = None
+    sites: Count
+    tokens: Count
+    evaluated: Count
+    sequences: Count
+    sampled_tokens: Count
+    output: Sha256Hex
+    """Commitment to the sampled tokens; see `commitment`."""
+    software: Annotated[dict[Short, Short], Field(max_length=16)]
+    issued_at_ms: Count
+
+
+class Attestation(Strict):
+    """A statement, the seals of its fields, and the signature over them."""
+
+    statement: Statement
+    seals: Annotated[dict[Short, Sha256Hex], Field(max_length=32)]
+    key_id: Short
+    signature: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=2 * SIGNATURE_MAX_BYTES)]
+
+
+def commitment(tokens: list[list[int]], salt: bytes) -> str:
+    """SHA-256 (hex) over the salt and the sampled tokens of every continuation, in order."""
+    return hashlib.sha256(_OUTPUT + salt + _canonical(tokens)).hexdigest()
+
+
+def state(
+    result: SampleResult,
+    *,
+    operation: str,
+    base_model: str,
+    policy: ExecutionPolicy,
+    software: Mapping[str, str],
+    issued_at_ms: int,
+) -> tuple[Statement, bytes]:
+    """The statement about a result that an engine has counted, and the salt of its commitment."""
+    execution = result.execution
+    if execution is None:
+        raise AttestationRefused("mode", "no engine has said what computed this answer")
+    salt = secrets.token_bytes(SALT_BYTES)
+    tokens = [sequence.tokens.tolist() for sequence in result.sequences]
+    statement = Statement(
+        operation=operation,
+        base_model=base_model,
+        policy=policy,
+        mode=execution.mode,
+        adapter=execution.adapter,
+        digest=execution.digest,
+        epoch=execution.epoch,
+        parameters=execution.parameters,
+        sites=execution.sites,
+        tokens=execution.tokens,
+        evaluated=execution.evaluated,
+        sequences=len(tokens),
+        sampled_tokens=sum(map(len, tokens)),
+        output=commitment(tokens, salt),
+        software=dict(software),
+        issued_at_ms=issued_at_ms,
+    )
+    _require_sense(statement)
+    return statement, salt
+
+
+def attest(statement: Statement, signer: Signer) -> Attestation:
+    """Sign. Raises Unavailable if the key cannot be reached."""
+    seals = _seals(statement)
+    signature = signer.sign(_signed_digest(seals, signer.key_id)).hex()
+    return Attestation(statement=statement, seals=seals, key_id=signer.key_id, signature=signature)
+
+
+def verify(text: bytes, trusted: Mapping[str, PublicKey]) -> Statement:
+    """The statement, if one of the trusted keys (by key id) signed it. Raises AttestationRefused."""
+    attestation = _parse(text)
+    key = trusted.get(attestation.key_id)
+    if key is None:
+        raise AttestationRefused("key_id", f"{attestation.key_id} is not a key that you trust")
+    digest = _signed_digest(attestation.seals, attestation.key_id)
+    try:
+        key.verify(digest, bytes.fromhex(attestation.signature))
+    except IntegrityError:
+        raise AttestationRefused("signature", "it is not over these seals") from None
+    expected = _seals(attestation.statement)
+    for name in sorted(expected.keys() | attestation.seals.keys()):
+        if expected.get(name) != attestation.seals.get(name):
+            raise AttestationRefused(f"statement.{name}", "it was changed after it was signed")
+    _require_sense(attestation.statement)
+    return attestation.statement
+
+
+def check_output(statement: Statement, tokens: list[list[int]], salt: bytes) -> None:
+    """Raises AttestationRefused unless these are the sampled tokens that the statement is about."""
+    if len(salt) != SALT_BYTES or commitment(tokens, salt) != statement.output:
+        raise AttestationRefused("statement.output", "these are not the tokens that it is about")
+
+
+def _require_sense(statement: Statement) -> None:
+    """What no honest service signs: encryption required and not run, or less evaluated than there was."""
+    he = statement.mode is ExecutionMode.HE
+    if statement.policy is ExecutionPolicy.HE_REQUIRED and not he:
+        raise AttestationRefused("statement.mode", "the policy requires encryption and it did not run")
+    if he and (statement.evaluated == 0 or statement.evaluated != statement.sites * statement.tokens):
+        raise AttestationRefused("statement.evaluated", "not every token was evaluated at every site")
+    if he and None in (statement.adapter, statement.digest, statement.epoch, statement.parameters):
+        raise AttestationRefused("statement.digest", "an encrypted evaluation names adapter and parameters")
+
+
+def _parse(text: bytes) -> Attestation:
+    if len(text) > MAX_BYTES:
+        raise AttestationRefused("file", f"it is larger than {MAX_BYTES} bytes")
+    try:
+        values = json.loads(text, object_pairs_hook=_no_duplicates)
+        return Attestation.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:64] for part in problem["loc"]) or "file"
+        raise AttestationRefused(where, str(problem["msg"])[:200]) from None
+    except (ValueError, RecursionError):
+        raise AttestationRefused("file", "it is not JSON") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
+def _seals(statement: Statement) -> dict[str, str]:
+    fields = statement.model_dump(mode="json")
+    return {
+        name: hashlib.sha256(_SEAL + _canonical([name, value])).hexdigest() for name, value in fields.items()
+    }
+
+
+def _signed_digest(seals: Mapping[str, str], key_id: str) -> bytes:
+    return hashlib.sha256(_SIGNED + _canonical([key_id, dict(seals)])).digest()
+
+
+def _canonical(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

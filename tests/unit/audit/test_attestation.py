@@ -1,0 +1,187 @@
+"""HE-01: evidence on every answer: what is changed is refused by name; nonsense is not signed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tensafe.audit.attestation import (
+    AttestationRefused,
+    Statement,
+    attest,
+    check_output,
+    state,
+    verify,
+)
+from tensafe.cli.app import app
+from tensafe.contracts.execution import Execution, ExecutionMode, ExecutionPolicy
+from tensafe.contracts.payloads import JSON, PROTOBUF
+from tensafe.contracts.sampling import SampleResult, Sequence
+from tensafe.storage.signing import PublicKey, Signer
+from tensafe.wire import tinker_v0_38_pb2 as pb
+from tensafe.wire.results import Attested, attested_of, encode_sample, sample_json
+from tests.fakes.signers import P256Signer, memory_signer
+
+TOKENS = [[5, 6, 7], [8]]
+EXECUTION = Execution(ExecutionMode.HE, "A@3", "ab" * 32, 2, "bfv/1", sites=4, tokens=10, evaluated=40)
+RESULT = SampleResult(
+    tuple(Sequence(np.array(t, np.int32), np.zeros(len(t), np.float32), "length") for t in TOKENS),
+    execution=EXECUTION,
+)
+
+
+def stated(result: SampleResult = RESULT, policy: ExecutionPolicy = ExecutionPolicy.HE_REQUIRED) -> Any:
+    return state(
+        result,
+        operation="s:sample:0:1",
+        base_model="base",
+        policy=policy,
+        software={"tensafe": "1", "vllm": "0.32.0"},
+        issued_at_ms=1_700_000_000_000,
+    )
+
+
+def canonical(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def trusted(signer: Signer) -> dict[str, PublicKey]:
+    return {signer.key_id: PublicKey.from_pem(signer.public_key)}
+
+
+@pytest.fixture(params=[memory_signer, P256Signer])
+def signer(request: pytest.FixtureRequest) -> Signer:
+    return request.param()  # type: ignore[no-any-return]
+
+
+def test_what_was_signed_verifies_with_the_public_key_alone(signer: Signer) -> None:
+    statement, salt = stated()
+    text = attest(statement, signer).model_dump_json().encode()
+    assert verify(text, trusted(signer)) == statement
+    assert (statement.sampled_tokens, statement.evaluated, statement.mode) == (4, 40, ExecutionMode.HE)
+    check_output(statement, TOKENS, salt)
+    with pytest.raises(AttestationRefused, match=r"statement\.output"):
+        check_output(statement, [[5, 6, 7], [9]], salt)
+    assert salt.hex() not in text.decode()
+
+
+def test_any_byte_that_is_changed_is_refused() -> None:
+    signer = memory_signer()
+    text = attest(stated()[0], signer).model_dump_json().encode()
+    keys = trusted(signer)
+    for position in range(len(text)):
+        for flip in (0x01, 0x20):
+            changed = bytearray(text)
+            changed[position] ^= flip
+            with pytest.raises(AttestationRefused) as refused:
+                verify(bytes(changed), keys)
+            assert refused.value.where
+
+
+@pytest.mark.parametrize("field", Statement.model_fields)
+def test_a_changed_field_is_named(field: str) -> None:
+    signer = memory_signer()
+    document = json.loads(attest(stated()[0], signer).model_dump_json())
+    other = {
+        "format": "tensafe/attestation/v2",
+        "policy": "HE_PREFERRED",
+        "mode": "PLAINTEXT",
+        "software": {},
+        "digest": "cd" * 32,
+        "output": "cd" * 32,
+    }
+    value = document["statement"][field]
+    document["statement"][field] = other.get(field, value + 1 if isinstance(value, int) else "other")
+    with pytest.raises(AttestationRefused) as refused:
+        verify(canonical(document), trusted(signer))
+    assert field in refused.value.where
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda d: d.update(signature="00" * 64), "signature"),
+        (lambda d: d.update(signature=d["signature"].upper()), "signature"),
+        (lambda d: d.update(key_id="other"), "key_id"),
+        (lambda d: d.update(extra=1), "extra"),
+        (lambda d: d["statement"].update(extra=1), "statement.extra"),
+        (lambda d: d["seals"].update(epoch="0" * 64), "signature"),
+        (lambda d: d["seals"].pop("epoch"), "signature"),
+        (lambda d: d["statement"].update(tokens=True), "statement.tokens"),
+        (lambda d: d.pop("seals"), "seals"),
+    ],
+)
+def test_other_changes_are_named_too(change: Any, where: str) -> None:
+    signer = memory_signer()
+    document = json.loads(attest(stated()[0], signer).model_dump_json())
+    change(document)
+    with pytest.raises(AttestationRefused) as refused:
+        verify(canonical(document), trusted(signer))
+    assert refused.value.where == where
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"[" * 60_000, b" " * 70_000])
+def test_what_is_no_attestation_is_refused(text: bytes) -> None:
+    with pytest.raises(AttestationRefused):
+        verify(text, {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": ExecutionMode.PLAINTEXT},
+        {"mode": ExecutionMode.NONE},
+        {"evaluated": 39},
+        {"evaluated": 0, "tokens": 0},
+        {"digest": None},
+        {"parameters": None},
+    ],
+)
+def test_he_01_nothing_is_signed_that_no_honest_service_says(change: dict[str, Any]) -> None:
+    with pytest.raises(AttestationRefused):
+        stated(replace(RESULT, execution=replace(EXECUTION, **change)))
+    with pytest.raises(AttestationRefused):
+        stated(replace(RESULT, execution=None))
+
+
+def test_it_travels_in_both_forms_of_a_result_and_the_sdk_skips_it() -> None:
+    word = Attested({"statement": {"a": 1}}, "ab")
+    protobuf, plain = encode_sample(RESULT, word), encode_sample(RESULT)
+    assert attested_of(protobuf, PROTOBUF) == word
+    assert attested_of(plain, PROTOBUF) is None
+    read, expected = pb.SampleResponse.FromString(protobuf), pb.SampleResponse.FromString(plain)
+    read.DiscardUnknownFields()
+    assert read == expected
+    assert attested_of(canonical(sample_json(RESULT, word)), JSON) == word
+    assert attested_of(canonical(sample_json(RESULT)), JSON) is None
+
+
+def test_the_command_says_what_ran_or_what_is_wrong(tmp_path: Path) -> None:
+    signer = memory_signer()
+    statement, salt = stated()
+    document = json.loads(attest(statement, signer).model_dump_json())
+    key, file, answer = (tmp_path / name for name in ("key.pem", "attestation.json", "answer.json"))
+    key.write_text(signer.public_key)
+    file.write_text(json.dumps(document, indent=1))
+    answer.write_text(json.dumps(sample_json(RESULT, Attested(document, salt.hex()))))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["verify", str(file), *arguments])
+        return done.exit_code, done.output
+
+    code, output = run("--public-key", str(key), "--answer", str(answer), "--json")
+    assert code == 0
+    assert json.loads(output) | {"valid": True, "mode": "HE", "answer_checked": True} == json.loads(output)
+    code, output = run()
+    assert code == 2
+    document["statement"]["epoch"] = 3
+    file.write_text(json.dumps(document))
+    code, output = run("--public-key", str(key))
+    assert code == 1
+    assert "statement.epoch" in output
