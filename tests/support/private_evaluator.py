@@ -25,6 +25,7 @@ import numpy.typing as npt
 from tensafe_gpu.helora.ports import (
     AdapterInfo,
     HeUnavailable,
+    KeyHolder,
     ModuleShape,
     SiteShape,
 )
@@ -54,7 +55,7 @@ def shapes(sites: Mapping[str, dict[str, object]]) -> tuple[SiteShape, ...]:
     for name, site in sites.items():
         modules = site["modules"]
         width = next(iter(modules.values()))[0].shape[1]  # type: ignore[attr-defined]
-        bound = min(2**15, (T_HALF - 1) // (A_BOUND * width))
+        bound = site.get("x_bound") or min(2**15, (T_HALF - 1) // (A_BOUND * width))
         found.append(
             SiteShape(
                 name,
@@ -119,8 +120,12 @@ class EvaluatorKeyHolder:
         return answer
 
 
-def connect(holder: Mapping[str, str]) -> EvaluatorKeyHolder:
-    """What `key_holder=` names in the tests' engines."""
+def connect(holder: Mapping[str, str]) -> KeyHolder:
+    """What `key_holder=` names in the tests' engines: the real one where there is an address."""
+    if "address" in holder:
+        from tensafe_gpu.sampler.private import connecting
+
+        return connecting.connect(holder)
     return EvaluatorKeyHolder(holder["socket"], float(holder.get("timeout_s", "2")))
 
 

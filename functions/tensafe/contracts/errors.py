@@ -147,6 +147,7 @@ HE_CODES: Final = {
     "he_not_allowed": "its adapter holder does not offer it to this tenant",
     "he_not_prepared": "its preprocessing did not keep up; try again",
     "he_activations_not_finite": "the base model's activations are no numbers for this prompt",
+    "he_state_failed": "the record of used masks cannot be written",
     "he_does_not_fit": "it does not fit the base model",
     "he_not_evaluated": "fewer of its layers were evaluated than the answer needs; it was discarded",
 }

@@ -19,7 +19,7 @@ from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, offer_of, vllm_name
-from tensafe_gpu.sampler.private.serving import HOLDER_ABSENT, PrivateServing
+from tensafe_gpu.sampler.private.serving import GONE_ON, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
 from tensafe_gpu.sampler.translate import Limits, check_request, sampling_arguments, to_result
@@ -185,9 +185,9 @@ class SamplingEngine:
         try:
             return await self._evaluated(request, adapter, salt)
         except HeRefused as error:
-            if not idle or error.code != HOLDER_ABSENT:
+            if not idle or error.code not in GONE_ON:
                 raise
-        # The connection may have died while nobody used it, with a holder that is back by now.
+        # While nobody used it, the connection may have died, or another epoch begun.
         return await self._evaluated(request, adapter, salt)
 
     async def _evaluated(self, request: SampleRequest, adapter: PrivateAdapter, salt: str) -> SampleResult:

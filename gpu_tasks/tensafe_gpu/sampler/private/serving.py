@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
 
-HOLDER_ABSENT: Final = "he_adapter_holder_absent"
+GONE_ON: Final = ("he_adapter_holder_absent", "he_version_mismatch")
+"""Failures of an adapter that has been open for a while which opening it again may heal."""
 _OPEN_POLL_S: Final = 0.05
 _WATCH_S: Final = 0.1
 """How soon the requests of an adapter that has failed are aborted; until then they run on zero deltas."""

@@ -1,0 +1,48 @@
+"""From where an adapter is held to a key holder of it: the real one, over a unix socket or mutual TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.connection import Connector, Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.key_holder import RemoteKeyHolder
+from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable, KeyHolder
+from tensafe_gpu.helora.tls import TlsFiles, client_context
+
+CONNECT: Final = "tensafe_gpu.sampler.private.connecting:connect"
+TIMEOUTS: Final = Timeouts(connect_s=3.0, online_s=3.0, offline_s=60.0)
+"""A late online answer holds up every request of the batch, so its time-out is short."""
+
+
+def connect(holder: Mapping[str, str]) -> KeyHolder:
+    """Greet the adapter holder at `address` (`unix:PATH` or `tcp:HOST:PORT`) for `tenant`.
+
+    `adapter` and `version` say which one; `burn_log` is this sampler's file of used indices; tcp needs the
+    files `tls_cert`, `tls_key` and `tls_ca`. Raises HeUnavailable.
+    """
+    wanted = Wanted(holder["tenant"], holder["adapter"], int(holder["version"]))
+    return RemoteKeyHolder(_connector(holder), wanted, _burn_log(holder["burn_log"]), TIMEOUTS)
+
+
+def _connector(holder: Mapping[str, str]) -> Connector:
+    kind, _, rest = holder["address"].partition(":")
+    if kind == "unix" and rest:
+        return unix_connector(Path(rest), TIMEOUTS.connect_s)
+    host, _, port = rest.rpartition(":")
+    if kind != "tcp" or not host or not port.isdecimal():
+        raise HeUnavailable(PARAMETERS_REFUSED, "an adapter holder's address is unix:PATH or tcp:HOST:PORT")
+    try:
+        files = TlsFiles(*(Path(holder[f"tls_{name}"]) for name in ("cert", "key", "ca")))
+    except KeyError as error:
+        raise HeUnavailable(PARAMETERS_REFUSED, "tcp needs tls_cert, tls_key and tls_ca") from error
+    return tls_connector(host, int(port), client_context(files), TIMEOUTS.connect_s)
+
+
+@cache
+def _burn_log(path: str) -> BurnLog:
+    """One per file in this process; it stays open."""
+    return BurnLog(Path(path))
