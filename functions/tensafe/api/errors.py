@@ -36,6 +36,7 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.RunBlocked: 409,
     errors.BudgetExceeded: 422,
     errors.Unavailable: 503,
+    errors.HeRefused: 503,
     errors.TooManyRequests: 429,
     errors.IntegrityError: 500,
     errors.ConfigurationError: 500,

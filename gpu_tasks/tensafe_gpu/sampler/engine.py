@@ -152,9 +152,9 @@ class SamplingEngine:
         computation, which shows in `prompt_cache_hit_tokens` and in the time taken; without a scope
         nothing is shared. The same seed, prompt, parameters and weights give the same tokens.
         `policy` can strengthen the adapter's own. `on_tokens` hears nothing of what is evaluated under
-        encryption, which is given out only when all of it has been vouched for. Raises InvalidRequest (with `field`) for a request or
-        adapter that cannot be served, HeRefused where only encryption may answer and cannot, and
-        Unavailable when the engine is dead or gave up.
+        encryption, which is given out only when all of it has been vouched for. Raises InvalidRequest (with
+        `field`) for a request or adapter that cannot be served, HeRefused where only encryption may answer
+        and cannot, and Unavailable when the engine is dead or gave up.
         """
         self._require_healthy()
         check_request(request, self.limits)

@@ -28,7 +28,11 @@ def hello(world: World, stream: StreamRecord, operation: Operation, payload: Tex
     tokens = None if payload.top_logprobs is None else TOKENS
     choice = TextChoice(text="Hello", stop_reason="stop", tokens=tokens)
     result = TextResult(
-        choices=(choice,) * payload.num_samples, prompt_tokens=2, completion_tokens=3 * payload.num_samples
+        choices=(choice,) * payload.num_samples,
+        prompt_tokens=2,
+        completion_tokens=3 * payload.num_samples,
+        attestation={"of": payload.prompt or "chat"},
+        attestation_salt="00",
     )
     done = Result("application/json", result.model_dump_json().encode())
     world.services.outcomes.complete(stream, operation, done)
@@ -89,6 +93,8 @@ def test_a_completion_has_the_shape_that_openais_clients_read(world: World, http
         "text_offset": [0, 3],
     }
     assert answer["usage"]["total_tokens"] == 2 * (2 + 6)
+    assert [one["attestation"] for one in answer["attestations"]] == [{"of": "a"}, {"of": "b"}]
+    assert answer["attestations"][0]["attestation_salt"] == "00"
 
 
 def test_a_chat_answer_is_the_assistants_turn(world: World, http: TestClient) -> None:
@@ -133,6 +139,7 @@ def test_a_stream_tells_pieces_as_they_come_and_the_rest_at_the_end(world: World
     assert deltas[0] == {"role": "assistant", "content": ""}
     assert [delta["content"] for delta in deltas[1:]] == ["He", "l", "lo"]
     assert told[-3]["choices"][0]["finish_reason"] == "stop"
+    assert told[-3]["attestations"][0]["attestation"] == {"of": "chat"}
 
 
 def test_a_stream_that_another_sampler_took_over_ends_with_an_error(world: World, http: TestClient) -> None:
