@@ -18,6 +18,7 @@ from tensafe.operations.dead_letters import DeadLetters
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.leases import Leases
 from tensafe.operations.outcomes import Outcomes
+from tensafe.operations.placements import Placements
 from tensafe.operations.progress import Progress
 from tensafe.operations.retention import Retention
 from tensafe.operations.sessions import Sessions
@@ -70,6 +71,7 @@ class Services:
     dead_letters: DeadLetters
     sweeper: Sweeper
     checkpoints: Checkpoints
+    placements: Placements
     retention: Retention
     api_keys: ApiKeys
     workers: WorkerStatus
@@ -124,6 +126,7 @@ def wire(
         dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         checkpoints=checkpoints,
+        placements=Placements(ports.items, clock_ms=clock_ms),
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
         api_keys=ApiKeys(ports.items, clock=clock_s),
         workers=workers,

@@ -8,11 +8,13 @@ import secrets
 from tensafe.api import runs
 from tensafe.api.futures import Future
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unavailable
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import CheckpointRef, SamplePayload, SavePayload
 from tensafe.contracts.sampling import SampleRequest, check_result_size
 from tensafe.contracts.training import ModelInfo
 from tensafe.operations import layout
-from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.placements import Placement
 from tensafe.operations.records import Operation, OpKind, StreamKind, StreamRecord
 from tensafe.operations.submissions import Submission
 from tensafe.services import Services
@@ -53,19 +55,10 @@ def open_sampler(
     """
     path: str | None = None
     if weights is not None:
-        checkpoint = services.checkpoints.find(
-            weights.run_id, CheckpointKind(weights.kind), weights.name, tenant
-        )
-        if checkpoint.kind is not CheckpointKind.SAMPLER:
-            raise InvalidRequest(
-                "only sampler weights (tinker://RUN/sampler_weights/NAME) can be sampled from",
-                field="model_path",
-            )
-        if base_model is not None and base_model != checkpoint.base_model:
-            raise InvalidRequest(
-                f"these weights belong to base model {checkpoint.base_model}", field="base_model"
-            )
-        base_model, path = checkpoint.base_model, checkpoint.path
+        found = _weights(services, tenant, weights)
+        if base_model is not None and base_model != found.base_model:
+            raise InvalidRequest(f"these weights belong to base model {found.base_model}", field="base_model")
+        base_model, path = found.base_model, found.path
     if base_model is None:
         raise InvalidRequest("give base_model or model_path", field="base_model")
     services.model(base_model)
@@ -91,8 +84,28 @@ def open_sampler(
     return record
 
 
+def _weights(services: Services, tenant: str, weights: CheckpointRef) -> Checkpoint | Placement:
+    """The tenant's sampler weights, here or with an adapter holder."""
+    kind = CheckpointKind(weights.kind)
+    if kind is CheckpointKind.SAMPLER:
+        placement = services.placements.peek(weights.run_id, weights.name)
+        if placement is not None and placement.tenant == tenant:
+            return placement
+    checkpoint = services.checkpoints.find(weights.run_id, kind, weights.name, tenant)
+    if checkpoint.kind is not CheckpointKind.SAMPLER:
+        raise InvalidRequest(
+            "only sampler weights (tinker://RUN/sampler_weights/NAME) can be sampled from",
+            field="model_path",
+        )
+    return checkpoint
+
+
 def sample_present_weights(
-    services: Services, stream: StreamRecord, request: SampleRequest, idempotency_key: str | None
+    services: Services,
+    stream: StreamRecord,
+    request: SampleRequest,
+    idempotency_key: str | None,
+    policy: ExecutionPolicy | None = None,
 ) -> Future:
     """Save the run's weights for one sampling session and sample from it.
 
@@ -118,7 +131,7 @@ def sample_present_weights(
     )
     path = f"tinker://{stream.stream_id}/{CheckpointKind.SAMPLER.value}/{name}"
     sampler = _waiting_sampler(services, stream, sampler_id, path, saving)
-    payload = SamplePayload(request=request, answer="json")
+    payload = SamplePayload(request=request, answer="json", execution_policy=policy)
     submission = Submission(
         1,
         OpKind.SAMPLE,

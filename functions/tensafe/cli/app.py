@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tensafe.cli import (
+    adapters,
     attestation,
     checkpoints,
     dead_letters,
@@ -72,6 +73,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
 app.add_typer(ops.app, name="ops")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(dead_letters.app, name="dead-letters")
 privacy.app.command()(privacy_plan.plan)
 app.add_typer(privacy.app, name="privacy")

@@ -36,6 +36,10 @@ class LocalSettings(BaseSettings):
     lease_s: float = Field(default=30.0, ge=2, le=600)
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads per task; 0 leaves the choice to the library."""
+    private_adapters: bool = False
+    """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
+    holder_tls: Path | None = None
+    """A folder with cert.pem, key.pem and ca.pem, for adapter holders that are reached over TCP."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("models", mode="before")

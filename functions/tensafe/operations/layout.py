@@ -21,6 +21,9 @@
     dead                        dead letters, oldest first
     due/<shard>                 what is to be deleted and when, soonest first
     artifact/<id>               where a saved artifact is registered
+    private/<run>               weights of the run that an adapter holder has, by name
+    tenant/<tenant>/private     listing of those
+    private-adapter/<adapter>   the same by what the adapter holder calls them
 
 No partition is written by every request (pending is sharded by stream, due by what goes), and none is
 ever scanned.
@@ -181,6 +184,31 @@ def due_erasure(due_ms: int, stream_id: str) -> Key:
 def artifact_item(artifact_id: str) -> Key:
     """Pointer from an artifact's id to its checkpoint."""
     return Key(f"artifact/{artifact_id}", "meta")
+
+
+def placement_item(run_id: str, name: str) -> Key:
+    """A private adapter under the path of the weights that it was."""
+    return Key(f"private/{run_id}", name)
+
+
+def placements_of(tenant: str) -> str:
+    """Partition that lists a tenant's private adapters."""
+    return f"tenant/{tenant}/private"
+
+
+def placement_listing(tenant: str, run_id: str, name: str) -> Key:
+    """Entry of a private adapter in its tenant's listing."""
+    return Key(placements_of(tenant), f"{run_id}/{name}")
+
+
+def placed_versions(adapter: str) -> str:
+    """Partition of what an adapter holder has under this name."""
+    return f"private-adapter/{adapter}"
+
+
+def placed_adapter(adapter: str, version: str, run_id: str, name: str) -> Key:
+    """Entry of a private adapter under the name and version that its holder knows."""
+    return Key(placed_versions(adapter), f"{version}/{run_id}/{name}")
 
 
 def due_session(due_ms: int, session_id: str) -> Key:

@@ -32,22 +32,38 @@ async def serve(
     from tensafe_gpu.sampler.worker import SamplerWorker  # noqa: PLC0415
 
     began = time.monotonic()
+    key_holder: str | None = None
+    if settings.private_adapters:
+        from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is SEAL needed
+
+        key_holder = CONNECT
     engine = await SamplingEngine.start(
         info.path,
         dtype=settings.dtype,
         max_context_tokens=info.max_context_tokens,
         max_lora_rank=info.max_lora_rank,
         kv_cache_bytes=info.kv_cache_bytes,
+        key_holder=key_holder,
     )
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)
     forgetting = asyncio.create_task(forget_gone(services, engine))
     try:
         texts = Texts(info.path)
-        await SamplerWorker(services, info.name, engine, owner=owner, texts=texts).run(stop)
+        private = private_files(settings)
+        worker = SamplerWorker(services, info.name, engine, owner=owner, texts=texts, private=private)
+        await worker.run(stop)
     finally:
         forgetting.cancel()
         await engine.close()
+
+
+def private_files(settings: LocalSettings) -> dict[str, str]:
+    """This sampler's own files on the way to an adapter holder (`private.connecting`)."""
+    files = {"burn_log": settings.data_dir / "burned.db"}
+    if settings.holder_tls is not None:
+        files |= {f"tls_{name}": settings.holder_tls / f"{name}.pem" for name in ("cert", "key", "ca")}
+    return {name: str(path) for name, path in files.items()}
 
 
 def main() -> None:

@@ -7,18 +7,21 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from tensafe.contracts.errors import Gone
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.placements import Placement
 from tensafe.operations.records import Failure, StreamRecord
 from tensafe.packages.bundle import unpack_files
 from tensafe.services import Services
 from tensafe.vault import forgetting
 from tensafe.wire.paths import CheckpointPath
 from tensafe_gpu.sampler.adapters import Adapter
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, held_as, is_private
+from tensafe_gpu.sampler.residency import AnyAdapter
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,12 @@ class Resident(Protocol):
 
 
 def still_there(services: Services, identity: str) -> bool:
-    """Whether the adapter's artifact is registered and its run's key is there; one read or two."""
+    """Whether the adapter's artifact is registered and its run's key is there; one read or two.
+
+    Of a private adapter: whether a placement names it.
+    """
+    if is_private(identity):
+        return services.placements.holds(*held_as(identity))
     run_id, _, artifact_id = identity.rpartition("@")
     keys = (layout.artifact_item(artifact_id), layout.stream_item(run_id, "key"))
     return all(services.ports.items.get(key) is not None for key in keys)
@@ -76,15 +84,23 @@ class Weights:
     What was deleted, expired or erased meanwhile is dropped within `CHECK_S` and a tick of `forgetting`.
     """
 
-    def __init__(self, services: Services, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        services: Services,
+        *,
+        private: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`private` is what this sampler adds to every way to an adapter holder: files of its own."""
         self._services = services
+        self._private = dict(private or {})
         self._clock = clock
         self._checked_s = clock()
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, Adapter] = OrderedDict()
 
-    def of(self, stream: StreamRecord) -> Adapter | None:
-        """The session's adapter, None for the base model.
+    def of(self, stream: StreamRecord) -> AnyAdapter | None:
+        """The session's adapter, plain or private, None for the base model.
 
         Raises WeightsPending, WeightsFailed, or Gone if the weights were deleted or their run erased.
         """
@@ -94,6 +110,9 @@ class Weights:
         self._check_saved(stream)
         path = CheckpointPath.parse(str(path_text))
         kind = CheckpointKind(path.kind)
+        placement = self._services.placements.peek(str(path.run), path.name)
+        if placement is not None and placement.tenant == stream.tenant:
+            return self._placed(placement)
         checkpoint = self._services.checkpoints.peek(str(path.run), kind, path.name)
         source = self._services.streams.find(str(path.run))
         if checkpoint is None or source is None or checkpoint.tenant != stream.tenant:
@@ -108,6 +127,15 @@ class Weights:
         adapter = self._read(source, checkpoint)
         self._keep(checkpoint.artifact_id, adapter)
         return adapter
+
+    def _placed(self, placement: Placement) -> PrivateAdapter:
+        holder = self._private | {
+            "address": placement.address,
+            "tenant": placement.holder_tenant,
+            "adapter": placement.adapter,
+            "version": str(placement.version),
+        }
+        return PrivateAdapter(placement.adapter, str(placement.version), holder, placement.policy)
 
     def forget_stale(self) -> None:
         """Drop what nobody may sample from any more, if it is time to look again."""

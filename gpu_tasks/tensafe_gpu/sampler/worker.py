@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,13 +71,14 @@ class SamplerWorker:
         owner: str,
         texts: Texts,
         settings: SamplerSettings | None = None,
+        private: Mapping[str, str] | None = None,
     ) -> None:
         self._services = services
         self._queue = sample_queue(base_model)
         self._engine = engine
         self._owner = owner
         self._settings = settings or SamplerSettings()
-        self._weights = Weights(services)
+        self._weights = Weights(services, private=private)
         self._texts = texts
         self._turns = Turns()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="storage")

@@ -22,7 +22,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service"), model_path)
+    private = {"TENSAFE_PRIVATE_ADAPTERS": "true"}
+    running = Service(tmp_path_factory.mktemp("service"), model_path, environment=private)
     running.init()
     running.start()
     yield running

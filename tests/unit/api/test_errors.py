@@ -28,6 +28,7 @@ EXPECTED = {
     errors.BudgetExceeded: (422, 422),
     errors.Unavailable: (503, 503),
     errors.TooManyRequests: (429, 429),
+    errors.HeRefused: (503, 503),
     errors.IntegrityError: (500, 500),
     errors.ConfigurationError: (500, 500),
     errors.TensafeError: (500, 500),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, RootModel
 
 from tensafe.api.futures import Future
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SamplingParams
 from tensafe.contracts.training import MAX_RANK, AdamParams, AdamWConfig, OptimizerConfig, SgdParams, Strict
 from tensafe.operations.checkpoints import Checkpoint
@@ -72,6 +73,8 @@ class Sample(Strict):
     sampling_params: SamplingParams = SamplingParams()
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = Field(default=0, ge=0, le=MAX_TOPK_LOGPROBS)
+    execution_policy: ExecutionPolicy | None = None
+    """Strengthens the adapter's own policy."""
 
 
 class TrainingClient(Strict):

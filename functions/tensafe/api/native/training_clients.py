@@ -216,7 +216,7 @@ async def sample(
             prompt_logprobs=body.prompt_logprobs,
             topk_prompt_logprobs=body.topk_prompt_logprobs,
         )
-        return sample_present_weights(context.services, stream, wanted, key)
+        return sample_present_weights(context.services, stream, wanted, key, body.execution_policy)
 
     return models.FutureState.of(await context.call(submit))
 

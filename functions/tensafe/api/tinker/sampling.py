@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -12,6 +14,8 @@ from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.auth.keys import Principal
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.operations.records import OpKind
 from tensafe.operations.submissions import Submission
@@ -20,6 +24,7 @@ from tensafe.wire.tinker_requests import sampling as bodies
 from tensafe.wire.tinker_responses import sessions as responses
 from tensafe.wire.tinker_responses.futures import FutureResponse
 
+POLICY_HEADER: Final = "X-TenSafe-Execution-Policy"
 router = APIRouter(route_class=DirectRoute)
 
 
@@ -67,19 +72,38 @@ async def get_sampler(sampler_id: str, principal: SampleCaller, context: Edge) -
 
 @router.post("/asample", openapi_extra=documented(bodies.SampleBody))
 async def asample(request: Request, principal: SampleCaller, context: Edge) -> Response:
-    """Draw tokens. Repeating (sampling_session_id, seq_id) is the same request."""
+    """Draw tokens. Repeating (sampling_session_id, seq_id) is the same request.
+
+    The header X-TenSafe-Execution-Policy, which the SDK sends if its `default_headers` has it, strengthens
+    the policy of the adapter.
+    """
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
-    return answer(await context.call(_submit, context, principal, raw))
+    asked = execution_policy(request.headers.get(POLICY_HEADER))
+    return answer(await context.call(_submit, context, principal, raw, asked))
 
 
-def _submit(context: Context, principal: Principal, raw: bytes) -> FutureResponse:
+def execution_policy(value: str | None) -> ExecutionPolicy | None:
+    """The policy that a header names. Raises InvalidRequest for one that there is not."""
+    try:
+        return None if value is None else ExecutionPolicy(value)
+    except ValueError:
+        there = ", ".join(ExecutionPolicy)
+        raise InvalidRequest(f"{POLICY_HEADER} must be one of {there}", field=POLICY_HEADER) from None
+
+
+def _submit(
+    context: Context, principal: Principal, raw: bytes, asked: ExecutionPolicy | None
+) -> FutureResponse:
     """For a thread: a prompt may have a million tokens."""
     sample = parse(bodies.SampleBody, raw, max_bytes=DATA_MAX_BYTES).to_sample()
     services = context.services
     stream = context.sampler(principal, str(sample.request_id.owner))
     sampling.check_sample(sample.request, runs.served(services, stream))
     payload = SamplePayload(
-        request=sample.request, prompt_logprobs_last_n=sample.prompt_logprobs_last_n, answer="protobuf"
+        request=sample.request,
+        prompt_logprobs_last_n=sample.prompt_logprobs_last_n,
+        answer="protobuf",
+        execution_policy=asked,
     )
     submission = Submission(sample.request_id.seq, OpKind.SAMPLE, payload.model_dump_json().encode())
     services.submissions.submit(stream, submission)

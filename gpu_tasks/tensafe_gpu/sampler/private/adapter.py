@@ -52,6 +52,12 @@ def vllm_name(adapter: PrivateAdapter, adapter_id: int) -> str:
     return f"{adapter.identity}#{adapter_id}"
 
 
+def held_as(identity: str) -> tuple[str, str]:
+    """Name and version of a private adapter from its identity."""
+    name, _, version = identity.removeprefix(PREFIX).rpartition("~")[0].rpartition("@")
+    return name, version
+
+
 def is_private(lora_name: str) -> bool:
     """Whether vLLM's name of an adapter is a private one's."""
     return lora_name.startswith(PREFIX)

@@ -1,0 +1,156 @@
+"""`adapters`: private adapters, which an adapter holder evaluates and this service does not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tensafe.cli.options import AsJson, DataDir, KeyFile, Tenant, Yes, confirm, opened
+from tensafe.cli.output import Row, print_object, print_rows, progress, utc
+from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.execution import DEFAULT_PRIVATE, ExecutionPolicy
+
+if TYPE_CHECKING:
+    from tensafe.operations.placements import Placement
+    from tensafe.services import Services
+
+app = typer.Typer(help="Publish, list, show, rotate and revoke private adapters.", no_args_is_help=True)
+AdapterPath = Annotated[
+    str,
+    typer.Argument(metavar="PATH", help="tinker://RUN/sampler_weights/NAME, as `adapters list` shows it."),
+]
+HolderDir = Annotated[
+    Path, typer.Option("--holder-dir", metavar="DIR", help="The adapter holder's data directory.")
+]
+
+
+@app.command()
+def publish(  # noqa: PLR0913, PLR0917 - one option each
+    path: AdapterPath,
+    holder_dir: HolderDir,
+    holder: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where it listens: unix:PATH or tcp:HOST:PORT.")
+    ],
+    tokens_per_site: Annotated[
+        int, typer.Option(min=1, help="Budget of an epoch; what it gives away is printed.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Needed: these weights are erased here.")
+    ] = False,
+    holder_tenant: Annotated[str, typer.Option(metavar="T", help="For whom it is evaluated.")] = "sampler",
+    policy: Annotated[
+        ExecutionPolicy, typer.Option(help="The least that an answer may do.")
+    ] = DEFAULT_PRIVATE,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move sampler weights to an adapter holder; they are sampled under the same path as before.
+
+    Their checkpoint is erased. The run's snapshots and other checkpoints still hold such weights:
+    `tensafe runs erase RUN` erases those too, and leaves the private adapter.
+    """
+    from tensafe.local.publishing import Publishing
+    from tensafe.local.publishing import publish as move
+
+    if not private:
+        raise InvalidRequest("say --private: the weights are moved, and erased here", field="private")
+    wanted = Publishing(holder_dir, holder, holder_tenant, tokens_per_site, policy)
+    with opened(data_dir, key_file, doing=None) as services:
+        confirm(f"Move {path} to the adapter holder, and erase it here?", yes)
+        with progress("publishing"):
+            placement, said = move(services, path, wanted)
+    facts = {**_row(placement), "digest": said.get("digest"), "extraction": said.get("extraction")}
+    print_object(facts, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    data_dir: DataDir = None, key_file: KeyFile = None, tenant: Tenant = None, as_json: AsJson = False
+) -> None:
+    """List private adapters."""
+    from tensafe.local.admin import tenants
+
+    with opened(data_dir, key_file) as services:
+        names = tenants(services) if tenant is None else [tenant]
+        rows = [_row(one) for name in names for one in services.placements.of_tenant(name)]
+    columns = ("path", "tenant", "base_model", "policy", "holder", "version")
+    print_rows(rows, as_json=as_json, columns=columns, empty="no private adapters")
+
+
+@app.command()
+def show(
+    path: AdapterPath, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
+    """Show a private adapter: its policy and where it is held."""
+    with opened(data_dir, key_file) as services:
+        row = _row(_find(services, path))
+    print_object(row, as_json=as_json)
+
+
+@app.command()
+def rotate(
+    path: AdapterPath,
+    holder_dir: HolderDir,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a new epoch at the adapter holder: new bases, a new budget."""
+    from tensafe.local.publishing import holder_command
+
+    with opened(data_dir, key_file) as services:
+        placement = _find(services, path)
+    said = holder_command(holder_dir, "rotate", *_named(placement))
+    print_object({**_row(placement), "epoch": said["epoch"], "digest": said["digest"]}, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    path: AdapterPath,
+    holder_dir: Annotated[
+        Path | None,
+        typer.Option("--holder-dir", metavar="DIR", help="Erase it at this adapter holder too."),
+    ] = None,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop sampling from a private adapter for ever."""
+    from tensafe.local.publishing import holder_command
+
+    with opened(data_dir, key_file, doing=None) as services:
+        placement = _find(services, path)
+        confirm(f"Revoke {path} of tenant {placement.tenant}?", yes)
+        if holder_dir is not None:
+            holder_command(holder_dir, "revoke", *_named(placement))
+        services.placements.remove(placement)
+    print_object({"path": path, "revoked": True, "erased": holder_dir is not None}, as_json=as_json)
+
+
+def _find(services: Services, path: str) -> Placement:
+    from tensafe.wire.paths import CheckpointPath
+
+    parsed = CheckpointPath.parse(path)
+    return services.placements.find(str(parsed.run), parsed.name)
+
+
+def _named(placement: Placement) -> tuple[str, ...]:
+    return ("--name", placement.adapter, "--version", str(placement.version))
+
+
+def _row(placement: Placement) -> Row:
+    return {
+        "path": placement.path,
+        "tenant": placement.tenant,
+        "base_model": placement.base_model,
+        "policy": placement.policy.value,
+        "holder": placement.address,
+        "adapter": placement.adapter,
+        "version": placement.version,
+        "created": utc(placement.created_ms),
+    }

@@ -1,0 +1,115 @@
+"""Moving sampler weights from this service to an adapter holder: publish there, place, erase here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tensafe.contracts.errors import ConfigurationError, InvalidRequest
+from tensafe.contracts.execution import ExecutionPolicy
+from tensafe.local.admin import delete_checkpoint, find_checkpoint
+from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.placements import Placement
+from tensafe.packages.bundle import unpack_files
+from tensafe.services import Services
+from tensafe.wire.paths import CheckpointPath
+
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
+_HOLDER: Final = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """What the publisher decides. `data_dir` is the adapter holder's, on this machine."""
+
+    data_dir: Path
+    address: str
+    holder_tenant: str
+    tokens_per_site: int
+    policy: ExecutionPolicy
+
+
+def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placement, dict[str, Any]]:
+    """Publish, place, erase: the placement and what the adapter holder said. Again, it goes on.
+
+    The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
+    found there, and not made twice. The run's snapshots and its other checkpoints are not touched.
+    Raises NotFound, InvalidRequest for other weights than a sampler's, ConfigurationError with the adapter
+    holder's sentence.
+    """
+    parsed = CheckpointPath.parse(path)
+    if parsed.kind != CheckpointKind.SAMPLER.value:
+        raise InvalidRequest("only sampler weights can be published privately", field="path")
+    placed = services.placements.peek(str(parsed.run), parsed.name)
+    if placed is not None:
+        _erase(services, path)
+        return placed, _known(wanted, placed.adapter) or {}
+    checkpoint = find_checkpoint(services, path)
+    stream = services.streams.find(checkpoint.run_id)
+    if stream is None:
+        raise InvalidRequest("the run of these weights has been erased", field="path")
+    said = _known(wanted, checkpoint.artifact_id)
+    if said is None:
+        files = unpack_files(services.checkpoints.read(stream, checkpoint))
+        with tempfile.TemporaryDirectory(prefix="tensafe-publish-", dir=_MEMORY) as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content)
+            said = _holder(
+                wanted,
+                "publish",
+                *("--name", checkpoint.artifact_id, "--peft", folder),
+                *("--base-model", checkpoint.base_model, "--tenants", wanted.holder_tenant),
+                *("--tokens-per-site", str(wanted.tokens_per_site)),
+            )
+    placement = services.placements.add(
+        Placement(
+            run_id=checkpoint.run_id,
+            name=parsed.name,
+            tenant=checkpoint.tenant,
+            base_model=checkpoint.base_model,
+            policy=wanted.policy,
+            address=wanted.address,
+            adapter=str(said["name"]),
+            version=int(said["version"]),
+            holder_tenant=wanted.holder_tenant,
+            created_ms=0,
+        )
+    )
+    _erase(services, path)
+    return placement, said
+
+
+def holder_command(data_dir: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """One command of the adapter holder on its data directory. Raises ConfigurationError as it says."""
+    command = [*_HOLDER, name, "--data-dir", str(data_dir), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run(command, capture_output=True, check=False, env=environment)  # noqa: S603 - ours
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise ConfigurationError(f"the adapter holder refused: {lines[-1][:500]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _holder(wanted: Publishing, name: str, *arguments: str) -> dict[str, Any]:
+    return holder_command(wanted.data_dir, name, *arguments)
+
+
+def _known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
+    """The active publication of a try that was cut short."""
+    adapters = _holder(wanted, "list")["adapters"]
+    found = [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
+    return found[-1] if found else None
+
+
+def _erase(services: Services, path: str) -> None:
+    parsed = CheckpointPath.parse(path)
+    checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
+    if checkpoint is not None:
+        delete_checkpoint(services, checkpoint)

@@ -1,0 +1,115 @@
+"""Which saved weights are private: held by an adapter holder, and sampled under their old path.
+
+A placement stands where the checkpoint of `tinker://RUN/sampler_weights/NAME` stood; it holds no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Final, cast
+
+from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
+from tensafe.contracts.execution import ExecutionPolicy
+from tensafe.operations import layout
+from tensafe.operations.streams import now_ms
+from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put
+
+_LISTED: Final = 10_000
+_KINDS: Final = ("unix:", "tcp:")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A private adapter as the service knows it.
+
+    `address` is the adapter holder's (`unix:PATH` or `tcp:HOST:PORT`), `adapter` and `version` what it
+    calls these weights, `holder_tenant` for whom it is asked.
+    """
+
+    run_id: str
+    name: str
+    tenant: str
+    base_model: str
+    policy: ExecutionPolicy
+    address: str
+    adapter: str
+    version: int
+    holder_tenant: str
+    created_ms: int
+
+    def __post_init__(self) -> None:
+        if not self.address.startswith(_KINDS):
+            raise InvalidRequest("an adapter holder is at unix:PATH or tcp:HOST:PORT", field="holder")
+
+    @property
+    def path(self) -> str:
+        return f"tinker://{self.run_id}/sampler_weights/{self.name}"
+
+    @classmethod
+    def from_item(cls, item: Item) -> Placement:
+        body = dict(item.body)
+        policy, version = ExecutionPolicy(str(body.pop("policy"))), int(cast(int, body.pop("version")))
+        created_ms = int(cast(int, body.pop("created_ms")))
+        texts = {key: str(value) for key, value in body.items()}
+        return cls(policy=policy, version=version, created_ms=created_ms, **texts)
+
+
+class Placements:
+    """Reads and writes placements."""
+
+    def __init__(self, items: Items, *, clock_ms: Callable[[], int] = now_ms) -> None:
+        self._items = items
+        self._clock_ms = clock_ms
+
+    def peek(self, run_id: str, name: str) -> Placement | None:
+        """The placement whatever its owner."""
+        item = self._items.get(layout.placement_item(run_id, name))
+        return None if item is None else Placement.from_item(item)
+
+    def find(self, run_id: str, name: str) -> Placement:
+        """As `peek`. Raises NotFound."""
+        found = self.peek(run_id, name)
+        if found is None:
+            raise NotFound("there is no private adapter at this path; `tensafe adapters list` shows them")
+        return found
+
+    def of_tenant(self, tenant: str) -> list[Placement]:
+        """All of a tenant's, by path."""
+        entries = self._items.query(layout.placements_of(tenant), limit=_LISTED)
+        found = (self.peek(*entry.key.sort.split("/", 1)) for entry in entries)
+        return [one for one in found if one is not None]
+
+    def holds(self, adapter: str, version: str) -> bool:
+        """Whether any placement names this version of an adapter."""
+        partition, first = layout.placed_versions(adapter), f"{version}/"
+        return bool(self._items.query(partition, first=first, last=f"{first}~", limit=1))
+
+    def add(self, placement: Placement) -> Placement:
+        """Again with the same content it does nothing. Raises Conflict if the path has another placement."""
+        body = cast("dict[str, JsonValue]", asdict(placement) | {"created_ms": self._clock_ms()})
+        try:
+            self._items.write([Put(key, body if i == 0 else {}, 0) for i, key in enumerate(_keys(placement))])
+        except ConditionFailed:
+            present = self.find(placement.run_id, placement.name)
+            if (present.adapter, present.version, present.address) != (
+                placement.adapter,
+                placement.version,
+                placement.address,
+            ):
+                raise Conflict("another private adapter has this path") from None
+            return present
+        return self.find(placement.run_id, placement.name)
+
+    def remove(self, placement: Placement) -> None:
+        """Nobody samples from it any more; absent is fine."""
+        self._items.write([Delete(key, None) for key in _keys(placement)])
+
+
+def _keys(placement: Placement) -> tuple[Key, ...]:
+    run_id, name = placement.run_id, placement.name
+    return (
+        layout.placement_item(run_id, name),
+        layout.placement_listing(placement.tenant, run_id, name),
+        layout.placed_adapter(placement.adapter, str(placement.version), run_id, name),
+    )

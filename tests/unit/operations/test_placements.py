@@ -1,0 +1,48 @@
+"""Where private adapters are held: one per path, found by path, tenant and the holder's own name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
+from tensafe.contracts.execution import ExecutionPolicy
+from tensafe.operations.placements import Placement, Placements
+from tests.fakes.items import MemoryItems
+
+ONE = Placement(
+    "s:train:0", "mine", "acme", "base", ExecutionPolicy.HE_REQUIRED, "unix:/a", "art-1", 1, "sampler", 7
+)
+
+
+@pytest.fixture
+def placements() -> Placements:
+    return Placements(MemoryItems(), clock_ms=lambda: 7)
+
+
+def test_a_placement_is_found_by_everything_that_names_it(placements: Placements) -> None:
+    other = replace(ONE, name="other", adapter="art-2", version=12)
+    assert placements.add(ONE) == ONE
+    assert placements.add(other) == other
+    assert placements.find("s:train:0", "mine") == ONE
+    assert ONE.path == "tinker://s:train:0/sampler_weights/mine"
+    assert placements.of_tenant("acme") == [ONE, other]
+    assert placements.of_tenant("b") == []
+    assert placements.holds("art-1", "1")
+    assert not placements.holds("art-1", "2")
+    assert not placements.holds("art-2", "1")  # only 12
+    placements.remove(ONE)
+    placements.remove(ONE)
+    assert placements.peek("s:train:0", "mine") is None
+    assert not placements.holds("art-1", "1")
+    with pytest.raises(NotFound):
+        placements.find("s:train:0", "mine")
+
+
+def test_adding_again_is_the_same_and_another_is_a_conflict(placements: Placements) -> None:
+    assert placements.add(ONE) == placements.add(replace(ONE, created_ms=9)) == ONE
+    with pytest.raises(Conflict):
+        placements.add(replace(ONE, adapter="art-2"))
+    with pytest.raises(InvalidRequest):
+        replace(ONE, address="/a")
