@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tensafe.contracts.errors import ConfigurationError, IntegrityError, Unavailable
+from tensafe.contracts.errors import ConfigurationError, IntegrityError, InvalidRequest, Unavailable
 from tensafe.storage.anchors import Anchors
+from tensafe.storage.dynamodb_anchors import DynamoDbAnchors
 from tensafe.storage.file_anchors import SLOT_BYTES, FileAnchors
+from tensafe.storage.ports import ConditionFailed
 from tests.contract.anchors_suite import NAME, AnchorsSuite, mark
+from tests.contract.emulators import LOST, TABLE, Wire, create_table, moto_in_process, shared_client
 from tests.fakes import MemoryAnchors
 
 
@@ -83,3 +87,53 @@ class TestFiles(AnchorsSuite):
         monkeypatch.setattr("os.fdatasync", failing)
         with pytest.raises(Unavailable, match="Input/output error"):
             anchors.put(mark(3), after=mark(2))
+
+
+class TestDynamoDb(AnchorsSuite):
+    @pytest.fixture
+    def wire(self) -> Iterator[Wire]:
+        with moto_in_process(), Wire().between() as wire:
+            yield wire
+
+    @pytest.fixture
+    def anchors(self, wire: Wire) -> Anchors:
+        return DynamoDbAnchors(create_table(), TABLE)
+
+    def test_a_write_whose_answer_was_lost_has_succeeded(self, anchors: Anchors, wire: Wire) -> None:
+        """The SDK's own retry finds its write there, and must not call that a lost race."""
+        wire.break_next(LOST)
+        anchors.put(mark(0), after=None)
+        wire.break_next(LOST, LOST)
+        anchors.put(mark(1), after=mark(0))
+        assert anchors.get(NAME) == mark(1)
+
+    def test_an_equal_mark_of_another_writer_is_a_lost_race(self, anchors: Anchors) -> None:
+        anchors.put(mark(1), after=None)
+        with pytest.raises(ConditionFailed, match="has moved"):
+            anchors.put(mark(1), after=None)
+
+    def test_one_call_for_each(self, anchors: Anchors, wire: Wire) -> None:
+        wire.forget()
+        anchors.put(mark(0), after=None)
+        anchors.get(NAME)
+        assert [call.rpartition(".")[2] for call in wire.called] == ["PutItem", "GetItem"]
+        assert wire.sent[1]["ConsistentRead"] is True
+
+    def test_a_body_that_a_file_could_not_hold_is_refused(self, anchors: Anchors) -> None:
+        with pytest.raises(InvalidRequest, match="at most"):
+            anchors.put(mark(0, note="x" * 2000), after=None)
+
+    def test_a_damaged_mark_is_an_error(self, anchors: Anchors, wire: Wire) -> None:
+        anchors.put(mark(0), after=None)
+        key = {"pk": {"S": NAME}, "sk": {"S": "anchor"}}
+        create = {"TableName": TABLE, "Item": key | {"n": {"N": "0"}, "b": {"S": "[]"}, "w": {"S": "x"}}}
+        shared_client("dynamodb").put_item(**create)
+        for act in (lambda: anchors.get(NAME), anchors.all):
+            with pytest.raises(IntegrityError, match="damaged"):
+                act()
+
+    def test_an_outage_is_told(self, anchors: Anchors, wire: Wire) -> None:
+        wire.break_next(*[(500, {"__type": "InternalServerError"})] * 4)
+        with pytest.raises(Unavailable):
+            anchors.put(mark(0), after=None)
+        assert anchors.get(NAME) is None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tensafe.contracts.errors import IntegrityError
 from tensafe.storage.checks import check_range
-from tensafe.storage.ports import BlobExists, BlobInfo, BlobMissing, check_blob_key
+from tensafe.storage.ports import OCTETS, BlobExists, BlobInfo, BlobMissing, check_blob_key
 from tensafe.storage.presign import UrlSigner
 
 
@@ -53,7 +53,7 @@ class MemoryBlobs:
     def delete(self, key: str) -> None:
         self.stored.pop(check_blob_key(key), None)
 
-    def presign_get(self, key: str, *, expires_s: int) -> str:
+    def presign_get(self, key: str, *, expires_s: int, media_type: str = OCTETS) -> str:
         return self._signer.url(key, expires_s)
 
     def open_presigned(self, key: str, expires: int, signature: str) -> bytes:

@@ -36,6 +36,8 @@ class EdgeLimits:
     """How long a completion of the OpenAI face may take; nobody can come back for it."""
     waits_per_key: int = 1000
     """Each costs two looks at the store a second."""
+    answer_bytes: int | None = None
+    """The largest answer that the platform returns; a larger one is fetched elsewhere (`api/answers.py`)."""
     wire: WireLimits = field(default_factory=WireLimits)
 
 

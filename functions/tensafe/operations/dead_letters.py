@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final
 
 from tensafe.contracts.errors import Conflict, NotFound, TensafeError
 from tensafe.operations import layout
@@ -20,8 +20,8 @@ from tensafe.storage.ports import (
     ConditionFailed,
     Delete,
     Item,
+    JsonValue,
     Key,
-    Message,
     Put,
     Queues,
     QueueSpec,
@@ -181,7 +181,7 @@ class DeadLetters:
             ):
                 for message in messages:
                     try:
-                        self._handle(message)
+                        self.settle_message(message.body)
                     except TensafeError:  # it alone waits; the next look is in a minute
                         log.exception("dead message not settled", extra={"queue": spec.dead_queue})
                         continue
@@ -189,12 +189,14 @@ class DeadLetters:
                     handled += 1
         return handled
 
-    def _handle(self, message: Message) -> None:
-        stream = self._streams.find(str(message.body["stream"]))
+    def settle_message(self, body: Mapping[str, JsonValue]) -> None:
+        """Handle one message that its queue gave up on, by its body. Idempotent, safe to kill."""
+        stream = self._streams.find(str(body["stream"]))
         if stream is None or stream.state is StreamState.ERASED:
             return
         if stream.kind is StreamKind.SAMPLER:
-            operation = self._outcomes.peek(stream.stream_id, cast(int, message.body["seq"]))
+            seq = body.get("seq")
+            operation = self._outcomes.peek(stream.stream_id, seq) if isinstance(seq, int) else None
             if operation is None or operation.state.final or self._workers.running(operation):
                 return
             if not self.bury_poison(stream, operation):

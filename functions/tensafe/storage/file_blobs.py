@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 from tensafe.contracts.errors import IntegrityError, Unavailable
 from tensafe.storage.checks import check_range
 from tensafe.storage.durable import sync_directory
-from tensafe.storage.ports import BlobExists, BlobInfo, BlobMissing, check_blob_key
+from tensafe.storage.ports import OCTETS, BlobExists, BlobInfo, BlobMissing, check_blob_key
 from tensafe.storage.presign import UrlSigner
 
 _log = logging.getLogger(__name__)
@@ -85,15 +85,15 @@ class FileBlobs:
             path.unlink(missing_ok=True)
             sync_directory(path.parent)
 
-    def presign_get(self, key: str, *, expires_s: int) -> str:
-        return self._signer.url(key, expires_s)
+    def presign_get(self, key: str, *, expires_s: int, media_type: str = OCTETS) -> str:
+        return self._signer.url(key, expires_s, media_type)
 
-    def open_presigned(self, key: str, expires: int, signature: str) -> bytes:
+    def open_presigned(self, key: str, expires: int, signature: str, media_type: str = OCTETS) -> bytes:
         """What the holder of a URL from `presign_get` may read: the whole verified blob.
 
         Raises Unauthenticated (expired, altered), InvalidRequest (no blob key), BlobMissing.
         """
-        self._signer.verify(key, expires, signature)
+        self._signer.verify(key, expires, signature, media_type)
         return self.get(key)
 
     def _path(self, key: str) -> Path:

@@ -26,6 +26,8 @@ MESSAGE_MAX_BYTES: Final = 256 * 1024
 """Largest message body as ASCII JSON."""
 VISIBILITY_MAX_S: Final = 12 * 3600
 
+OCTETS: Final = "application/octet-stream"
+
 _PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@=+-]{0,511}")
 _SORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@=+-]{0,511}")
 _BLOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}(/[A-Za-z0-9][A-Za-z0-9_.=-]{0,199}){0,15}")
@@ -288,8 +290,8 @@ class Blobs(Protocol):
     def delete(self, key: str) -> None:
         """Remove it; removing what is not there is not an error."""
 
-    def presign_get(self, key: str, *, expires_s: int) -> str:
-        """A URL that returns the stored (sealed) bytes to whoever holds it until it expires.
+    def presign_get(self, key: str, *, expires_s: int, media_type: str = OCTETS) -> str:
+        """A URL that returns the stored bytes, as `media_type`, to whoever holds it until it expires.
 
         1 s to 7 days; on AWS it ends earlier where the credentials that signed it do. Whether the blob
         exists is found out by whoever follows the URL.

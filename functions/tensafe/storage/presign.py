@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import quote
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, hmac
 
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest, Unauthenticated
-from tensafe.storage.ports import check_blob_key
+from tensafe.storage.ports import OCTETS, check_blob_key
 
 EXPIRES_MAX_S: Final = 7 * 24 * 3600
 SECRET_MIN_BYTES: Final = 32
@@ -24,7 +25,10 @@ def check_url_lifetime(expires_s: int) -> None:
 
 
 class UrlSigner:
-    """Signs and verifies `{base_url}/{key}?expires={unix seconds}&signature={hex}` with HMAC-SHA256."""
+    """Signs and verifies `{base_url}/{key}?expires={unix seconds}&signature={hex}` with HMAC-SHA256.
+
+    A media type other than octets stands before the signature, as `&type=`, and is signed too.
+    """
 
     def __init__(self, secret: bytes, base_url: str, *, clock: Callable[[], float] = time.time) -> None:
         if len(secret) < SECRET_MIN_BYTES:
@@ -36,26 +40,28 @@ class UrlSigner:
         self._base_url = base_url.rstrip("/")
         self._clock = clock
 
-    def url(self, key: str, expires_s: int) -> str:
+    def url(self, key: str, expires_s: int, media_type: str = OCTETS) -> str:
         """The URL of a blob; InvalidRequest unless it lives 1 s to 7 days."""
         check_blob_key(key)
         check_url_lifetime(expires_s)
         expires = int(self._clock()) + expires_s
-        signature = self._mac(key, expires).finalize().hex()
+        signature = self._mac(key, expires, media_type).finalize().hex()
+        named = "" if media_type == OCTETS else f"&type={quote(media_type, safe='')}"
         # Every character of the key grammar may stand in a path as it is.
-        return f"{self._base_url}/{key}?expires={expires}&signature={signature}"
+        return f"{self._base_url}/{key}?expires={expires}{named}&signature={signature}"
 
-    def verify(self, key: str, expires: int, signature: str) -> None:
+    def verify(self, key: str, expires: int, signature: str, media_type: str = OCTETS) -> None:
         """Unauthenticated if the signature is not ours (compared in constant time) or has expired."""
         check_blob_key(key)
         try:
-            self._mac(key, expires).verify(bytes.fromhex(signature))
+            self._mac(key, expires, media_type).verify(bytes.fromhex(signature))
         except (InvalidSignature, ValueError) as error:
             raise Unauthenticated("the URL's signature does not verify", field="signature") from error
         if expires <= self._clock():
             raise Unauthenticated("the URL has expired; ask for a new one", field="expires")
 
-    def _mac(self, key: str, expires: int) -> hmac.HMAC:
+    def _mac(self, key: str, expires: int, media_type: str) -> hmac.HMAC:
         mac = hmac.HMAC(self._secret, hashes.SHA256())
-        mac.update(b"\n".join((_DOMAIN, key.encode(), str(expires).encode())))
+        parts = [_DOMAIN, key.encode(), str(expires).encode()]
+        mac.update(b"\n".join(parts if media_type == OCTETS else [*parts, media_type.encode()]))
         return mac

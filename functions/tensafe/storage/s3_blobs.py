@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, Unavailable
 from tensafe.storage.aws_clients import AwsClient, Backoff, aws_errors_made_ours, error_code
 from tensafe.storage.checks import check_range
-from tensafe.storage.ports import BlobExists, BlobInfo, BlobMissing, check_blob_key
+from tensafe.storage.ports import OCTETS, BlobExists, BlobInfo, BlobMissing, check_blob_key
 from tensafe.storage.presign import check_url_lifetime
 
 PUT_MAX_BYTES: Final = 5 * 2**30
@@ -54,7 +54,7 @@ class S3Blobs:
             "Body": data,
             "IfNoneMatch": "*",
             "ChecksumSHA256": base64.b64encode(digest.digest()).decode(),
-            "ContentType": "application/octet-stream",
+            "ContentType": OCTETS,
             "Metadata": {"sha256": info.sha256},
             "ServerSideEncryption": "aws:kms",
             "SSEKMSKeyId": self._kms_key_id,
@@ -120,14 +120,13 @@ class S3Blobs:
         with aws_errors_made_ours(_STORE):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
-    def presign_get(self, key: str, *, expires_s: int) -> str:
+    def presign_get(self, key: str, *, expires_s: int, media_type: str = OCTETS) -> str:
         """As the port says; and it ends with the credentials that signed it, which for a role is in hours."""
         check_blob_key(key)
         check_url_lifetime(expires_s)
         with aws_errors_made_ours(_STORE):
-            url: str = self._client.generate_presigned_url(
-                "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=expires_s
-            )
+            asked = {"Bucket": self._bucket, "Key": key, "ResponseContentType": media_type}
+            url: str = self._client.generate_presigned_url("get_object", Params=asked, ExpiresIn=expires_s)
         return url
 
     def _none_of(self, key: str) -> bytes:

@@ -70,11 +70,13 @@ class SqsQueues:
         """
         self._queues = declared_queues(specs)
         for name, (spec, _) in self._queues.items():
-            if name not in urls or urls[name].endswith(".fifo") is not spec.fifo:
+            # Those of `QueueUrls` are right by their names, and asked for later.
+            wrong = isinstance(urls, dict) and name in urls and urls[name].endswith(".fifo") is not spec.fifo
+            if name not in urls or wrong:
                 kind = "a FIFO" if spec.fifo else "a standard"
                 raise ConfigurationError(f"the queue {name!r} needs the URL of {kind} queue", field="urls")
         self._client = client
-        self._urls = dict(urls)
+        self._urls = urls
         self._clock = clock
 
     def send(

@@ -9,12 +9,11 @@ import sys
 import threading
 import time
 
-from tensafe.contracts.errors import TensafeError
+from tensafe.contracts.errors import ConfigurationError, TensafeError
 from tensafe.contracts.training import ModelInfo
-from tensafe.local.composition import open_services
-from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 from tensafe.services import Services
+from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.sampler.environment import configure_environment
 
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def serve(
-    services: Services, info: ModelInfo, settings: LocalSettings, owner: str, stop: threading.Event
+    services: Services, info: ModelInfo, settings: TaskSettings, owner: str, stop: threading.Event
 ) -> None:
     """Start the engine, announce it, serve until `stop`."""
     # vLLM reads its environment when it is imported, so not before configure_environment has run.
@@ -73,10 +72,13 @@ def main() -> None:
     arguments = parser.parse_args()
     die_with_parent()
     stop = stop_on_signals()
-    settings = LocalSettings()  # type: ignore[call-arg]  # read from the environment
-    configure_environment(device=settings.device, threads=settings.threads or 1)
-    configure_logging("sampler", settings.log_level)
-    services = open_services(settings)
+    try:
+        settings = read_task_settings()
+        configure_environment(device=settings.device, threads=settings.threads or 1)
+        configure_logging("sampler", settings.log_level)
+        services = open_task_services(settings)
+    except ConfigurationError as error:
+        sys.exit(error.message)
     info = services.model(arguments.model)
     owner = owner_name("sampler")
     try:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
+import threading
 import time
 
 import torch
 
-from tensafe.local.composition import open_services
+from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.kv_cache import free_memory_bytes
-from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 from tensafe.privacy.ledger import Ledger
 from tensafe.services import Services
+from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.engine import Engine
@@ -45,10 +47,18 @@ def main() -> None:
     arguments = parser.parse_args()
     die_with_parent()
     stop = stop_on_signals()
-    settings = LocalSettings()  # type: ignore[call-arg]  # read from the environment
-    configure_logging("trainer", settings.log_level)
-    services = open_services(settings)
-    info = services.model(arguments.model)
+    try:
+        settings = read_task_settings()
+        configure_logging("trainer", settings.log_level)
+        services = open_task_services(settings)
+    except ConfigurationError as error:
+        sys.exit(error.message)
+    serve(services, arguments.model, settings, stop)
+
+
+def serve(services: Services, model: str, settings: TaskSettings, stop: threading.Event) -> None:
+    """Load the model, announce it, serve until `stop`. Raises NotFound for a model that is not served."""
+    info = services.model(model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     began = time.monotonic()

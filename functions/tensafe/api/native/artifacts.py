@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from tensafe.api import answers
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.native.models import Artifact
 from tensafe.api.openapi import ERRORS
 from tensafe.auth.keys import Principal
 from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.operations.checkpoints import Checkpoint, statement_of
+from tensafe.storage.ports import OCTETS
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], responses=ERRORS)
 
@@ -26,7 +28,7 @@ async def show(artifact_id: str, principal: TrainCaller, context: Edge) -> Artif
 @router.get(
     "/{artifact_id}/content",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
+    responses={200: {"content": {OCTETS: {}}}, **answers.ELSEWHERE},
 )
 async def content(artifact_id: str, principal: TrainCaller, context: Edge) -> Response:
     """The artifact in clear: a training state (safetensors) or a tar of PEFT files."""
@@ -34,7 +36,7 @@ async def content(artifact_id: str, principal: TrainCaller, context: Edge) -> Re
     checkpoint = _artifact(context, principal, artifact_id)
     stream = services.streams.get(checkpoint.run_id, principal.tenant)
     data = await context.call(services.checkpoints.read, stream, checkpoint)
-    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+    return await answers.send(context, data, OCTETS)
 
 
 @router.get("/{artifact_id}/privacy_statement")

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from tensafe.api import futures
+from tensafe.api import answers, futures
 from tensafe.api.context import Caller, Edge
 from tensafe.api.native.models import FutureState
 from tensafe.api.openapi import ERRORS
@@ -47,7 +47,7 @@ async def show(future_id: str, principal: Caller, context: Edge) -> FutureState:
 @router.get(
     "/{future_id}/result",
     response_model=None,
-    responses={200: {"content": {"application/json": {}}}, 202: {"model": FutureState}},
+    responses={200: {"content": {"application/json": {}}}, 202: {"model": FutureState}, **answers.ELSEWHERE},
 )
 async def result(
     future_id: str,
@@ -66,7 +66,7 @@ async def result(
     outcome = await futures.result(context, ended)
     if outcome is None:
         raise TensafeError("the operation ended without a result")
-    return Response(outcome.data, media_type=outcome.content_type)
+    return await answers.send(context, outcome.data, outcome.content_type)
 
 
 @router.get("/{future_id}/attestation")

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from tensafe.api import signed_urls
+from tensafe.api import answers, signed_urls
 from tensafe.api.bodies import read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.openapi import documented
@@ -21,6 +21,7 @@ from tensafe.operations import checkpoints
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.records import StreamRecord, StreamState
 from tensafe.services import Services
+from tensafe.storage.ports import OCTETS
 from tensafe.wire.paths import CheckpointPath
 from tensafe.wire.tinker_requests import weights as bodies
 from tensafe.wire.tinker_responses import runs as responses
@@ -151,7 +152,7 @@ async def copy_weights(principal: TrainCaller) -> Response:
 @router.get(
     "/external_files/{artifact_id}/{file}",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}},
+    responses={200: {"content": {OCTETS: {}}}, **answers.ELSEWHERE},
 )
 async def external_file(
     artifact_id: str,
@@ -165,7 +166,7 @@ async def external_file(
     data = await context.call(
         signed_urls.open_file, context.services, tenant, artifact_id, file, expires, signature
     )
-    return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+    return await answers.send(context, data, OCTETS)
 
 
 def _find(context: Context, principal: Principal, run_id: str, checkpoint_id: str) -> checkpoints.Checkpoint:

@@ -12,7 +12,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from tensafe.api import futures
+from tensafe.api import answers, futures
 from tensafe.api.bodies import DATA_MAX_BYTES, read
 from tensafe.api.context import Edge, SampleCaller, WorkCaller
 from tensafe.api.direct import DirectRoute
@@ -35,7 +35,11 @@ METADATA_FIRST_BYTES: Final = 1024 * 1024
 
 @router.post(
     "/retrieve_future",
-    responses={200: {"content": {"application/json": {}, PROTOBUF: {}}}, 408: {"model": _NOT_YET}},
+    responses={
+        200: {"content": {"application/json": {}, PROTOBUF: {}}},
+        **answers.ELSEWHERE,
+        408: {"model": _NOT_YET},
+    },
     openapi_extra=documented(bodies.RetrieveFutureBody),
 )
 async def retrieve_future(request: Request, principal: WorkCaller, context: Edge) -> Response:
@@ -53,7 +57,7 @@ async def retrieve_future(request: Request, principal: WorkCaller, context: Edge
     result = await futures.result(context, ended)
     if result is None:
         return _failed(Failure("no_result", "the operation ended without a result", "server"))
-    return Response(result.data, media_type=result.content_type)
+    return await answers.send(context, result.data, result.content_type)
 
 
 @router.post("/retrieve_futures", openapi_extra=documented(bodies.RetrieveFuturesBody))

@@ -1,0 +1,90 @@
+"""What the functions and tasks on AWS are told, read from the environment once.
+
+The template passes these to every function and task. None of them is a secret: credentials come from the
+role, and region and endpoint from boto3's own variables.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.contracts.training import ModelInfo
+
+ENV_PREFIX: Final = "TENSAFE_"
+_MODELS_MAX_CHARS: Final = 64 * 1024
+_ABSENT: Final = frozenset({"missing", "string_too_short"})
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class CloudSettings(BaseSettings):
+    """Environment variables `TENSAFE_*`; those without a default must be there, and empty ones are not."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    environment: Literal["production", "staging", "development"]
+    table: _Name
+    """The table of the items: keys `pk` and `sk`, TTL on `x`."""
+    anchor_table: _Name
+    """The table of the ledger's anchors, with the same keys; another account's or role's, if it can be."""
+    bucket: _Name
+    kms_key_id: _Name
+    """ARN of the key that wraps data keys, and that S3 encrypts objects under."""
+    signing_key_id: _Name
+    """Id or ARN of the KMS key (ECC_NIST_P256, SIGN_VERIFY) that signs the ledger."""
+    queue_prefix: str = Field(pattern=r"^[A-Za-z0-9_-]{0,14}$")
+    """What the names of the queues begin with. SQS allows 80 characters, of which ours take 66."""
+    models: Annotated[tuple[ModelInfo, ...], NoDecode]
+    """The base models that this deployment serves (JSON); `path` is where a task has them."""
+    base_url: str = Field(pattern=r"^https?://[^/]+$")
+    """Where clients reach the API."""
+    oidc_issuer: str | None = None
+    """An issuer of JSON web tokens that is believed; without one, API keys alone are."""
+    oidc_audience: str | None = None
+    oidc_tenant_claim: str = "tenant"
+    device: Literal["cpu", "cuda"] = "cuda"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lease_s: float = Field(default=30.0, ge=2, le=600)
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Compute threads per task; 0 leaves the choice to the library."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if len(value) > _MODELS_MAX_CHARS:
+            raise ValueError(f"at most {_MODELS_MAX_CHARS} characters")
+        return json.loads(value)
+
+    @field_validator("oidc_issuer", "oidc_audience", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None  # CloudFormation has no way to leave a variable out
+
+
+def read_cloud_settings(**given: Any) -> CloudSettings:  # noqa: ANN401 - checked by the model
+    """The environment's settings with `given` above them.
+
+    Raises ConfigurationError that names every variable which is absent or cannot be used, and no value.
+    """
+    try:
+        return CloudSettings(**given)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        named = [(_variable(problem["loc"]), problem) for problem in problems]
+        absent = sorted(name for name, problem in named if problem["type"] in _ABSENT)
+        wrong = [f"{name}: {problem['msg']}" for name, problem in named if problem["type"] not in _ABSENT]
+        told = [f"not set: {', '.join(absent)}"] if absent else []
+        raise ConfigurationError(f"settings that cannot be used: {'; '.join([*told, *wrong])}") from None
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    """`TENSAFE_MODELS.0.NAME` for a place within a value; pydantic-settings names a field or its variable."""
+    name = ".".join(str(part) for part in place).upper()
+    return name if name.startswith(ENV_PREFIX) else f"{ENV_PREFIX}{name}"

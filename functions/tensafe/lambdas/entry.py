@@ -1,0 +1,52 @@
+"""How every function starts: settings, logs, services, and then one handler for all its events.
+
+Lambda runs a module's top level once for each of its processes, before the first event, with a whole core:
+there everything is made, and a function that lacks something fails to start rather than at a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tensafe.cloud.composition import cloud_services
+from tensafe.cloud.settings import CloudSettings, read_cloud_settings
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.observability import configure_logging
+from tensafe.services import Services
+
+log = logging.getLogger(__name__)
+
+Event = Mapping[str, Any]
+Handler = Callable[[Event, object], Any]
+_RUNTIME: Final = "AWS_LAMBDA_RUNTIME_API"
+"""Where the runtime asks for events; set in a function's process and nowhere else."""
+
+
+def start(role: str) -> tuple[CloudSettings, Services]:
+    """The settings and services of a function. Raises ConfigurationError that names what is missing."""
+    configure_logging(role)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    try:
+        settings = read_cloud_settings()
+        logging.getLogger().setLevel(settings.log_level)
+        return settings, cloud_services(settings)
+    except ConfigurationError as error:
+        log.critical("not started: %s", error.message)  # our own words, which hold no values
+        raise
+
+
+def entry(make: Callable[[], Handler]) -> Handler:
+    """A function's handler: made now if Lambda loads the module, else by the first event."""
+    if _RUNTIME in os.environ:
+        return make()
+    made: list[Handler] = []
+
+    def handler(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON, whatever the event's kind wants
+        if not made:
+            made.append(make())
+        return made[0](event, context)
+
+    return handler

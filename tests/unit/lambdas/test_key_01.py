@@ -1,0 +1,67 @@
+"""KEY-01: a master key was silently generated. No entry point of AWS starts without its KMS key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.cloud import cloud_environment
+
+FUNCTIONS = ("api", "sweeper", "dead_letters")
+TASKS = ("trainer", "sampler")
+
+
+def start(*arguments: str, **changed: str | None) -> subprocess.CompletedProcess[str]:
+    system = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    environment = {**system, **cloud_environment(**changed), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-P", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def function(name: str, **changed: str | None) -> subprocess.CompletedProcess[str]:
+    """As Lambda does it: the module is imported by a process that has a runtime to ask."""
+    return start("-c", f"import tensafe.lambdas.{name}", AWS_LAMBDA_RUNTIME_API="127.0.0.1:9", **changed)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("key", [None, "alias/tensafe"], ids=["absent", "alias"])
+def test_key_01_a_function_without_its_kms_key_does_not_start(name: str, key: str | None) -> None:
+    ended = function(name, TENSAFE_KMS_KEY_ID=key)
+    assert ended.returncode != 0
+    assert "ConfigurationError" in ended.stderr
+    assert ("TENSAFE_KMS_KEY_ID" if key is None else "by its ARN") in ended.stderr
+
+
+def test_a_function_with_it_starts() -> None:
+    ended = function("api")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_key_01_a_task_without_its_kms_key_does_not_start(name: str) -> None:
+    ended = start("-m", f"tensafe_gpu.{name}", "--model", "acme/tiny", TENSAFE_KMS_KEY_ID=None)
+    assert ended.returncode == 1
+    assert "not set: TENSAFE_KMS_KEY_ID" in ended.stderr
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_key_01_a_task_in_production_takes_no_key_file_for_it(name: str, tmp_path: Path) -> None:
+    from tensafe.local.composition import initialise
+
+    folder = tmp_path / "data"
+    initialise(folder)
+    ended = start(
+        "-m", f"tensafe_gpu.{name}", "--model", "acme/tiny", TENSAFE_TABLE=None, TENSAFE_DATA_DIR=str(folder)
+    )
+    assert ended.returncode == 1
+    assert "refuses a key file" in ended.stderr
