@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations.doorbell import queue_specs
-from tensafe.operations.records import OpState
+from tensafe.operations.records import Operation, OpKind, OpState
+from tensafe.operations.submissions import Submission
+from tensafe.operations.window import SEQ_WINDOW
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
 from tensafe.storage.ports import ConditionFailed
@@ -97,17 +99,67 @@ def test_a_message_that_was_given_up_rings_again(world: AwsWorld) -> None:
     assert world.drain(TRAIN) == [{"stream": run.stream_id}]
 
 
-def test_how_often_an_operation_calls(world: AwsWorld, wire: Wire) -> None:
-    """What is paid for. The goal for submitting is 2 calls of DynamoDB; docs/status.md says so."""
-    run = world.run()
+def calls(wire: Wire, act: Callable[[], object]) -> dict[str, int]:
+    """What is paid for."""
     wire.forget()
-    operation = world.submit(run, 1)
-    assert Counter(call.rpartition(".")[2] for call in wire.called) == {
-        "GetItem": 2,
-        "Query": 1,
-        "TransactWriteItems": 1,
-        "SendMessage": 1,
-    }
-    wire.forget()
-    world.complete(run, operation)
-    assert [call.rpartition(".")[2] for call in wire.called] == ["TransactWriteItems"] * 2
+    act()
+    return dict(Counter(call.rpartition(".")[2] for call in wire.called))
+
+
+SUBMITTED = {"TransactWriteItems": 1, "GetItem": 1, "SendMessage": 1}
+"""The operation; whether a trainer holds the run; if none does, the message."""
+
+
+class TestCalls:
+    """At most 2 of DynamoDB for a submitted operation and 3 for a finished one, and 1 of SQS for each."""
+
+    def test_of_an_operation_of_a_run(self, world: AwsWorld, wire: Wire) -> None:
+        run = world.run()
+        assert calls(wire, lambda: world.submit(run, 1)) == SUBMITTED
+        (message,) = world.queues.receive(TRAIN, visibility_s=60, wait_s=1)
+        (operation,) = world.services.outcomes.operations(run.stream_id, first_seq=1)
+
+        def finish() -> None:
+            world.services.outcomes.payload(run, 1, operation)
+            world.complete(run, operation)
+            world.queues.delete(TRAIN, message.receipt)
+
+        assert calls(wire, finish) == {"GetItem": 1, "TransactWriteItems": 2, "DeleteMessage": 1}
+
+    def test_while_a_trainer_holds_the_run_no_message_is_sent(self, world: AwsWorld, wire: Wire) -> None:
+        run = world.run()
+        world.claim(run)
+        assert calls(wire, lambda: world.submit(run, 1)) == {"TransactWriteItems": 1, "GetItem": 1}
+
+    def test_with_an_idempotency_key(self, world: AwsWorld, wire: Wire) -> None:
+        run = world.run()
+        assert calls(wire, lambda: world.submit(run, 1, key="k")) == SUBMITTED
+
+    def test_of_a_sample(self, world: AwsWorld, wire: Wire) -> None:
+        sampler = world.sampler()
+        world.submit(sampler, 0)  # the data key is read once in five minutes
+        submitted = calls(wire, lambda: world.submit(sampler, 1))
+        assert submitted == {"TransactWriteItems": 1, "SendMessage": 1}
+
+    def test_past_the_window_the_log_is_read_once_by_each_process(self, world: AwsWorld, wire: Wire) -> None:
+        run = world.run()
+        world.submit(run, SEQ_WINDOW)
+        other = world.open(keyring=world.services.ports.keyring, bell=ProcessBell()).submissions
+        other.submit(run, Submission(SEQ_WINDOW, OpKind.NOOP, b"{}"))  # reads the data key
+        later = [Submission(SEQ_WINDOW + n, OpKind.NOOP, b"{}") for n in (1, 2)]
+        assert calls(wire, lambda: other.submit(run, later[0])) == SUBMITTED | {"GetItem": 2, "Query": 1}
+        assert calls(wire, lambda: other.submit(run, later[1])) == SUBMITTED
+
+    def test_a_retry_finds_what_is_there(self, world: AwsWorld, wire: Wire) -> None:
+        run = world.run()
+        first = world.submit(run, 1, key="k")
+        again: list[Operation] = []
+        cost = calls(wire, lambda: again.append(world.submit(run, 1, key="k")))
+        assert again[0].fingerprint == first.fingerprint
+        assert cost == {"TransactWriteItems": 1, "GetItem": 3, "SendMessage": 1}
+
+    def test_a_large_payload_costs_one_more_for_the_note_of_its_blob(
+        self, world: AwsWorld, wire: Wire
+    ) -> None:
+        run = world.run()
+        assert calls(wire, lambda: world.submit(run, 1, LARGE)) == SUBMITTED | {"TransactWriteItems": 2}

@@ -62,14 +62,16 @@ class LogReader:
             first = page[-1].seq + 1
         return None
 
-    def payload(self, stream: StreamRecord, seq: int) -> bytes:
+    def payload(self, stream: StreamRecord, seq: int, operation: Operation | None = None) -> bytes:
         """The payload in clear, if it belongs to the operation as it is recorded.
+
+        `operation` is its record, for who has just read it.
 
         Raises Gone if a snapshot has passed it or the stream is erased, IntegrityError if somebody altered
         it or made the operation another kind.
         """
         item = self._items.get(layout.payload_item(stream.stream_id, seq))
-        operation = self.peek(stream.stream_id, seq)
+        operation = operation or self.peek(stream.stream_id, seq)
         if item is None or operation is None:
             raise Gone(f"the payload of operation {seq} has been discarded")
         return self._vault.load(stream.scope, payload_part(seq, operation.kind), stored_from_item(item))

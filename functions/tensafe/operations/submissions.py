@@ -32,11 +32,10 @@ from tensafe.operations.records import (
 )
 from tensafe.operations.streams import Stores, now_ms
 from tensafe.operations.tombstones import is_tombstone, tombstone
+from tensafe.operations.window import SEQ_WINDOW, Window
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Put, Write
 from tensafe.vault.vault import Stored
 
-SEQ_WINDOW: Final = 10_000
-"""How far a new seq may lie past the highest one known: concurrent chunks arrive out of order."""
 _GAP_PAGE: Final = 90
 IDEMPOTENCY_TTL_S: Final = 86_400
 _RETRIES: Final = 64
@@ -64,6 +63,7 @@ class Submissions(LogReader):
         super().__init__(stores, clock_ms=clock_ms)
         self._doorbell = doorbell
         self._closing = Closing(stores.items)
+        self._window = Window()
 
     def create(self, stream: StreamRecord, creation: Sequence[Write], submission: Submission) -> Operation:
         """Create the stream, then submit its first operation; a retry finds what is there.
@@ -86,8 +86,15 @@ class Submissions(LogReader):
 
         Raises Conflict if the seq or the idempotency key is taken by another payload, RunBlocked or
         Gone by the stream's state, InvalidRequest for a seq out of range.
+
+        Mostly the seq is new, so the transaction is tried before anything is read: its conditions say
+        whether it is. Only then is looked at what is there.
         """
         print_ = self._fingerprint(stream, submission)
+        if self._is_admitted(stream, submission.seq):
+            operation = self._write(stream, submission, print_)
+            if operation is not None:
+                return operation
         for _ in range(_RETRIES):
             known = self._known(stream, submission, print_)
             if known is not None:
@@ -207,6 +214,7 @@ class Submissions(LogReader):
         except ConditionFailed:
             self._vault.discard(stored)
             return None
+        self._window.saw(stream.stream_id, operation.seq)
         if submission.ring:
             self._doorbell.ring(stream, operation.seq)
         return operation
@@ -247,13 +255,22 @@ class Submissions(LogReader):
             raise Gone("this run has been erased")
         self._admit_seq(stream, seq)
 
+    def _is_admitted(self, stream: StreamRecord, seq: int) -> bool:
+        """Whether `_admit` lets it pass by what is known without reading."""
+        in_range = 0 <= seq <= layout.SEQ_MAX
+        near = stream.kind is StreamKind.SAMPLER or self._window.reaches(stream.stream_id, seq)
+        return in_range and near and stream.state is StreamState.ACTIVE
+
     def _admit_seq(self, stream: StreamRecord, seq: int) -> None:
         if not 0 <= seq <= layout.SEQ_MAX:
             raise InvalidRequest(f"seq_id must be between 0 and {layout.SEQ_MAX}", field="seq_id")
         if stream.kind is StreamKind.SAMPLER:
             return
+        if self._window.reaches(stream.stream_id, seq):
+            return
         newest = self.operations(stream.stream_id, limit=1, descending=True)
         highest = newest[0].seq if newest else -1
+        self._window.saw(stream.stream_id, highest)
         if seq > highest + SEQ_WINDOW:
             raise InvalidRequest(
                 f"seq_id {seq} is too far ahead: the highest one received is {highest}", field="seq_id"

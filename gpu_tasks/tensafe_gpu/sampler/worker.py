@@ -249,7 +249,7 @@ class SamplerWorker:
 
     def _begin(self, stream: StreamRecord, operation: Operation) -> tuple[Operation, Payload] | None:
         """The operation, marked as run by us, and its payload; None if it was cancelled or taken."""
-        raw = self._services.outcomes.payload(stream, operation.seq)
+        raw = self._services.outcomes.payload(stream, operation.seq, operation)
         model = TextPayload if operation.kind is OpKind.TEXT else SamplePayload
         payload: Payload = model.model_validate_json(raw)
         try:

@@ -55,7 +55,8 @@ class Restorer:
                 if operation.seq != run.next_seq or not operation.state.final:
                     return replayed
                 if operation.state is OpState.COMPLETED:
-                    self._executor.replay(run, operation, outcomes.payload(run.stream, operation.seq))
+                    payload = outcomes.payload(run.stream, operation.seq, operation)
+                    self._executor.replay(run, operation, payload)
                     replayed += 1
                 run.next_seq += 1
         return replayed

@@ -210,7 +210,7 @@ class TrainerWorker:
                 return False
             raise
         run.begun = operation
-        payload = outcomes.payload(run.stream, operation.seq)
+        payload = outcomes.payload(run.stream, operation.seq, operation)
         try:
             executed = self._executor.execute(run, operation, payload)
         except TensafeError as error:

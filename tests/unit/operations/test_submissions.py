@@ -10,7 +10,8 @@ import pytest
 from tensafe.contracts.errors import Conflict, Gone, InvalidRequest, NotFound, RunBlocked, TensafeError
 from tensafe.operations import layout
 from tensafe.operations.records import OpKind, OpState, StreamKind
-from tensafe.operations.submissions import SEQ_WINDOW, Submission
+from tensafe.operations.submissions import Submission
+from tensafe.operations.window import SEQ_WINDOW
 from tests.unit.operations.world import BASE, SAMPLE, TRAIN, World
 
 LARGE = b"x" * 100_000
@@ -179,6 +180,26 @@ def test_a_seq_too_far_ahead_is_refused(memory: World) -> None:
         memory.submit(run, SEQ_WINDOW + 1)
     assert caught.value.field == "seq_id"
     memory.submit(run, SEQ_WINDOW)
+
+
+def test_the_window_moves_with_what_any_process_wrote(memory: World) -> None:
+    run, other = memory.run(), memory.open().submissions
+    memory.submit(run, SEQ_WINDOW)
+    other.submit(run, Submission(2 * SEQ_WINDOW, OpKind.NOOP, b"{}"))
+    with pytest.raises(InvalidRequest):
+        memory.submit(run, 3 * SEQ_WINDOW + 1)
+    memory.submit(run, 3 * SEQ_WINDOW)
+
+
+def test_a_stream_that_was_blocked_or_erased_since_it_was_read_takes_nothing(either: World) -> None:
+    """The transaction is tried first, and its condition on the stream's record is what refuses."""
+    blocked, erased = either.run("s:train:0"), either.run("s:train:1")
+    either.services.dead_letters.bury(blocked, either.submit(blocked, 1), "poison")
+    either.services.streams.erase(erased.stream_id, erased.tenant)
+    with pytest.raises(RunBlocked):
+        either.submit(blocked, 2)
+    with pytest.raises(Gone):
+        either.submit(erased, 1)
 
 
 @pytest.mark.parametrize("seq", [-1, layout.SEQ_MAX + 1, 2**64])
