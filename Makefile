@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint demo bench proto clean
+.PHONY: help install test test-fast lint demo bench function proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -69,6 +69,9 @@ demo: install  ## fine-tune with differential privacy, sample, write a report (M
 
 bench: install  ## measure; ONLY=name runs one
 	@$(PY) -m benchmarks $(if $(ONLY),--only "$(ONLY)")
+
+function: install  ## build what Lambda runs into build/lambda (function/, function.zip)
+	@$(PY) tools/build_function.py build/lambda --wheel dist/*.whl
 
 proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 	@test -x .cache/proto/bin/python || $(PYTHON) -m venv .cache/proto

@@ -8,7 +8,7 @@ MODEL = {
     "name": "acme/tiny",
     "path": "/models/tiny",
     "arch": "x",
-    "vocab_size": 64,
+    "vocab_size": 512,
     "max_context_tokens": 128,
 }
 KEY_ARN = "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555"

@@ -42,9 +42,18 @@ def test_key_01_a_function_without_its_kms_key_does_not_start(name: str, key: st
     assert ("TENSAFE_KMS_KEY_ID" if key is None else "by its ARN") in ended.stderr
 
 
-def test_a_function_with_it_starts() -> None:
-    ended = function("api")
-    assert (ended.returncode, ended.stderr) == (0, "")
+def test_a_function_with_it_starts_and_loads_no_encryption_sdk() -> None:
+    """That costs a second and comes with the first data key. No answer is waited for either."""
+    heavy = (
+        "aws_encryption_sdk",
+        "aws_cryptographic_material_providers",
+        "scipy",
+        "dp_accounting",
+        "uvicorn",
+    )
+    program = "import sys, tensafe.lambdas.api\nprint([name for name in sys.argv[1:] if name in sys.modules])"
+    ended = start("-c", program, *heavy, AWS_LAMBDA_RUNTIME_API="127.0.0.1:9")
+    assert (ended.returncode, ended.stderr, ended.stdout.strip()) == (0, "", "[]")
 
 
 @pytest.mark.parametrize("name", TASKS)

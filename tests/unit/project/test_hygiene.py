@@ -140,7 +140,7 @@ def test_the_lock_satisfies_what_is_declared() -> None:
 
 
 def test_the_lock_is_sorted_and_exact() -> None:
-    for name in ("lock.txt", "cookbook.txt", "proto.txt"):
+    for name in ("lock.txt", "cookbook.txt", "proto.txt", "function.txt", "lambda-runtime.txt"):
         lines = [
             line
             for line in (ROOT / "requirements" / name).read_text().splitlines()
@@ -149,3 +149,14 @@ def test_the_lock_is_sorted_and_exact() -> None:
         assert all(re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.]+", line) for line in lines), name
         names = [line.split("==")[0] for line in lines]
         assert len(names) == len(set(names)), name
+
+
+def test_the_functions_package_has_the_versions_of_the_lock() -> None:
+    """All but numpy, whose newer wheels do not load on Lambda's glibc."""
+
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / "requirements" / name).read_text().splitlines()
+        return {line for line in lines if line and not line.startswith("#")}
+
+    others = pins("function.txt") - pins("lock.txt")
+    assert [line.partition("==")[0] for line in others] == ["numpy"]

@@ -55,6 +55,13 @@ def test_the_aws_adapters_load_the_encryption_sdk_with_the_first_key_alone() -> 
     assert not loaded & set(ENCRYPTION_SDK)
 
 
+@pytest.mark.parametrize("name", ["api", "dead_letters", "sweeper"])
+def test_a_function_loads_neither_the_encryption_sdk_nor_an_accountant(name: str) -> None:
+    loaded = loaded_by(f"tensafe.lambdas.{name}")
+    assert set(AWS) <= loaded
+    assert not loaded & {*ENCRYPTION_SDK, "scipy", "dp_accounting", "uvicorn"}
+
+
 def test_only_the_aws_adapters_import_boto3() -> None:
     users = {one.importer for one in imports() if one.target.split(".")[0] in AWS}
     assert users == set(AWS_ADAPTERS) - {"tensafe.storage.sqs_urls"}

@@ -1,0 +1,108 @@
+"""The functions' package, built once, over a moto that is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tensafe.services import Services
+from tests.project_files import ROOT
+from tests.support.aws_stack import Stack, make_stack
+from tests.support.lambda_runtime import Function, http_event, http_response
+from tests.support.moto_process import moto_process
+
+TENANT = "acme"
+URL = "https://tensafe.example"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tools/build_function.py, with its sizes in sizes.json."""
+    folder = tmp_path_factory.mktemp("function") / "built"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/build_function.py", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "sizes.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    with moto_process() as endpoint:
+        yield make_stack(endpoint)
+
+
+@pytest.fixture(scope="session")
+def services(stack: Stack) -> Iterator[Services]:
+    with stack.services() as services:
+        yield services
+
+
+@pytest.fixture(scope="session")
+def key(services: Services) -> str:
+    return services.api_keys.create(TENANT, ["train", "sample"])[0]
+
+
+@pytest.fixture(scope="module")
+def function(
+    built: Path, stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Function]]:
+    """Starts functions: `function("api", timeout_s=1.0, TENSAFE_TABLE=None)`; None leaves a variable out."""
+    started: list[Function] = []
+    log = tmp_path_factory.mktemp("log") / "functions.log"
+
+    def start(name: str, *, timeout_s: float = 29.0, **changed: str | None) -> Function:
+        merged: Mapping[str, str | None] = {**stack.environment, **changed}
+        environment = {name: value for name, value in merged.items() if value is not None}
+        one = Function(built, f"tensafe.lambdas.{name}.handler", environment, log, timeout_s=timeout_s)
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        one.close()
+
+
+class ThroughLambda(httpx.BaseTransport):
+    """Every request is an event of the function."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.events: list[dict[str, Any]] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        event = http_event(
+            request.method, str(request.url), headers=dict(request.headers), body=request.read()
+        )
+        self.events.append(event)
+        answer = http_response(self.function.invoke(event))
+        return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
+
+
+@pytest.fixture(scope="module")
+def api(function: Callable[..., Function]) -> Function:
+    return function("api")
+
+
+@pytest.fixture
+def http(api: Function, key: str) -> Iterator[httpx.Client]:
+    """A client whose requests to the service are events, and whose others are HTTP."""
+    mounts = {URL: ThroughLambda(api)}
+    with httpx.Client(base_url=URL, headers={"X-API-Key": key}, mounts=mounts, timeout=60) as client:
+        yield client
+
+
+def sizes(built: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads((built / "sizes.json").read_text())
+    return found
