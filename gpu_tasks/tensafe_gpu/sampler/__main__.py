@@ -11,10 +11,12 @@ import time
 
 from tensafe.contracts.errors import ConfigurationError, TensafeError
 from tensafe.contracts.training import ModelInfo
+from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
+from tensafe_gpu.protection import protected_while
 from tensafe_gpu.sampler.environment import configure_environment
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ async def serve(
 
     began = time.monotonic()
     key_holder: str | None = None
-    if settings.private_adapters:
+    if isinstance(settings, LocalSettings) and settings.private_adapters:
         from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is SEAL needed
 
         key_holder = CONNECT
@@ -48,17 +50,19 @@ async def serve(
     announce_forever(services, "sampler", info.name, owner, stop)
     forgetting = asyncio.create_task(forget_gone(services, engine))
     try:
-        texts = Texts(info.path)
-        private = private_files(settings)
+        texts, private = Texts(info.path), private_files(settings)
         worker = SamplerWorker(services, info.name, engine, owner=owner, texts=texts, private=private)
-        await worker.run(stop)
+        with protected_while(lambda: worker.busy):
+            await worker.run(stop)
     finally:
         forgetting.cancel()
         await engine.close()
 
 
-def private_files(settings: LocalSettings) -> dict[str, str]:
-    """This sampler's own files on the way to an adapter holder (`private.connecting`)."""
+def private_files(settings: TaskSettings) -> dict[str, str]:
+    """This sampler's own files on the way to an adapter holder (`private.connecting`); none on AWS yet."""
+    if not isinstance(settings, LocalSettings):
+        return {}
     files = {"burn_log": settings.data_dir / "burned.db"}
     if settings.holder_tls is not None:
         files |= {f"tls_{name}": settings.holder_tls / f"{name}.pem" for name in ("cert", "key", "ca")}

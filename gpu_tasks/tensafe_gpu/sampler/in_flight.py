@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 
 from tensafe.contracts.errors import TensafeError
+from tensafe.operations.records import Operation
 from tensafe.services import Services
 from tensafe.storage.ports import Message, StaleReceipt
 
@@ -22,6 +23,10 @@ class Held:
     task: asyncio.Task[None] | None = None
     ended: bool = False
     """The operation has ended without us, so the task was cancelled."""
+    begun: Operation | None = None
+    """The operation as it was begun; None before that."""
+    answered: bool = False
+    """Nothing is left to do for the message."""
 
     @property
     def stream_id(self) -> str:
@@ -56,6 +61,11 @@ class InFlight:
             known = self._held.setdefault((held.stream_id, held.seq), held)
         return held if known is held else None
 
+    def all(self) -> list[Held]:
+        """A copy, so that messages may come and go meanwhile."""
+        with self._lock:
+            return list(self._held.values())
+
     def remove(self, held: Held) -> None:
         """Once this returns, the message is not extended any more."""
         with self._lock:
@@ -67,9 +77,7 @@ class InFlight:
 
     def beat(self, loop: asyncio.AbstractEventLoop) -> None:
         """Extend every message once; the task of an operation that has ended meanwhile is cancelled."""
-        with self._lock:
-            everything = list(self._held.values())
-        for held in everything:
+        for held in self.all():
             try:
                 self._services.ports.queues.extend(self._queue, held.message.receipt, self._visibility_s)
             except StaleReceipt:

@@ -89,8 +89,16 @@ class SamplerWorker:
             heartbeat_s=self._settings.heartbeat_s,
         )
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests are in hand; for other threads."""
+        return len(self._in_flight) > 0
+
     async def run(self, stop: threading.Event) -> None:
-        """Serve. Raises Unavailable when the engine has died: the process must be replaced."""
+        """Serve until `stop`; what then has not ended in `stop_grace_s` is handed back at once.
+
+        Raises Unavailable when the engine has died: the process must be replaced.
+        """
         served = threading.Event()
         self._in_flight.keep(served, asyncio.get_running_loop())
         tasks: set[asyncio.Task[None]] = set()
@@ -105,10 +113,37 @@ class SamplerWorker:
                     held.task.add_done_callback(tasks.discard)
             if tasks:
                 await asyncio.wait(tasks, timeout=self._settings.stop_grace_s)
+            if self._engine.healthy:
+                await self._hand_all_back()
         finally:
             served.set()
         if not self._engine.healthy:
             raise Unavailable("the engine has died")
+
+    async def _hand_all_back(self) -> None:
+        """For another sampler: no try is counted, and each message can be received again at once."""
+        left = self._in_flight.all()
+        for held in left:
+            if held.task is not None:
+                held.task.cancel()
+        await asyncio.gather(*(held.task for held in left if held.task), return_exceptions=True)
+        for held in left:
+            if not held.answered:
+                await self._in_thread(self._give_back, held)
+
+    def _give_back(self, held: Held) -> None:
+        if held.begun is not None:
+            try:
+                self._services.outcomes.put_back(held.begun, counted=False)
+            except TensafeError:
+                log.warning("try not uncounted", extra=_ids(held))
+        try:
+            # A new one: handing this one back would count as a receive, and three end in the dead queue.
+            self._services.ports.queues.send(self._queue, held.message.body)
+        except TensafeError:
+            self._hand_back(held.message)
+        else:
+            self._drop(held.message)
 
     async def _received(self) -> list[Held]:
         try:
@@ -139,7 +174,7 @@ class SamplerWorker:
         """One message: its operation ends, or the message goes back."""
         done = False
         try:
-            done = await self._answer(held.message)
+            done = await self._answer(held)
         except asyncio.CancelledError:
             if not held.ended:
                 raise
@@ -150,15 +185,16 @@ class SamplerWorker:
             # Before the message can be received again: a second one for what is in hand is dropped.
             self._in_flight.remove(held)
         if done:
+            held.answered = True
             await self._in_thread(self._drop, held.message)
         elif self._engine.healthy:
             await asyncio.sleep(self._settings.pause_s)
             await self._in_thread(self._hand_back, held.message)
         # Else nobody here could answer it: it comes back when this process is gone.
 
-    async def _answer(self, message: Message) -> bool:
+    async def _answer(self, held: Held) -> bool:
         """Sample and commit; True when nothing is left to do for this message."""
-        found = await self._in_thread(self._open, message)
+        found = await self._in_thread(self._open, held.message)
         if found is None:
             return True
         stream, operation = found
@@ -180,6 +216,7 @@ class SamplerWorker:
                 await self._in_thread(self._count, operation)
                 raise
             else:
+                held.begun = begun[0] if begun is not None else None
                 return begun is None or await self._sample(stream, *begun, adapter)
         return True
 

@@ -17,6 +17,7 @@ from tensafe.privacy.ledger import Ledger
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
+from tensafe_gpu.protection import protected_while
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.execute import Executor
@@ -69,7 +70,8 @@ def serve(services: Services, model: str, settings: TaskSettings, stop: threadin
     worker = build_worker(services, info.name, base, owner, worker_settings)
     announce_forever(services, "trainer", info.name, owner, stop)
     log.info("trainer ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
-    worker.run(stop)
+    with protected_while(lambda: worker.busy):
+        worker.run(stop)
     services.workers.withdraw(owner)
 
 

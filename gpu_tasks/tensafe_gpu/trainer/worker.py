@@ -60,12 +60,18 @@ class TrainerWorker:
         self._owner = owner
         self._settings = settings or WorkerSettings()
         self._stop = threading.Event()
+        self._busy = False
         self._hot = HotRuns(
             services,
             self._queue,
             visibility_s=self._settings.visibility_s,
             heartbeat_s=self._settings.heartbeat_s,
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run is being restored or an operation applied; for other threads."""
+        return self._busy
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set, then snapshot and release everything.
@@ -91,11 +97,14 @@ class TrainerWorker:
 
     def step(self) -> bool:
         """Take new runs, apply some operations of each, retire idle ones; whether any work was done."""
-        self._receive()
-        worked = False
-        for run in self._hot.all():
-            worked |= self._guarded(run)
-        return worked
+        try:
+            self._receive()
+            worked = False
+            for run in self._hot.all():
+                worked |= self._guarded(run)
+            return worked
+        finally:
+            self._busy = False
 
     def release_all(self) -> None:
         """Snapshot and release every run; their messages go back for whoever comes next."""
@@ -157,6 +166,7 @@ class TrainerWorker:
             return
         run = HotRun(stream, lease, message, last_worked_s=time.monotonic())
         self._hot.add(run)
+        self._busy = True
         try:
             self._restorer.restore(run)
             services.leases.restored(lease)
@@ -210,6 +220,7 @@ class TrainerWorker:
                 return False
             raise
         run.begun = operation
+        self._busy = True
         payload = outcomes.payload(run.stream, operation.seq, operation)
         try:
             executed = self._executor.execute(run, operation, payload)

@@ -196,3 +196,35 @@ def test_a_cancelled_sample_is_aborted_in_the_engine() -> None:
     assert chosen.aborted == [1]
     assert states(world, sampler) == ["cancelled", "completed"]
     assert world.queues.depth(SAMPLE) == 0
+
+
+def test_on_sigterm_what_cannot_end_in_time_is_handed_back_at_once_and_no_try_is_counted() -> None:
+    """As when Spot takes the machine: four times in a row are no poison, and nobody waits for a time-out."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1, 2])
+
+    async def forever(_token: int) -> None:
+        await asyncio.sleep(1000)
+
+    async def life(number: int) -> Engine:
+        engine, owner, stop = Engine(forever), f"sampler-{number}", threading.Event()
+        services = world.open()
+        services.workers.announce("sampler", BASE, owner, 0)
+        worker = SamplerWorker(services, BASE, engine, owner=owner, texts=Texts("none"), settings=QUICK)  # type: ignore[arg-type]
+        running = asyncio.create_task(worker.run(stop))
+        while {op.state for op in world.log(sampler)} != {OpState.RUNNING}:
+            await asyncio.sleep(0.01)
+        assert worker.busy
+        stop.set()
+        await running
+        services.workers.withdraw(owner)
+        assert not worker.busy
+        return engine
+
+    for number in range(4):
+        engine = asyncio.run(life(number))  # and no time passes: the clock of the queue stands still
+        assert sorted(engine.aborted) == [1, 2]
+        assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.PENDING, 0)] * 2
+    for operation in world.log(sampler):
+        assert operation.owner is None
