@@ -35,13 +35,23 @@ class ErrorAnswer(BaseModel):
     detail: str
 
 
-ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"model": ErrorAnswer} for status in _STATUSES}
+# By reference: a model here would be built anew for every route and status, a quarter of a cold start.
+_SCHEMAS: Final = "#/components/schemas/"
+_ERROR: Final = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{ErrorAnswer.__name__}"}}}
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"content": _ERROR} for status in _STATUSES}
 """For `responses=` of every router whose routes need a credential."""
+_bodies: Final[list[tuple[dict[str, Any], type[BaseModel]]]] = []
 
 
 def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route that reads its JSON body itself."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    """`openapi_extra` of a route that reads its JSON body itself; filled when the document is asked for."""
+    extra: dict[str, Any] = {}
+    _bodies.append((extra, model))
+    return extra
+
+
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
     definitions = schema.pop("$defs", {})
     inlined = _inline(schema, definitions)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
@@ -52,6 +62,8 @@ def install(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
+            for extra, model in _bodies:
+                extra |= _body_of(model)
             built = get_openapi(
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
@@ -62,7 +74,11 @@ def install(app: FastAPI) -> None:
 
 
 def _with_credentials(document: dict[str, Any]) -> dict[str, Any]:
-    document["components"]["securitySchemes"] = {
+    components = document["components"]
+    errors = ErrorAnswer.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    components.setdefault("schemas", {}).update(errors.pop("$defs"))
+    components["schemas"][ErrorAnswer.__name__] = errors
+    components["securitySchemes"] = {
         "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
         "Bearer": {"type": "http", "scheme": "bearer"},
     }

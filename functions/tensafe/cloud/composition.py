@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensafe.cloud.settings import CloudSettings
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
-from tensafe.storage.aws_clients import aws_client
+from tensafe.storage.aws_clients import LazyClient
 from tensafe.storage.dynamodb_anchors import DynamoDbAnchors
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
@@ -19,15 +19,14 @@ from tensafe.storage.sqs_urls import QueueUrls
 def cloud_services(settings: CloudSettings) -> Services:
     """The rooms over the adapters that the settings name. Raises ConfigurationError.
 
-    Makes clients and calls nothing: a cold start waits for no answer, and what a role may not use is
-    refused when it is used. There is no other key ring here than KMS, whatever the environment is called.
+    Calls nothing: a cold start waits for no answer, and what a role may not use is refused when it is used. There is no other key ring here than KMS, whatever the environment is called.
     """
     specs = tuple(queue_specs(model.name for model in settings.models))
-    dynamodb, sqs, kms = aws_client("dynamodb"), aws_client("sqs"), aws_client("kms")
+    dynamodb, sqs, kms = LazyClient("dynamodb"), LazyClient("sqs"), LazyClient("kms")
     ports = Ports(
         items=DynamoDbItems(dynamodb, settings.table),
         queues=SqsQueues(sqs, specs, QueueUrls(sqs, specs, prefix=settings.queue_prefix)),
-        blobs=S3Blobs(aws_client("s3"), settings.bucket, kms_key_id=settings.kms_key_id),
+        blobs=S3Blobs(LazyClient("s3"), settings.bucket, kms_key_id=settings.kms_key_id),
         keyring=KmsRing(kms, settings.kms_key_id),
         bell=ProcessBell(),
         signer=KmsSigner(kms, settings.signing_key_id),

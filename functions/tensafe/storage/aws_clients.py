@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.errors import ConfigurationError, Unavailable
 
 _log = logging.getLogger(__name__)
 Service = Literal["dynamodb", "s3", "sqs", "kms"]
@@ -52,6 +53,34 @@ def aws_client(service: Service) -> AwsClient:
         response_checksum_validation="when_required",
     )
     return boto3.client(service, config=config)
+
+
+class LazyClient:
+    """A client that is made by its first use: loading a service's description takes 0.05 to 0.2 s.
+
+    For functions, most of whose events need two of the four services. Thread-safe.
+    """
+
+    def __init__(self, service: Service) -> None:
+        """Raises ConfigurationError if the environment names no region."""
+        region = boto3.session.Session().region_name
+        if region is None:
+            raise ConfigurationError("not set: AWS_REGION (or AWS_DEFAULT_REGION)", field="aws_region")
+        self.region_name = region
+        self._service = service
+        self._lock = threading.Lock()
+        self._client: AwsClient | None = None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the SDK's client has
+        with self._lock:
+            if self._client is None:
+                self._client = aws_client(self._service)
+        return getattr(self._client, name)
+
+
+def region_of(client: AwsClient) -> str:
+    """The region that a client, made or not, calls."""
+    return client.region_name if isinstance(client, LazyClient) else str(client.meta.region_name)
 
 
 def error_code(error: ClientError) -> str:

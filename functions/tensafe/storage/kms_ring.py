@@ -16,7 +16,7 @@ from typing import Any, Final
 from botocore.exceptions import ClientError
 
 from tensafe.contracts.errors import ConfigurationError, Unavailable
-from tensafe.storage.aws_clients import AwsClient, error_code
+from tensafe.storage.aws_clients import AwsClient, error_code, region_of
 from tensafe.storage.encryption_sdk import MaterialProviders, SdkWrapper
 from tensafe.storage.ports import UnwrapFailed
 
@@ -44,9 +44,9 @@ class KmsRing:
             raise ConfigurationError(
                 "the KMS key is named by its ARN, arn:aws:kms:REGION:ACCOUNT:key/ID", field="kms_key_arn"
             )
-        if match[1] != client.meta.region_name:
+        if match[1] != region_of(client):
             raise ConfigurationError(
-                f"the KMS key is of {match[1]} and the service runs in {client.meta.region_name}",
+                f"the KMS key is of {match[1]} and the service runs in {region_of(client)}",
                 field="kms_key_arn",
             )
         self._client = _NotingClient(client)
