@@ -63,7 +63,7 @@ def install(app: FastAPI) -> None:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             for extra, model in _bodies:
-                extra |= _body_of(model)
+                extra.update(_body_of(model))
             built = get_openapi(
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )

@@ -19,7 +19,8 @@ from tensafe.storage.sqs_urls import QueueUrls
 def cloud_services(settings: CloudSettings) -> Services:
     """The rooms over the adapters that the settings name. Raises ConfigurationError.
 
-    Calls nothing: a cold start waits for no answer, and what a role may not use is refused when it is used. There is no other key ring here than KMS, whatever the environment is called.
+    Calls nothing: a cold start waits for no answer, and what a role may not use is refused when it is
+    used. There is no other key ring here than KMS, whatever the environment is called.
     """
     specs = tuple(queue_specs(model.name for model in settings.models))
     dynamodb, sqs, kms = LazyClient("dynamodb"), LazyClient("sqs"), LazyClient("kms")
