@@ -6,11 +6,16 @@ import logging
 from typing import Final, cast
 
 from mangum import Mangum
+from starlette.requests import Request
+from starlette.responses import Response
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
+from tensafe.api.errors import shaped
 from tensafe.lambdas.entry import Handler, entry, start
 from tensafe.services import Services
+
+log = logging.getLogger(__name__)
 
 LIMITS: Final = EdgeLimits(body_bytes=4_400_000, answer_bytes=4_000_000)
 """Lambda takes and gives 6 MB of JSON, in which a binary body is base64: four bytes for three."""
@@ -19,7 +24,16 @@ LIMITS: Final = EdgeLimits(body_bytes=4_400_000, answer_bytes=4_000_000)
 def serving(services: Services) -> Handler:
     """One request per event. Nothing is waited for at start-up, so the application needs no lifespan."""
     logging.getLogger("mangum").setLevel(logging.WARNING)  # it logs a line for each request, as text
-    return cast(Handler, Mangum(create_app(services, LIMITS), lifespan="off"))
+    app = create_app(services, LIMITS)
+    app.add_exception_handler(ModuleNotFoundError, _absent)
+    return cast(Handler, Mangum(app, lifespan="off"))
+
+
+async def _absent(request: Request, error: Exception) -> Response:
+    """The functions' package has no accountant: scipy alone would pass its cap."""
+    log.error("a package that the function lacks", extra={"package": getattr(error, "name", None)})
+    message = "this needs privacy accounting, which the API on AWS does not have; use the command line"
+    return shaped(request, 501, "unsupported", message)
 
 
 handler = entry(lambda: serving(start("api")[1]))
