@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from tensafe.auth.callers import Callers
 from tensafe.auth.keys import ApiKeys
 from tensafe.contracts.errors import NotFound
 from tensafe.contracts.training import ModelInfo
@@ -35,6 +36,9 @@ from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
 from tensafe.storage.signing import Signer
 from tensafe.vault.artifacts import Artifacts
 from tensafe.vault.vault import Vault
+
+if TYPE_CHECKING:
+    from tensafe.auth.tokens import Tokens
 
 LEASE_S: Final = 30.0
 
@@ -74,6 +78,7 @@ class Services:
     placements: Placements
     retention: Retention
     api_keys: ApiKeys
+    callers: Callers
     workers: WorkerStatus
     domains: Domains
     domain_reader: DomainReader
@@ -93,9 +98,13 @@ def wire(
     models: Mapping[str, ModelInfo],
     *,
     lease_s: float = LEASE_S,
+    tokens: Tokens | None = None,
     clock_ms: Callable[[], int] = now_ms,
 ) -> Services:
-    """Build the rooms over the ports; all of them read one clock (Unix time in milliseconds)."""
+    """Build the rooms over the ports; all of them read one clock (Unix time in milliseconds).
+
+    Without `tokens`, API keys alone are accepted.
+    """
 
     def clock_s() -> float:
         return clock_ms() / 1000
@@ -111,6 +120,7 @@ def wire(
     domains = Domains(ports.items, vault, clock_ms=clock_ms)
     checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
     dealt = DealtLedger(ports.items, vault, ports.signer, ports.anchors, clock_ms=clock_ms)
+    api_keys = ApiKeys(ports.items, clock=clock_s)
     return Services(
         ports=ports,
         models=models,
@@ -128,7 +138,8 @@ def wire(
         checkpoints=checkpoints,
         placements=Placements(ports.items, clock_ms=clock_ms),
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
-        api_keys=ApiKeys(ports.items, clock=clock_s),
+        api_keys=api_keys,
+        callers=Callers(api_keys, tokens),
         workers=workers,
         domains=domains,
         domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),

@@ -12,7 +12,7 @@ from typing import Annotated, Final, ParamSpec, TypeVar, cast
 from fastapi import Depends, Request
 
 from tensafe.api.waiting import ResultWaiter
-from tensafe.auth.keys import AccessScope, Principal
+from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.operations.sessions import Session
@@ -59,11 +59,22 @@ class Context:
         self._waiting: Counter[str] = Counter()
         # Writes end in fsync: they leave the loop to these threads.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="edge")
+        # Apart from them: a slow identity provider must hold up nobody but those whose tokens need it.
+        self._issuer_thread = ThreadPoolExecutor(1, thread_name_prefix="issuer")
 
     async def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a blocking call in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    async def authenticate(self, presented: str | None) -> Principal:
+        """Who presents this credential. Raises Unauthenticated, or Unavailable without the issuer's keys."""
+        callers = self.services.callers
+        known = callers.recognise(presented)
+        if known is not None:
+            return known
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._issuer_thread, callers.authenticate, presented)
 
     def run(self, principal: Principal, run_id: str) -> StreamRecord:
         """The caller's run. Raises NotFound for whatever else the text may be, Gone once erased."""
@@ -91,13 +102,15 @@ class Context:
     ) -> _T | None:
         """What `look` returns once something of the stream has ended, or None after `timeout_s`.
 
-        Raises Unauthenticated if the caller's key is revoked or expires meanwhile, TooManyRequests if the
-        key waits for too much already.
+        Raises Unauthenticated if the caller's key is revoked or expires meanwhile, or the token ends,
+        TooManyRequests if the key waits for too much already.
         """
-        key_id = principal_of(request).key_id
+        presented = presented_key(request)
+        principal = await principal_of(request)
+        key_id = principal.key_id
 
         def look_for_the_caller() -> _T | None:
-            principal_of(request)
+            self.services.callers.check_still(principal, presented)
             return look()
 
         if self._waiting[key_id] >= self.limits.waits_per_key:
@@ -142,29 +155,25 @@ def presented_key(request: Request) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def principal_of(request: Request) -> Principal:
-    """Who is calling. Raises Unauthenticated."""
-    return context_of(request).services.api_keys.authenticate(presented_key(request))
-
-
-async def _principal(request: Request) -> Principal:
-    return principal_of(request)
+async def principal_of(request: Request) -> Principal:
+    """Who is calling. Raises Unauthenticated, Unavailable."""
+    return await context_of(request).authenticate(presented_key(request))
 
 
 async def _trainer(request: Request) -> Principal:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     principal.require(AccessScope.TRAIN)
     return principal
 
 
 async def _sampler(request: Request) -> Principal:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     principal.require(AccessScope.SAMPLE)
     return principal
 
 
 async def _worker(request: Request) -> Principal:
-    principal = principal_of(request)
+    principal = await principal_of(request)
     if not principal.scopes & {AccessScope.TRAIN, AccessScope.SAMPLE, AccessScope.ADMIN}:
         raise Forbidden("this API key has neither the scope 'train' nor 'sample'")
     return principal
@@ -174,8 +183,8 @@ async def _context(request: Request) -> Context:
     return context_of(request)
 
 
-Caller = Annotated[Principal, Depends(_principal)]
-"""Any valid key."""
+Caller = Annotated[Principal, Depends(principal_of)]
+"""Any valid key or token."""
 WorkCaller = Annotated[Principal, Depends(_worker)]
 """A key that may train or sample."""
 TrainCaller = Annotated[Principal, Depends(_trainer)]

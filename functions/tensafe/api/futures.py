@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from tensafe.api.context import Context
-from tensafe.auth.keys import AccessScope, Principal
+from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.records import Operation, OpState, Result, StreamKind, StreamRecord
 from tensafe.wire.ids import RequestId

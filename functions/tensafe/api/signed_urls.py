@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request
 
-from tensafe.auth.keys import check_tenant
+from tensafe.auth.principal import check_tenant
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.packages.bundle import unpack_files

@@ -15,39 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final, cast
 
-from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
+from tensafe.auth.principal import AccessScope, Principal, check_tenant, parse_scope
+from tensafe.contracts.errors import InvalidRequest, NotFound, Unauthenticated
 from tensafe.storage.ports import ConditionFailed, Item, Items, JsonValue, Key, Put
 
 _FORM: Final = re.compile(r"tml-([0-9a-f]{16})-([A-Za-z0-9_-]{43})")
-_TENANT: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _LISTING: Final = "apikeys"
 _REJECTED: Final = "this API key is not accepted; create one with `tensafe keys create`"
-
-
-class AccessScope(StrEnum):
-    """What a key may do. `admin` includes the others."""
-
-    ADMIN = "admin"
-    TRAIN = "train"
-    SAMPLE = "sample"
-    AUDIT = "audit"
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who a request comes from."""
-
-    tenant: str
-    scopes: frozenset[AccessScope]
-    key_id: str
-
-    def require(self, scope: AccessScope) -> None:
-        """Raise Forbidden unless the key has the scope."""
-        if scope not in self.scopes and AccessScope.ADMIN not in self.scopes:
-            raise Forbidden(f"this API key lacks the scope {scope.value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,22 +129,6 @@ class ApiKeys:
                 self._cache.clear()
             self._cache[cache_key] = (now, principal)
         return principal
-
-
-def check_tenant(tenant: str) -> str:
-    """Return the tenant's name if it is well formed, else raise InvalidRequest."""
-    if not _TENANT.fullmatch(tenant):
-        raise InvalidRequest("a tenant has 1 to 63 lower-case letters, digits or '-'", field="tenant")
-    return tenant
-
-
-def parse_scope(scope: str) -> AccessScope:
-    """The scope of this name. Raises InvalidRequest listing them all."""
-    try:
-        return AccessScope(scope)
-    except ValueError:
-        names = ", ".join(AccessScope)
-        raise InvalidRequest(f"no scope {scope!r}; there are: {names}", field="scope") from None
 
 
 def _key(key_id: str) -> Key:

@@ -86,6 +86,17 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     ] = "127.0.0.1",
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM private key.")] = None,
+    oidc_issuer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Accept JWTs of this OpenID Connect issuer too. (default: $TENSAFE_OIDC_ISSUER)",
+        ),
+    ] = None,
+    oidc_audience: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What they must be made for. (default: $TENSAFE_OIDC_AUDIENCE)"),
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="(default: $TENSAFE_DEVICE or cpu)")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="(default: $TENSAFE_DTYPE or float32)")] = None,
     max_lora_rank: Annotated[
@@ -123,7 +134,11 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     from tensafe.local.up import UpRequest
     from tensafe.local.up import up as serve
 
-    given = {"device": device, "dtype": dtype, "threads": threads, **key_file_option(key_file)}
+    given = {
+        **{"device": device, "dtype": dtype, "threads": threads},
+        **{"oidc_issuer": oidc_issuer, "oidc_audience": oidc_audience},
+        **key_file_option(key_file),
+    }
     request = UpRequest(
         data_dir=data_directory(data_dir),
         models=[ModelSource.parse(one) for one in model],

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tensafe.auth.oidc import token_verifier
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.local import evidence
 from tensafe.local.process import forbid_core_dumps
@@ -112,7 +113,10 @@ def open_services(settings: LocalSettings) -> Services:
         queue_specs=specs,
     )
     models = {model.name: model for model in settings.models}
-    return wire(ports, models, lease_s=settings.lease_s)
+    tokens = token_verifier(
+        settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scope_claim
+    )
+    return wire(ports, models, lease_s=settings.lease_s, tokens=tokens)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tensafe.auth.keys import check_tenant
+from tensafe.auth.principal import check_tenant
 from tensafe.contracts.domains import MAX_PAGE_UNITS, DomainTerms
 from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound, TensafeError
 from tensafe.contracts.training import Datum

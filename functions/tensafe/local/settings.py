@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from tensafe.auth.oidc_settings import SCOPE_CLAIM, TENANT_CLAIM
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.training import ModelInfo
 
@@ -33,6 +34,14 @@ class LocalSettings(BaseSettings):
     """Where clients reach the API; signed URLs begin with it."""
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    oidc_issuer: str | None = None
+    """Accept JWTs of this OpenID Connect issuer, beside API keys."""
+    oidc_audience: str | None = None
+    """What they must have been made for."""
+    oidc_tenant_claim: str = TENANT_CLAIM
+    """The claim that names the tenant."""
+    oidc_scope_claim: str = SCOPE_CLAIM
+    """The claim that holds the scopes: admin, train, sample, audit."""
     lease_s: float = Field(default=30.0, ge=2, le=600)
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads per task; 0 leaves the choice to the library."""

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensafe.auth import keys as module
-from tensafe.auth.keys import AccessScope, ApiKeys, Principal, check_tenant, parse_scope
+from tensafe.auth.keys import ApiKeys
+from tensafe.auth.principal import AccessScope, Principal, check_tenant, parse_scope
 from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
 from tensafe.storage.ports import Items
 from tests.fakes import MemoryItems

@@ -11,7 +11,7 @@ from tensafe.api import answers
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.native.models import Artifact
 from tensafe.api.openapi import ERRORS
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.operations.checkpoints import Checkpoint, statement_of
 from tensafe.storage.ports import OCTETS

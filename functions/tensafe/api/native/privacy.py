@@ -24,7 +24,7 @@ from tensafe.api.native.privacy_models import (
     PrivacyDomain,
 )
 from tensafe.api.openapi import ERRORS, documented
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.domains import MAX_PAGE_UNITS, MAX_PAGES
 from tensafe.contracts.errors import TooManyRequests
 from tensafe.operations.streams import now_ms

@@ -17,7 +17,7 @@ from tensafe.api.futures import Future
 from tensafe.api.native import models
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.sampling import sample_present_weights
-from tensafe.auth.keys import AccessScope, Principal
+from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.data_checks import check_request
 from tensafe.contracts.errors import Conflict, Forbidden, InvalidRequest
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, SavePayload

@@ -14,7 +14,7 @@ from tensafe.api.bodies import read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import Access, answer
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import NotFound, Unsupported
 from tensafe.contracts.training import LoraSpec
 from tensafe.operations import checkpoints

@@ -25,7 +25,7 @@ from tensafe.api import runs
 from tensafe.api.bodies import JSON_MAX_BYTES
 from tensafe.api.context import BodyTooLarge, Context
 from tensafe.api.tinker.bodies import answer
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import TensafeError
 from tensafe.operations.records import Operation, OpKind, StreamKind
 from tensafe.wire.forward_backward import address_of

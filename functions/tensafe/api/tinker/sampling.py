@@ -13,7 +13,7 @@ from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import SamplePayload

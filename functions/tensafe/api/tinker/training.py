@@ -13,7 +13,7 @@ from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.api.tinker.refusals import or_failed_future, or_tombstone, protobuf_address
 from tensafe.api.tinker.submitting import submit
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.data_checks import check_request
 from tensafe.contracts.errors import Unsupported
 from tensafe.contracts.network import LOOPBACK

@@ -13,7 +13,7 @@ from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.api.tinker.refusals import or_tombstone
 from tensafe.api.tinker.submitting import submit
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.payloads import LoadPayload, SavePayload
 from tensafe.contracts.training import LoraSpec
