@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tensafe.auth.callers import Callers
 from tensafe.auth.keys import ApiKeys
+from tensafe.auth.quotas import Quotas
 from tensafe.contracts.errors import NotFound
 from tensafe.contracts.training import ModelInfo
 from tensafe.operations.checkpoints import Checkpoints
@@ -79,6 +80,7 @@ class Services:
     retention: Retention
     api_keys: ApiKeys
     callers: Callers
+    quotas: Quotas
     workers: WorkerStatus
     domains: Domains
     domain_reader: DomainReader
@@ -140,6 +142,7 @@ def wire(
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
         api_keys=api_keys,
         callers=Callers(api_keys, tokens),
+        quotas=Quotas(ports.items, streams, clock_ms=clock_ms),
         workers=workers,
         domains=domains,
         domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),

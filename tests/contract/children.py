@@ -5,13 +5,17 @@ Each prints "ready" when its adapters are open, then one line for every acknowle
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tensafe.auth.ceilings import Ceilings
+from tensafe.auth.windows import Windows
+from tensafe.contracts.errors import RateLimited
 from tensafe.storage.file_blobs import FileBlobs
-from tensafe.storage.ports import BlobExists, ConditionFailed, JsonValue, Key, Put, QueueSpec
+from tensafe.storage.ports import BlobExists, ConditionFailed, Items, JsonValue, Key, Put, QueueSpec
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
@@ -148,6 +152,48 @@ def spend(folder: str, table: str, run_id: str) -> None:
             say("open")
             sys.stdin.readline()
             say(spend_all(ledger, run))
+
+
+def open_items(where: str) -> Items:
+    """A table on whatever AWS is, or a folder."""
+    if where.startswith("table:"):
+        from tensafe.storage.aws_clients import aws_client  # slow to import
+        from tensafe.storage.dynamodb_items import DynamoDbItems
+
+        return DynamoDbItems(aws_client("dynamodb"), where.removeprefix("table:"))
+    return SqliteItems(Path(where) / "items.db")
+
+
+def take_units(where: str, now_ms: str, limit: str, units: str) -> None:
+    """Take `units` bytes with each operation until the window has no more; says how many operations."""
+    windows = Windows(open_items(where), clock_ms=lambda: int(now_ms))
+    say("ready")
+    sys.stdin.readline()
+    limits = {"operations": int(limit), "bytes": int(limit) * int(units)}
+    taken = 0
+    try:
+        while True:
+            windows.take("acme", {"operations": 1, "bytes": int(units)}, limits)
+            taken += 1
+    except RateLimited:
+        say(taken)
+
+
+def multiply(where: str, now_ms: str, limit: str, batch_max: str) -> None:
+    """Make things until there may be no more; says how many."""
+    items = open_items(where)
+    ceilings = Ceilings(items, clock_ms=lambda: int(now_ms))
+    say("ready")
+    sys.stdin.readline()
+
+    def count(enough: int) -> int:
+        return len(items.query("things", limit=enough))
+
+    made = 0
+    while ceilings.take("acme", "things", int(limit), count, batch_max=int(batch_max)):
+        items.write([Put(Key("things", f"{os.getpid()}-{made}"), {}, 0)])
+        made += 1
+    say(made)
 
 
 def _numbers(first: str) -> Iterator[int]:

@@ -150,9 +150,9 @@ def shared_client(service: Service) -> Any:
     return aws_client(service)
 
 
-def create_table(name: str = TABLE) -> Any:
-    """A client, and the table that DynamoDbItems expects, empty."""
-    client = shared_client("dynamodb")
+def create_table(name: str = TABLE, client: Any = None) -> Any:
+    """The client, and the table that DynamoDbItems expects, empty."""
+    client = client or shared_client("dynamodb")
     client.create_table(
         TableName=name,
         KeySchema=[

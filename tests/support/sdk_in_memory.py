@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,15 @@ from tinker.lib import internal_client_holder
 
 
 class Edge:
-    """The application as the SDK's transport. `asked` has the path of every request.
+    """The application as the SDK's transport. `asked` has the path of every request, `answered` its status.
 
     The next answer of each path in `lost` never arrives.
     """
 
     def __init__(self, app: FastAPI) -> None:
         self.asked: list[str] = []
+        self.answered: list[int] = []
+        self.on_answer: Callable[[int], object] = lambda _: None
         self.lost: list[str] = []
         self._app = httpx.ASGITransport(app, raise_app_exceptions=False)
 
@@ -30,6 +32,8 @@ class Edge:
         await request.aread()
         answer = await self._app.handle_async_request(request)
         content = await answer.aread()
+        self.answered.append(answer.status_code)
+        self.on_answer(answer.status_code)
         if path in self.lost:
             self.lost.remove(path)
             raise httpx.ReadError("the connection was reset", request=request)

@@ -35,6 +35,7 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.Gone: 410,
     errors.RunBlocked: 409,
     errors.BudgetExceeded: 422,
+    errors.QuotaExceeded: 429,
     errors.Unavailable: 503,
     errors.HeRefused: 503,
     errors.TooManyRequests: 429,
@@ -45,7 +46,7 @@ STATUS: Final[dict[type[errors.TensafeError], int]] = {
     errors.TensafeError: 500,
 }
 TINKER_PREFIX: Final = "/api/v1"
-_HEADERS: Final = {401: {"WWW-Authenticate": 'Bearer realm="tensafe"'}, 429: {"Retry-After": "1"}}
+_HEADERS: Final = {401: {"WWW-Authenticate": 'Bearer realm="tensafe"'}}
 POLLED_PATH: Final = f"{TINKER_PREFIX}/retrieve_future"
 _FINAL_ON_TINKER: Final = {409: 422, 410: 404}
 
@@ -53,6 +54,8 @@ _FINAL_ON_TINKER: Final = {409: 422, 410: 404}
 def status_of(error: errors.TensafeError, *, tinker: bool) -> int:
     """The status of an error's nearest class in the table."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    if tinker and isinstance(error, errors.QuotaExceeded):
+        return 422  # the SDK would go on asking
     return _FINAL_ON_TINKER.get(status, status) if tinker else status
 
 
@@ -62,7 +65,13 @@ def error_response(request: Request, error: errors.TensafeError) -> Response:
     message = error.message if status < 500 or isinstance(error, errors.Unavailable) else _SERVER_FAULT
     if status >= 500:
         return _fault(request, status, error.code, message, error.field)
-    return shaped(request, status, error.code, message, error.field, _HEADERS.get(status))
+    headers = {"Retry-After": _retry_after(error)} if status == 429 else _HEADERS.get(status)
+    return shaped(request, status, error.code, message, error.field, headers)
+
+
+def _retry_after(error: errors.TensafeError) -> str:
+    """Seconds: when a window ends, or, of what waiting alone does not change, a minute."""
+    return str(error.retry_after_s if isinstance(error, errors.TooManyRequests) else 60)
 
 
 def shaped(

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tensafe.api import admission
 from tensafe.contracts.errors import InvalidRequest, Unavailable, Unsupported
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, LoadPayload
 from tensafe.contracts.training import LoraSpec, ModelInfo, OptimizerConfig, Strict
@@ -167,4 +168,4 @@ def _submit(
     key: str | None,
 ) -> Operation:
     submission = Submission(0, kind, payload.model_dump_json().encode(), idempotency_key=key)
-    return services.submissions.create(record, writes, submission)
+    return admission.create(services, record, writes, submission)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-from tensafe.api import runs
+from tensafe.api import admission, runs
 from tensafe.api.futures import Future
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unavailable
 from tensafe.contracts.execution import ExecutionPolicy
@@ -62,6 +62,7 @@ def open_sampler(
     if base_model is None:
         raise InvalidRequest("give base_model or model_path", field="base_model")
     services.model(base_model)
+    services.quotas.admit_request(tenant)
     record, writes = services.streams.creation(
         sampler_id,
         tenant,
@@ -120,7 +121,8 @@ def sample_present_weights(
     sampler_id = f"n-{token}:sample:0"
     name = f"session-weights-{token}"
     save = SavePayload(name=name, sampling_session_id=sampler_id, create_session=False, overwrite=True)
-    saving = services.submissions.append(
+    saving = admission.append(
+        services,
         stream,
         Submission(
             0,
@@ -139,7 +141,7 @@ def sample_present_weights(
         idempotency_key=idempotency_key,
         ring=False,
     )
-    operation = services.submissions.submit(sampler, submission)
+    operation = admission.submit(services, sampler, submission)
     # The trainer rings once the weights are saved; if it was faster than our submission, ring here.
     if services.outcomes.get(stream, saving.seq).state.final and not operation.state.final:
         services.doorbell.ring(sampler, operation.seq)

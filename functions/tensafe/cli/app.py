@@ -18,6 +18,7 @@ from tensafe.cli import (
     privacy_plan,
     runs,
     service,
+    tenants,
 )
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound, TensafeError, Unavailable
 
@@ -70,6 +71,7 @@ app.command()(service.init)
 app.command()(service.up)
 app.command()(service.status)
 app.add_typer(keys.app, name="keys")
+app.add_typer(tenants.app, name="tenants")
 app.add_typer(runs.app, name="runs")
 app.add_typer(ops.app, name="ops")
 app.add_typer(checkpoints.app, name="checkpoints")

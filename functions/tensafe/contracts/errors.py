@@ -11,8 +11,10 @@
     ├── Gone                  it existed and has been erased or has expired
     ├── RunBlocked            an earlier operation of the run died; nothing more runs on it
     ├── BudgetExceeded        a privacy budget would be overspent; nothing was drawn
+    ├── QuotaExceeded         the tenant has as much as it may; waiting does not help
     ├── Unavailable           a dependency is down or busy; trying again may help
     │   ├── TooManyRequests   one key has too much in hand at once
+    │   │   └── RateLimited   the tenant has used what it may for now; `retry_after_s` says until when
     │   └── HeRefused         what must run under encryption cannot; nothing was given out
     ├── IntegrityError        sealed data did not authenticate, or a checksum differs
     └── ConfigurationError    the operator has to change something before anything starts
@@ -112,6 +114,13 @@ class BudgetExceeded(TensafeError):
     category: Category = "user"
 
 
+class QuotaExceeded(TensafeError):
+    """The tenant has as much as it may; nothing was done, and only less of it or a higher limit will help."""
+
+    code = "quota_exceeded"
+    category: Category = "user"
+
+
 class Unavailable(TensafeError):
     """A dependency is down or busy."""
 
@@ -122,6 +131,17 @@ class TooManyRequests(Unavailable):
     """The key has as many requests in hand as it may; nothing was done for this one."""
 
     code = "too_many_requests"
+    retry_after_s: int = 1
+
+
+class RateLimited(TooManyRequests):
+    """The tenant has used what it may for now; nothing was done, and asking again later will do."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: int, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
 
 
 class HeRefused(Unavailable):

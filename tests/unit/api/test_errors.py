@@ -26,6 +26,8 @@ EXPECTED = {
     errors.Gone: (410, 404),
     errors.RunBlocked: (409, 422),
     errors.BudgetExceeded: (422, 422),
+    errors.QuotaExceeded: (429, 422),
+    errors.RateLimited: (429, 429),
     errors.Unavailable: (503, 503),
     errors.TooManyRequests: (429, 429),
     errors.HeRefused: (503, 503),
@@ -47,7 +49,7 @@ def test_no_error_of_the_contracts_is_forgotten() -> None:
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_status_by_type(kind: type[errors.TensafeError]) -> None:
-    error = kind("said")
+    error = errors.RateLimited("said", retry_after_s=3) if kind is errors.RateLimited else kind("said")
     native, tinker = EXPECTED[kind]
     assert (status_of(error, tinker=False), status_of(error, tinker=True)) == (native, tinker)
     if error.category == "user" and native < 500:

@@ -14,6 +14,8 @@ from tinker import types
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
+from tensafe.auth.limits import CACHE_S
+from tensafe.auth.windows import WINDOW_S
 from tensafe.contracts.errors import IntegrityError, Unavailable
 from tensafe.contracts.payloads import JSON, PROTOBUF, SavePayload
 from tensafe.operations.records import Operation, OpKind, OpState, Result, StreamRecord
@@ -125,6 +127,24 @@ def test_a_refusal_of_one_request_with_one_turn_is_told_at_once_and_the_client_g
     with pytest.raises(tinker.UnprocessableEntityError):
         training.save_state("a/b").result(timeout=20)
     assert training.optim_step(types.AdamParams()).result(timeout=20).metrics == {"steps": 1}
+
+
+def test_it_waits_where_the_tenant_has_used_its_limit_and_goes_on(
+    world: World, edge: Edge, training: tinker.TrainingClient
+) -> None:
+    """A 429 is asked again after Retry-After; it leaves no tombstone, and what comes next keeps its turn."""
+    quotas = world.services.quotas
+    world.now_ms += (-world.now_ms % (WINDOW_S * 1000)) + WINDOW_S * 1000 - 500  # the window soon ends
+    quotas.limits.change(TENANT, {"operations_per_s": 1})
+    world.later(CACHE_S // WINDOW_S * WINDOW_S)
+    for _ in range(WINDOW_S):
+        quotas.admit_request(TENANT)
+    edge.on_answer = lambda status: world.later(WINDOW_S) if status == 429 else None
+    steps = [training.forward_backward([datum()], "cross_entropy"), training.optim_step(types.AdamParams())]
+    assert steps[1].result(timeout=20).metrics == {"steps": 1}
+    assert edge.answered.count(429) >= 1
+    (run,) = world.services.streams.list_runs(TENANT)
+    assert [operation.state for operation in world.log(run)] == [OpState.COMPLETED] * 3
 
 
 def test_a_save_for_sampling_whose_answer_was_lost_is_found_again(

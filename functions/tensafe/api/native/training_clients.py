@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 
-from tensafe.api import runs
+from tensafe.api import admission, runs
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller, TrainCaller
 from tensafe.api.futures import Future
@@ -251,7 +251,7 @@ async def _append(
 ) -> models.FutureState:
     runs.served(context.services, stream)
     submission = Submission(0, kind, payload, idempotency_key=key)
-    operation = await context.call(context.services.submissions.append, stream, submission)
+    operation = await context.call(admission.append, context.services, stream, submission)
     return models.FutureState.of(Future(stream, operation))
 
 

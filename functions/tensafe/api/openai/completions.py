@@ -20,7 +20,7 @@ from tensafe.api.openai.following import Following, Piece
 from tensafe.api.openai.samplers import ModelSamplers
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.request_id import request_id_of
-from tensafe.auth.keys import Principal
+from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import TensafeError
 from tensafe.contracts.text import TextResult
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tensafe.api import sampling
+from tensafe.api import admission, sampling
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.contracts.payloads import CheckpointRef
 from tensafe.contracts.text import TextPayload
@@ -60,7 +60,7 @@ class ModelSamplers:
         with self._lock:
             number = next(opened.numbers)
         submission = Submission(number, OpKind.TEXT, raw)
-        return opened.stream, self._services.submissions.submit(opened.stream, submission)
+        return opened.stream, admission.submit(self._services, opened.stream, submission)
 
     def _sampler(self, tenant: str, model: str) -> _Open:
         key = (tenant, model)

@@ -7,7 +7,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tensafe.api import runs, sampling
+from tensafe.api import admission, runs, sampling
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
@@ -106,5 +106,5 @@ def _submit(
         execution_policy=asked,
     )
     submission = Submission(sample.request_id.seq, OpKind.SAMPLE, payload.model_dump_json().encode())
-    services.submissions.submit(stream, submission)
+    admission.submit(services, stream, submission)
     return FutureResponse.of(sample.request_id, num_samples=sample.request.num_samples)

@@ -15,6 +15,9 @@ from tensafe.api.errors import shaped
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import Access, answer
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unsupported
+from tensafe.operations.sessions import Session
+from tensafe.services import Services
+from tensafe.storage.ports import JsonValue
 from tensafe.wire.tinker_requests import models, sessions
 from tensafe.wire.tinker_responses import sessions as responses
 
@@ -64,8 +67,13 @@ async def create_session(request: Request, principal: WorkCaller, context: Edge)
     details = body.model_dump(mode="json", exclude={"type"})
     if len(json.dumps(details)) > runs.METADATA_MAX_BYTES * 2:
         raise InvalidRequest("the tags take too much space; give fewer or shorter ones", field="tags")
-    session = await context.call(context.services.sessions.create, principal.tenant, details)
+    session = await context.call(_create_session, context.services, principal.tenant, details)
     return answer(responses.CreateSessionResponse(session_id=session.session_id))
+
+
+def _create_session(services: Services, tenant: str, details: dict[str, JsonValue]) -> Session:
+    services.quotas.admit_session(tenant)
+    return services.sessions.create(tenant, details)
 
 
 @router.post("/session_heartbeat", openapi_extra=documented(sessions.SessionHeartbeatBody))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from tensafe.api import runs
+from tensafe.api import admission, runs
 from tensafe.api.context import Context
 from tensafe.api.tinker.bodies import answer
 from tensafe.contracts.training import Strict
@@ -27,5 +27,5 @@ async def submit(
     runs.served(context.services, stream)
     same = None if identity is None else identity.model_dump_json().encode()
     submission = Submission(address.seq, kind, payload.model_dump_json().encode(), identity=same)
-    await context.call(context.services.submissions.submit, stream, submission)
+    await context.call(admission.submit, context.services, stream, submission)
     return answer(FutureResponse.of(address))

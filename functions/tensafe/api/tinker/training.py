@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tensafe.api import runs
+from tensafe.api import admission, runs
 from tensafe.api.bodies import parse, read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
@@ -96,7 +96,7 @@ async def forward_backward(request: Request, principal: TrainCaller, context: Ed
         _check_content_type(request)
         body, decoded, stream = await context.call(_decode, context, principal, raw, encoding)
         submission = Submission(decoded.seq_id, OpKind.FORWARD_BACKWARD, body, content_type=PROTOBUF)
-        await context.call(context.services.submissions.submit, stream, submission)
+        await context.call(admission.submit, context.services, stream, submission)
         return answer(FutureResponse.of(RequestId(decoded.run, decoded.seq_id)))
 
     return await or_failed_future(
