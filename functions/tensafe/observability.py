@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
+from tensafe.correlation import current_request_id
+
 _log = logging.getLogger(__name__)
 
 _UNHANDLED: Final = "unhandled exception"
@@ -19,7 +21,8 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time, level, logger, event, and the record's `extra` fields.
+    """One JSON object per record: time, level, role, logger, event, the record's `extra` fields, and the id
+    of the request that the work is for.
 
     Of an exception, only its type and the places it passed are written: messages of libraries may quote
     values, and values may be prompts, tokens or gradients.
@@ -40,6 +43,8 @@ class JsonFormatter(logging.Formatter):
         }
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         fields.update(extra)
+        if "request_id" not in fields and (request_id := current_request_id()) is not None:
+            fields["request_id"] = request_id
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = record.exc_info[0].__name__
             fields["places"] = _places(record)

@@ -5,6 +5,7 @@ A retry counts like any other request: whether it is one is known only after the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from tensafe.operations.records import Operation, StreamRecord
@@ -12,17 +13,19 @@ from tensafe.operations.submissions import Submission
 from tensafe.services import Services
 from tensafe.storage.ports import Write
 
+log = logging.getLogger(__name__)
+
 
 def submit(services: Services, stream: StreamRecord, submission: Submission) -> Operation:
     """As `Submissions.submit`; also raises RateLimited or QuotaExceeded."""
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
-    return services.submissions.submit(stream, submission)
+    return _logged(services.submissions.submit(stream, submission))
 
 
 def append(services: Services, stream: StreamRecord, submission: Submission) -> Operation:
     """As `Submissions.append`; also raises RateLimited or QuotaExceeded."""
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
-    return services.submissions.append(stream, submission)
+    return _logged(services.submissions.append(stream, submission))
 
 
 def create(
@@ -32,4 +35,13 @@ def create(
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
     if services.streams.find(stream.stream_id) is None:  # a retry makes no second run
         services.quotas.admit_run(stream.tenant)
-    return services.submissions.create(stream, creation, submission)
+    return _logged(services.submissions.create(stream, creation, submission))
+
+
+def _logged(operation: Operation) -> Operation:
+    """The line of the edge's log that the worker's lines are found by: they have the same request id."""
+    log.info(
+        "operation submitted",
+        extra={"stream": operation.stream_id, "seq": operation.seq, "kind": operation.kind.value},
+    )
+    return operation

@@ -7,6 +7,7 @@ store alone), and the client is sent there (303) with a URL that ends in minutes
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 from starlette.responses import RedirectResponse, Response
@@ -25,13 +26,15 @@ ELSEWHERE: Final[dict[int | str, dict[str, Any]]] = {
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-async def send(context: Context, data: bytes, media_type: str) -> Response:
-    """The answer, or a redirect to it if it passes `EdgeLimits.answer_bytes`."""
-    cap = context.limits.answer_bytes
+async def send(
+    context: Context, data: bytes, media_type: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer with `headers`, or a redirect to it if it passes `EdgeLimits.answer_bytes`."""
+    cap, headers = context.limits.answer_bytes, {**_NO_STORE, **(headers or {})}
     if cap is None or len(data) <= cap:
-        return Response(data, media_type=media_type, headers=_NO_STORE)
+        return Response(data, media_type=media_type, headers=headers)
     url = await context.call(_leave, context, data, media_type)
-    return RedirectResponse(url, 303, headers=_NO_STORE)
+    return RedirectResponse(url, 303, headers=headers)
 
 
 def _leave(context: Context, data: bytes, media_type: str) -> str:

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from tensafe.api.waiting import ResultWaiter
 from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
+from tensafe.correlation import carried
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.operations.sessions import Session
 from tensafe.services import Services
@@ -65,7 +66,7 @@ class Context:
     async def call(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a blocking call in a thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self._threads, carried(lambda: function(*args, **kwargs)))
 
     async def authenticate(self, presented: str | None) -> Principal:
         """Who presents this credential. Raises Unauthenticated, or Unavailable without the issuer's keys."""
@@ -74,7 +75,7 @@ class Context:
         if known is not None:
             return known
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._issuer_thread, callers.authenticate, presented)
+        return await loop.run_in_executor(self._issuer_thread, carried(callers.authenticate), presented)
 
     def run(self, principal: Principal, run_id: str) -> StreamRecord:
         """The caller's run. Raises NotFound for whatever else the text may be, Gone once erased."""

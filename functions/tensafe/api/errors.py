@@ -66,7 +66,13 @@ def error_response(request: Request, error: errors.TensafeError) -> Response:
     if status >= 500:
         return _fault(request, status, error.code, message, error.field)
     headers = {"Retry-After": _retry_after(error)} if status == 429 else _HEADERS.get(status)
+    headers = {**(headers or {}), **submitted_by(getattr(error, "submitted_by", None))}
     return shaped(request, status, error.code, message, error.field, headers)
+
+
+def submitted_by(request_id: str | None) -> dict[str, str]:
+    """The header that names the request which submitted the operation in question."""
+    return {} if request_id is None else {"X-Submitted-By": request_id}
 
 
 def _retry_after(error: errors.TensafeError) -> str:

@@ -9,6 +9,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tensafe.correlation import correlated
+
 log = logging.getLogger(__name__)
 
 HEADER: Final = b"x-request-id"
@@ -45,7 +47,8 @@ class RequestIdMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with correlated(request_id):
+                await self._app(scope, receive, send_with_id)
         finally:
             if status >= 400 or log.isEnabledFor(logging.DEBUG):
                 self._log(scope, status, request_id, began)

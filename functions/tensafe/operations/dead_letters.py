@@ -106,7 +106,12 @@ class DeadLetters:
         self._outcomes.fail(stream, operation, failure, writes)
         log.error(
             "operation set aside as a dead letter",
-            extra={"stream": stream.stream_id, "seq": operation.seq, "kind": operation.kind.value},
+            extra={
+                "stream": stream.stream_id,
+                "seq": operation.seq,
+                "kind": operation.kind.value,
+                "request_id": operation.request_id,
+            },
         )
         if stream.kind is StreamKind.RUN:
             self.fail_waiting(stream.stream_id)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from tensafe.correlation import current_request_id
 from tensafe.operations import layout
 from tensafe.operations.leases import Leases
 from tensafe.operations.records import StreamKind, StreamRecord
-from tensafe.storage.ports import Bell, Queues, QueueSpec
+from tensafe.storage.ports import Bell, JsonValue, Queues, QueueSpec
 
 _LEASE_MARGIN_S: Final = 5.0
 MAX_RECEIVES: Final = 3
@@ -40,6 +41,12 @@ def _slug(base_model: str) -> str:
     return f"{readable}-{hashlib.sha256(base_model.encode()).hexdigest()[:8]}"
 
 
+def request_id_in(body: Mapping[str, JsonValue]) -> str | None:
+    """The request that rang, as the message says; None if the sweeper or a worker did."""
+    found = body.get("request_id")
+    return found if isinstance(found, str) else None
+
+
 class Doorbell:
     """Sends queue messages and rings bells; the log stays the truth."""
 
@@ -56,7 +63,8 @@ class Doorbell:
         either seen by that trainer or finds the lease free and sends the message.
         """
         if stream.kind is StreamKind.SAMPLER:
-            self._queues.send(sample_queue(stream.base_model), {"stream": stream.stream_id, "seq": seq})
+            body: dict[str, JsonValue] = {"stream": stream.stream_id, "seq": seq, **_submitted_by()}
+            self._queues.send(sample_queue(stream.base_model), body)
             return
         queue = train_queue(stream.base_model)
         if not self._leases.held(stream.stream_id, margin_s=_LEASE_MARGIN_S):
@@ -66,9 +74,17 @@ class Doorbell:
     def send_run(self, stream: StreamRecord) -> None:
         """Queue a message for a run, whoever holds it."""
         self._queues.send(
-            train_queue(stream.base_model), {"stream": stream.stream_id}, group=stream.stream_id
+            train_queue(stream.base_model),
+            {"stream": stream.stream_id, **_submitted_by()},
+            group=stream.stream_id,
         )
 
     def finished(self, stream_id: str) -> None:
         """Wake those who wait for a result of the stream."""
         self._bell.ring(layout.finished_topic(stream_id))
+
+
+def _submitted_by() -> dict[str, JsonValue]:
+    """The request that rings, for the log lines of whoever hears it; nobody decides by it."""
+    request_id = current_request_id()
+    return {} if request_id is None else {"request_id": request_id}

@@ -152,6 +152,8 @@ class Operation:
     """Times that a worker began it; more than one means that a worker died or failed on it."""
     owner: str | None = None
     """The worker that runs it, or ran it last."""
+    request_id: str | None = None
+    """The HTTP request that submitted it."""
 
     @classmethod
     def from_item(cls, stream_id: str, seq: int, item: Item) -> Operation:
@@ -172,6 +174,7 @@ class Operation:
             result_size_bytes=cast(int, body.get("result_size_bytes") or 0),
             tries=cast(int, body.get("tries") or 0),
             owner=cast("str | None", body.get("owner")),
+            request_id=cast("str | None", body.get("request_id")),
         )
 
     def to_body(self) -> dict[str, JsonValue]:
@@ -187,6 +190,7 @@ class Operation:
             "result_size_bytes": self.result_size_bytes,
             "tries": self.tries,
             "owner": self.owner,
+            "request_id": self.request_id,
         }
 
 

@@ -15,6 +15,7 @@ from tensafe.contracts.errors import (
     TensafeError,
     Unavailable,
 )
+from tensafe.correlation import current_request_id
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.outcomes import Closing
@@ -286,6 +287,7 @@ class Submissions(LogReader):
             fingerprint,
             1,
             content_type=submission.content_type,
+            request_id=current_request_id(),
         )
 
     def _submission_writes(

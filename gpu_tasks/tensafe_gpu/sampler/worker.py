@@ -21,7 +21,8 @@ from tensafe.contracts.errors import HeRefused, TensafeError, Unavailable
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult
 from tensafe.contracts.text import TextPayload
-from tensafe.operations.doorbell import sample_queue
+from tensafe.correlation import carried, correlated
+from tensafe.operations.doorbell import request_id_in, sample_queue
 from tensafe.operations.records import Failure, Operation, OpKind, StreamRecord, StreamState
 from tensafe.operations.streams import now_ms
 from tensafe.services import Services
@@ -172,6 +173,10 @@ class SamplerWorker:
 
     async def _serve(self, held: Held) -> None:
         """One message: its operation ends, or the message goes back."""
+        with correlated(request_id_in(held.message.body)):
+            await self._serve_correlated(held)
+
+    async def _serve_correlated(self, held: Held) -> None:
         done = False
         try:
             done = await self._answer(held)
@@ -198,6 +203,10 @@ class SamplerWorker:
         if found is None:
             return True
         stream, operation = found
+        with correlated(operation.request_id):
+            return await self._in_turn(stream, operation)
+
+    async def _in_turn(self, stream: StreamRecord, operation: Operation) -> bool:
         async with self._turns.take(operation.tries):
             if not self._engine.healthy:
                 return False
@@ -347,7 +356,7 @@ class SamplerWorker:
 
     async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         call = partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, carried(call))
 
     def _log_done(self, operation: Operation, began: float, outcome: str) -> None:
         log.info(

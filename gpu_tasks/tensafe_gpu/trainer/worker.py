@@ -13,8 +13,9 @@ import time
 from typing import Final
 
 from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable
+from tensafe.correlation import correlated
 from tensafe.operations import layout
-from tensafe.operations.doorbell import train_queue
+from tensafe.operations.doorbell import request_id_in, train_queue
 from tensafe.operations.leases import LeaseLost
 from tensafe.operations.records import Failure, Operation, StreamState
 from tensafe.operations.streams import now_ms
@@ -125,11 +126,12 @@ class TrainerWorker:
             self._queue, visibility_s=self._settings.visibility_s, max_messages=min(10, room)
         )
         for message in messages:
-            try:
-                self._adopt(message)
-            except Exception as error:  # noqa: BLE001 - one message must not keep the others waiting
-                log_failure("message handed back after %s", error, str(message.body.get("stream")))
-                self._hand_back(message, _BUSY_VISIBILITY_S)
+            with correlated(request_id_in(message.body)):
+                try:
+                    self._adopt(message)
+                except Exception as error:  # noqa: BLE001 - one message must not keep the others waiting
+                    log_failure("message handed back after %s", error, str(message.body.get("stream")))
+                    self._hand_back(message, _BUSY_VISIBILITY_S)
 
     def _make_room(self) -> None:
         """Retire the run that has been idle longest if another one waits for its place."""
@@ -212,6 +214,10 @@ class TrainerWorker:
 
     def _apply(self, run: HotRun, operation: Operation) -> bool:
         """Run one operation and make its outcome durable; False if it was cancelled before it began."""
+        with correlated(operation.request_id):
+            return self._applied(run, operation)
+
+    def _applied(self, run: HotRun, operation: Operation) -> bool:
         outcomes, began = self._services.outcomes, time.monotonic()
         try:
             operation = outcomes.start(operation, [run.lease.check], owner=self._owner)

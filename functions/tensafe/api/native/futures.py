@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from tensafe.api import answers, futures
 from tensafe.api.context import Caller, Edge
+from tensafe.api.errors import submitted_by
 from tensafe.api.native.models import FutureState
 from tensafe.api.openapi import ERRORS
 from tensafe.contracts.errors import HE_CODES, HeRefused, InvalidRequest, NotFound, TensafeError
@@ -21,8 +22,9 @@ router = APIRouter(prefix="/v1/futures", tags=["futures"], responses=ERRORS)
 class OperationFailed(InvalidRequest):
     """The operation ended without a result, for good: its code, message and field are the answer."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, submitted_by: str | None = None) -> None:
         super().__init__(failure.message, field=failure.field, code=failure.code)
+        self.submitted_by = submitted_by
 
 
 class EncryptionFailed(HeRefused):
@@ -33,9 +35,9 @@ class EncryptionFailed(HeRefused):
         self.message = failure.message
 
 
-def failed(failure: Failure) -> TensafeError:
+def failed(failure: Failure, submitted_by: str | None = None) -> TensafeError:
     """What an operation that ended with this failure is answered with."""
-    return EncryptionFailed(failure) if failure.code in HE_CODES else OperationFailed(failure)
+    return EncryptionFailed(failure) if failure.code in HE_CODES else OperationFailed(failure, submitted_by)
 
 
 @router.get("/{future_id}")
@@ -62,11 +64,12 @@ async def result(
     if ended is None:
         return JSONResponse(FutureState.of(future).model_dump(), 202)
     if ended.operation.failure is not None:
-        raise failed(ended.operation.failure)
+        raise failed(ended.operation.failure, ended.operation.request_id)
     outcome = await futures.result(context, ended)
     if outcome is None:
         raise TensafeError("the operation ended without a result")
-    return await answers.send(context, outcome.data, outcome.content_type)
+    headers = submitted_by(ended.operation.request_id)
+    return await answers.send(context, outcome.data, outcome.content_type, headers)
 
 
 @router.get("/{future_id}/attestation")

@@ -125,6 +125,8 @@ class FutureState(Strict):
     created_ms: int
     finished_ms: int | None = None
     error: dict[str, Any] | None = None
+    request_id: str | None = None
+    """Of the request that submitted it: all that any process has logged about it has this id."""
 
     @classmethod
     def of(cls, future: Future) -> FutureState:
@@ -139,6 +141,7 @@ class FutureState(Strict):
                 "created_ms": operation.created_ms,
                 "finished_ms": operation.finished_ms,
                 "error": operation.failure.to_body() if operation.failure else None,
+                "request_id": operation.request_id,
             }
         )
 

@@ -96,7 +96,7 @@ class Following:
 
         ended = await self._wait(future, look)
         if ended.operation.failure is not None:
-            raise failed(ended.operation.failure)
+            raise failed(ended.operation.failure, ended.operation.request_id)
         outcome = await futures.result(self._context, ended)
         if outcome is None:
             raise TensafeError("the operation ended without a result")

@@ -16,6 +16,7 @@ from tensafe.api import answers, futures
 from tensafe.api.bodies import DATA_MAX_BYTES, read
 from tensafe.api.context import Edge, SampleCaller, WorkCaller
 from tensafe.api.direct import DirectRoute
+from tensafe.api.errors import submitted_by
 from tensafe.api.openapi import documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.contracts.payloads import PROTOBUF
@@ -51,13 +52,14 @@ async def retrieve_future(request: Request, principal: WorkCaller, context: Edge
         return answer(responses.TryAgainResponse(request_id=body.request_id), 408)
     operation = ended.operation
     if operation.failure is not None:
-        return _failed(_located(operation, operation.failure))
+        return _failed(_located(operation, operation.failure), operation.request_id)
     if body.allow_metadata_only and operation.result_size_bytes > METADATA_FIRST_BYTES:
         return answer(responses.CompleteMetadataResponse(response_payload_size=operation.result_size_bytes))
     result = await futures.result(context, ended)
     if result is None:
         return _failed(Failure("no_result", "the operation ended without a result", "server"))
-    return await answers.send(context, result.data, result.content_type)
+    headers = submitted_by(operation.request_id)
+    return await answers.send(context, result.data, result.content_type, headers)
 
 
 @router.post("/retrieve_futures", openapi_extra=documented(bodies.RetrieveFuturesBody))
@@ -88,10 +90,12 @@ async def cancel_future(request: Request, principal: WorkCaller, context: Edge) 
     return JSONResponse({"request_id": body.request_id, "cancelled": operation.state is OpState.CANCELLED})
 
 
-def _failed(failure: Failure) -> Response:
+def _failed(failure: Failure, request_id: str | None = None) -> Response:
+    """With the id of the request that submitted it in the message, since the SDK shows nothing else."""
+    origin = "" if request_id is None else f" (submitted by request {request_id})"
     return answer(
         responses.RequestFailedResponse(
-            error=f"[{failure.code}] {failure.message}", category=failure.category
+            error=f"[{failure.code}] {failure.message}{origin}", category=failure.category
         )
     )
 
