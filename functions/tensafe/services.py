@@ -15,6 +15,7 @@ from tensafe.auth.keys import ApiKeys
 from tensafe.auth.quotas import Quotas
 from tensafe.contracts.errors import NotFound
 from tensafe.contracts.training import ModelInfo
+from tensafe.metrics.port import Metrics, NoMetrics
 from tensafe.operations.checkpoints import Checkpoints
 from tensafe.operations.dead_letters import DeadLetters
 from tensafe.operations.doorbell import Doorbell
@@ -85,6 +86,7 @@ class Services:
     domains: Domains
     domain_reader: DomainReader
     deals: Deals
+    metrics: Metrics
 
     def model(self, name: str) -> ModelInfo:
         """The base model of this name. Raises NotFound listing what there is."""
@@ -101,6 +103,7 @@ def wire(
     *,
     lease_s: float = LEASE_S,
     tokens: Tokens | None = None,
+    metrics: Metrics | None = None,
     clock_ms: Callable[[], int] = now_ms,
 ) -> Services:
     """Build the rooms over the ports; all of them read one clock (Unix time in milliseconds).
@@ -135,7 +138,9 @@ def wire(
         submissions=Submissions(stores, doorbell, clock_ms=clock_ms),
         outcomes=outcomes,
         progress=Progress(stores, clock_ms=clock_ms),
-        dead_letters=DeadLetters(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
+        dead_letters=DeadLetters(
+            stores, streams, outcomes, leases, doorbell, workers, metrics=metrics, clock_ms=clock_ms
+        ),
         sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         checkpoints=checkpoints,
         placements=Placements(ports.items, clock_ms=clock_ms),
@@ -147,4 +152,5 @@ def wire(
         domains=domains,
         domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),
         deals=Deals(ports.items, vault, dealt, domains),
+        metrics=metrics or NoMetrics(),
     )

@@ -53,7 +53,8 @@ def announce_forever(
         pause_s = _EVERY_S
         while not stop.wait(pause_s):
             try:
-                services.workers.announce(role, base_model, owner, since_s)
+                series = services.metrics.series()
+                services.workers.announce(role, base_model, owner, since_s, series)
                 pause_s = _EVERY_S
             except Exception:  # a worker that works must not look dead for ever
                 log.exception("not announced", extra={"owner": owner})

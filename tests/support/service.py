@@ -45,6 +45,7 @@ class Service:
     model_name: str = MODEL_NAME
     options: tuple[str, ...] = ()
     port: int = field(default_factory=free_port)
+    metrics_port: int | None = None
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -129,6 +130,12 @@ class Service:
                 pass
             time.sleep(0.2)
         raise TimeoutError("the service did not become ready")
+
+    def metrics(self) -> str:
+        """The page for Prometheus."""
+        answer = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=20)
+        assert answer.status_code == 200
+        return answer.text
 
     def logs(self) -> str:
         """Everything that any process has logged."""

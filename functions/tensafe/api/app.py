@@ -16,10 +16,13 @@ from tensafe.api.openai import router as openai_router
 from tensafe.api.openai.samplers import ModelSamplers
 from tensafe.api.request_id import RequestIdMiddleware
 from tensafe.api.tinker import router as tinker_router
+from tensafe.metrics.requests import RequestMeter
 from tensafe.services import Services
 
 
-def create_app(services: Services, limits: EdgeLimits | None = None) -> FastAPI:
+def create_app(
+    services: Services, limits: EdgeLimits | None = None, meter: RequestMeter | None = None
+) -> FastAPI:
     """A FastAPI application that serves the Tinker, the native and the OpenAI face."""
     context = Context(services, limits or EdgeLimits())
 
@@ -47,5 +50,5 @@ def create_app(services: Services, limits: EdgeLimits | None = None) -> FastAPI:
     for router in (tinker_router, *training, privacy.router, openai_router, health.router):
         app.include_router(router)
     openapi.install(app)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestIdMiddleware, meter=meter)
     return app

@@ -11,6 +11,7 @@ from typing import Annotated, Final, ParamSpec, TypeVar, cast
 
 from fastapi import Depends, Request
 
+from tensafe.api.readiness import Readiness
 from tensafe.api.waiting import ResultWaiter
 from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
@@ -57,6 +58,7 @@ class Context:
         self.services = services
         self.limits = limits
         self.waiter = ResultWaiter(services)
+        self.readiness = Readiness(services)
         self._waiting: Counter[str] = Counter()
         # Writes end in fsync: they leave the loop to these threads.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="edge")

@@ -10,6 +10,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensafe.correlation import correlated
+from tensafe.metrics.requests import Answered, RequestMeter
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def request_id_of(scope: Scope) -> str:
 class RequestIdMiddleware:
     """Gives each request an id of ours (a client's own is not trusted) and logs how it ended."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, meter: RequestMeter | None = None) -> None:
         self._app = app
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,12 +52,15 @@ class RequestIdMiddleware:
             with correlated(request_id):
                 await self._app(scope, receive, send_with_id)
         finally:
+            if self._meter is not None:
+                self._meter.answered(
+                    Answered(_route(scope), scope["method"], status, time.perf_counter() - began)
+                )
             if status >= 400 or log.isEnabledFor(logging.DEBUG):
                 self._log(scope, status, request_id, began)
 
     def _log(self, scope: Scope, status: int, request_id: str, began: float) -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "unrouted")
+        path = _route(scope)
         if path in _QUIET and status < 500:
             return
         log.info(
@@ -68,3 +73,8 @@ class RequestIdMiddleware:
                 "duration_ms": round((time.perf_counter() - began) * 1000, 2),
             },
         )
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern, which has no identifier of anybody in it."""
+    return str(getattr(scope.get("route"), "path", "unrouted"))

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tensafe.api.app import create_app
 from tensafe.api.capped_http import CappedHttp
+from tensafe.api.metrics_page import serve_metrics
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.network import LOOPBACK
 from tensafe.local.composition import open_services
@@ -44,7 +45,9 @@ def serve(server: ServerSettings, settings: LocalSettings) -> None:
     configure_logging("api", settings.log_level)
     # The loop's thread takes the lock back within half a millisecond from those that write.
     sys.setswitchinterval(0.0005)
-    app = create_app(open_services(settings))
+    services = open_services(settings)
+    meter = serve_metrics(services, settings.metrics_port)[0] if settings.metrics_port else None
+    app = create_app(services, meter=meter)
     uvicorn.run(
         app,
         host=server.host,

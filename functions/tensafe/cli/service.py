@@ -97,6 +97,12 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
         str | None,
         typer.Option(metavar="TEXT", help="What they must be made for. (default: $TENSAFE_OIDC_AUDIENCE)"),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Serve numbers for Prometheus on this port of 127.0.0.1. (default: none)"
+        ),
+    ] = None,
     device: Annotated[Device | None, typer.Option(help="(default: $TENSAFE_DEVICE or cpu)")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="(default: $TENSAFE_DTYPE or float32)")] = None,
     max_lora_rank: Annotated[
@@ -137,6 +143,7 @@ def up(  # noqa: PLR0913, PLR0917 - one argument per option
     given = {
         **{"device": device, "dtype": dtype, "threads": threads},
         **{"oidc_issuer": oidc_issuer, "oidc_audience": oidc_audience},
+        "metrics_port": metrics_port,
         **key_file_option(key_file),
     }
     request = UpRequest(

@@ -12,6 +12,7 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe.local import evidence
 from tensafe.local.process import forbid_core_dumps
 from tensafe.local.settings import LocalSettings
+from tensafe.metrics.counters import Counters
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
 from tensafe.storage.durable import make_directory, replace_file
@@ -116,7 +117,7 @@ def open_services(settings: LocalSettings) -> Services:
     tokens = token_verifier(
         settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scope_claim
     )
-    return wire(ports, models, lease_s=settings.lease_s, tokens=tokens)
+    return wire(ports, models, lease_s=settings.lease_s, tokens=tokens, metrics=Counters())
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class LocalSettings(BaseSettings):
     """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
     holder_tls: Path | None = None
     """A folder with cert.pem, key.pem and ca.pem, for adapter holders that are reached over TCP."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Serve numbers for Prometheus on this port of 127.0.0.1."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("models", mode="before")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tensafe.contracts.errors import Conflict, NotFound, TensafeError
+from tensafe.metrics.port import Metric, Metrics, NoMetrics
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.leases import MAX_TRIES, Leases
@@ -74,8 +75,10 @@ class DeadLetters:
         doorbell: Doorbell,
         workers: WorkerStatus,
         *,
+        metrics: Metrics | None = None,
         clock_ms: Callable[[], int] = now_ms,
     ) -> None:
+        self._metrics = metrics or NoMetrics()
         self._items = stores.items
         self._streams = streams
         self._outcomes = outcomes
@@ -104,6 +107,7 @@ class DeadLetters:
             )
             writes += self._leases.forgiving(stream.stream_id)
         self._outcomes.fail(stream, operation, failure, writes)
+        self._metrics.add(Metric.DEAD_LETTERED, kind=operation.kind.value)
         log.error(
             "operation set aside as a dead letter",
             extra={

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
+from tensafe.metrics.counters import from_json, to_json
+from tensafe.metrics.port import Series
 from tensafe.operations.records import Operation, OpState
 from tensafe.storage.ports import ConditionFailed, Delete, Items, JsonValue, Key, Put
 
@@ -23,6 +25,8 @@ class WorkerReport:
     base_model: str
     owner: str
     since_s: int
+    series: tuple[Series, ...] = ()
+    """What it has counted since it began, as of its last announcement."""
 
 
 class WorkerStatus:
@@ -32,11 +36,15 @@ class WorkerStatus:
         self._items = items
         self._clock = clock
 
-    def announce(self, role: Role, base_model: str, owner: str, since_s: int) -> None:
-        """Say that this worker can take work; repeat within 30 s."""
+    def announce(
+        self, role: Role, base_model: str, owner: str, since_s: int, series: Sequence[Series] = ()
+    ) -> None:
+        """Say that this worker can take work, and what it has counted; repeat within 30 s."""
         key = Key(_PARTITION, owner)
         item = self._items.get(key)
         body: dict[str, JsonValue] = {"role": role, "base_model": base_model, "since_s": since_s}
+        if series:
+            body["series"] = cast(JsonValue, to_json(series))
         try:
             self._items.write(
                 [
@@ -69,6 +77,7 @@ class WorkerStatus:
                 str(item.body["base_model"]),
                 item.key.sort,
                 cast(int, item.body["since_s"]),
+                tuple(from_json(cast("list[object]", item.body.get("series") or []))),
             )
             for item in self._items.query(_PARTITION, limit=1000)
         ]

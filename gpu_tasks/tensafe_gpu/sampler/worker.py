@@ -22,6 +22,7 @@ from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult
 from tensafe.contracts.text import TextPayload
 from tensafe.correlation import carried, correlated
+from tensafe.metrics.port import Metric
 from tensafe.operations.doorbell import request_id_in, sample_queue
 from tensafe.operations.records import Failure, Operation, OpKind, StreamRecord, StreamState
 from tensafe.operations.streams import now_ms
@@ -359,6 +360,7 @@ class SamplerWorker:
         return await asyncio.get_running_loop().run_in_executor(self._threads, carried(call))
 
     def _log_done(self, operation: Operation, began: float, outcome: str) -> None:
+        self._services.metrics.add(Metric.OPERATIONS_ENDED, kind=operation.kind.value, outcome=outcome)
         log.info(
             "sample %s",
             outcome,

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tensafe.contracts.errors import IntegrityError
 from tensafe.contracts.training import ForwardBackward, OptimizerConfig, PrivateConfig, StepParams
+from tensafe.metrics.port import Metric, domain_label
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
 from tensafe.privacy.deals import Deals
@@ -111,6 +112,10 @@ class PrivateSteps:
         if bool(state.pending_data) != bool(private.units):
             raise IntegrityError("the accumulated sum and its units do not belong together")
         charge = self._ledger.reserve(private.ref, seq, private.units, extra_writes=[run.lease.check])
+        if private.mechanism.max_epsilon is not None:
+            used = charge.epsilon / private.mechanism.max_epsilon
+            label = domain_label(private.ref.tenant, private.ref.domain)
+            self._services.metrics.set(Metric.BUDGET_USED, used, domain=label)
         release = partial(noisy_mean, charge, private.noise_secret)
         metrics = self._engine.optim_step(state, params, release=release)
         private.units = set()

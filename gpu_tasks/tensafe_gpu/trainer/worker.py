@@ -14,6 +14,7 @@ from typing import Final
 
 from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable
 from tensafe.correlation import correlated
+from tensafe.metrics.port import Metric
 from tensafe.operations import layout
 from tensafe.operations.doorbell import request_id_in, train_queue
 from tensafe.operations.leases import LeaseLost
@@ -235,7 +236,7 @@ class TrainerWorker:
                 raise
             outcomes.fail(run.stream, operation, Failure.of(error), [run.lease.check])
             self._wake_sampler(self._executor.waiting_sampler(operation, payload))
-            log_done(operation, began, error.code)
+            self._ended(operation, began, error.code)
             return True
         prepared = self._snapshots.prepare(run, operation.seq) if executed.with_snapshot else None
         self._commit(run, operation, executed, prepared)
@@ -243,8 +244,12 @@ class TrainerWorker:
             run.next_seq = operation.seq + 1
             self._snapshots.applied(run, prepared)
         self._wake_sampler(executed.wakes_sampler)
-        log_done(operation, began, "completed")
+        self._ended(operation, began, "completed")
         return True
+
+    def _ended(self, operation: Operation, began: float, outcome: str) -> None:
+        log_done(operation, began, outcome)
+        self._services.metrics.add(Metric.OPERATIONS_ENDED, kind=operation.kind.value, outcome=outcome)
 
     def _wake_sampler(self, session_id: str | None) -> None:
         """Ring for a sample that was submitted together with this save of its weights."""
@@ -328,6 +333,7 @@ class TrainerWorker:
     def _drop(self, run: HotRun, error: TensafeError) -> None:
         """The run is not ours any more, or may not be: forget it, and let it go if it still is."""
         kind = type(error).__name__
+        self._services.metrics.add(Metric.LEASE_LOST)
         log.warning("run dropped: %s", kind, extra={"stream": run.stream.stream_id})
         self._let_go(run, kind)
         self._hand_back(run.message, _BUSY_VISIBILITY_S)

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import tinker
 
-from tests.support.service import MODEL_NAME, Service
+from tests.support.service import MODEL_NAME, Service, free_port
 from tests.support.tiny_models import tiny_model
 
 
@@ -22,8 +22,14 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Service]:
-    private = {"TENSAFE_PRIVATE_ADAPTERS": "true"}
-    running = Service(tmp_path_factory.mktemp("service"), model_path, environment=private)
+    port = free_port()
+    running = Service(
+        tmp_path_factory.mktemp("service"),
+        model_path,
+        environment={"TENSAFE_PRIVATE_ADAPTERS": "true"},
+        options=("--metrics-port", str(port)),
+        metrics_port=port,
+    )
     running.init()
     running.start()
     yield running
@@ -35,7 +41,14 @@ def own_service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> I
     """A second one, for tests that kill all of it; each leaves it running."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "tmp").mkdir()
-    running = Service(folder, model_path, environment={"TMPDIR": str(folder / "tmp")})
+    port = free_port()
+    running = Service(
+        folder,
+        model_path,
+        environment={"TMPDIR": str(folder / "tmp")},
+        options=("--metrics-port", str(port)),
+        metrics_port=port,
+    )
     running.init()
     running.start()
     yield running

@@ -297,6 +297,12 @@ def test_no_log_holds_more_than_names_and_numbers(
         ("/v1/training_clients", 404),
     }
     assert canaries.found_in(files_below(own_service.data_dir / "logs", own_service.folder / "tmp")) == []
+    page = own_service.folder / "metrics"
+    page.write_text(own_service.metrics())
+    assert "tensafe_requests_total" in page.read_text()
+    canaries.text("a run", runs[0])
+    canaries.text("the domain", "canaries")
+    assert canaries.found_in([page]) == []
     for path in (own_service.data_dir / "logs").glob("*.log"):
         for line in path.read_text().splitlines():
             if line.startswith("{"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -61,3 +62,18 @@ def test_a_failure_names_the_request_that_submitted_it(service: Service, key: st
     refused = http.data(training_message(run, 1, [5, 10**6, 9, 7]))
     told = http.future(refused.json()["request_id"]).json()
     assert f"(submitted by request {refused.headers['x-request-id']})" in told["error"]
+
+
+def test_the_numbers_follow(service: Service, key: str) -> None:
+    """Workers announce what they have counted every ten seconds."""
+    native = Native(service, key)
+    run = native.create()
+    native.do(run, "forward_backward", batch(example(TOKENS)))
+    wanted = re.compile(r'tensafe_operations_ended_total\{.*kind="forward_backward".*outcome="completed"')
+    deadline = time.monotonic() + 30
+    while not wanted.search(page := service.metrics()):
+        assert time.monotonic() < deadline, page
+        time.sleep(0.5)
+    assert 'tensafe_requests_total{method="POST",route="/v1/training_clients",status="201"}' in page
+    for number in ("oldest_operation_age_seconds 0", 'scrape_failed{part="work"} 0', "dead_letters "):
+        assert f"tensafe_{number}" in page
