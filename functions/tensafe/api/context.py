@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 
 from tensafe.api.readiness import Readiness
 from tensafe.api.waiting import ResultWaiter
+from tensafe.auth.callers import credential
 from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
 from tensafe.correlation import carried
@@ -108,7 +109,7 @@ class Context:
         Raises Unauthenticated if the caller's key is revoked or expires meanwhile, or the token ends,
         TooManyRequests if the key waits for too much already.
         """
-        presented = presented_key(request)
+        presented = credential(request.headers)
         principal = await principal_of(request)
         key_id = principal.key_id
 
@@ -149,18 +150,9 @@ def context_of(request: Request) -> Context:
     return cast(Context, request.app.state.context)
 
 
-def presented_key(request: Request) -> str | None:
-    """The credential in `X-API-Key`, or in `Authorization: Bearer`."""
-    key = request.headers.get("x-api-key")
-    if key is not None:
-        return key
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
 async def principal_of(request: Request) -> Principal:
     """Who is calling. Raises Unauthenticated, Unavailable."""
-    return await context_of(request).authenticate(presented_key(request))
+    return await context_of(request).authenticate(credential(request.headers))
 
 
 async def _trainer(request: Request) -> Principal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from tensafe.auth.keys import ApiKeys
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
 
 _JSON_IN_BASE64: Final = "ey"
 """How a token begins; the SDK goes by this too."""
+
+
+def credential(headers: Mapping[str, str]) -> str | None:
+    """The credential in `x-api-key`, or in `authorization: Bearer`; names of headers are in lower case."""
+    key = headers.get("x-api-key")
+    if key is not None:
+        return key
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 class Callers:
