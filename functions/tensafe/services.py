@@ -36,6 +36,7 @@ from tensafe.privacy.reading import DomainReader
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
 from tensafe.storage.signing import Signer
+from tensafe.tracing.port import NoTracer, Tracer
 from tensafe.vault.artifacts import Artifacts
 from tensafe.vault.vault import Vault
 
@@ -87,6 +88,7 @@ class Services:
     domain_reader: DomainReader
     deals: Deals
     metrics: Metrics
+    tracer: Tracer
 
     def model(self, name: str) -> ModelInfo:
         """The base model of this name. Raises NotFound listing what there is."""
@@ -104,6 +106,7 @@ def wire(
     lease_s: float = LEASE_S,
     tokens: Tokens | None = None,
     metrics: Metrics | None = None,
+    tracer: Tracer | None = None,
     clock_ms: Callable[[], int] = now_ms,
 ) -> Services:
     """Build the rooms over the ports; all of them read one clock (Unix time in milliseconds).
@@ -153,4 +156,5 @@ def wire(
         domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),
         deals=Deals(ports.items, vault, dealt, domains),
         metrics=metrics or NoMetrics(),
+        tracer=tracer or NoTracer(),
     )

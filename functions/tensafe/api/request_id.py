@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tensafe.correlation import correlated
+from tensafe.correlation import correlated, well_formed_traceparent
 from tensafe.metrics.requests import Answered, RequestMeter
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class RequestIdMiddleware:
             await send(message)
 
         try:
-            with correlated(request_id):
+            with correlated(request_id, _traceparent(scope)):
                 await self._app(scope, receive, send_with_id)
         finally:
             if self._meter is not None:
@@ -78,3 +78,8 @@ class RequestIdMiddleware:
 def _route(scope: Scope) -> str:
     """The route's pattern, which has no identifier of anybody in it."""
     return str(getattr(scope.get("route"), "path", "unrouted"))
+
+
+def _traceparent(scope: Scope) -> str | None:
+    found = next((value for name, value in scope["headers"] if name == b"traceparent"), None)
+    return None if found is None else well_formed_traceparent(found.decode("latin-1"))

@@ -15,9 +15,10 @@ from typing import Any, Final, Protocol
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
-from tensafe.auth.oidc_settings import OidcSettings, trusted_url
+from tensafe.auth.oidc_settings import OidcSettings
 from tensafe.auth.strict_json import parse_object
 from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.network import trusted_url
 
 log = logging.getLogger(__name__)
 

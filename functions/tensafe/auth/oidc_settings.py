@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from tensafe.contracts.errors import ConfigurationError
-from tensafe.contracts.network import LOOPBACK
+from tensafe.contracts.network import trusted_url
 
 TENANT_CLAIM: Final = "tenant"
 SCOPE_CLAIM: Final = "scope"
@@ -53,15 +52,3 @@ def oidc_settings(
             )
         return None
     return OidcSettings(issuer, audience or "", tenant_claim, scope_claim)
-
-
-def trusted_url(url: str) -> bool:
-    """Whether what the URL returns comes from who it names: https, or a service on this machine."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    plain = bool(host) and not (parts.query or parts.fragment or parts.username or parts.password)
-    printable = url.isascii() and url.isprintable() and " " not in url
-    return plain and printable and (parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK))

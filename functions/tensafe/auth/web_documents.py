@@ -8,8 +8,8 @@ import time
 from typing import Final
 from urllib.parse import urlsplit
 
-from tensafe.auth.oidc_settings import trusted_url
 from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.network import trusted_url
 
 TIMEOUT_S: Final = 3.0
 """For one step of the connection, and for the whole body."""

@@ -51,6 +51,8 @@ class LocalSettings(BaseSettings):
     """A folder with cert.pem, key.pem and ca.pem, for adapter holders that are reached over TCP."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Serve numbers for Prometheus on this port of 127.0.0.1."""
+    otlp_endpoint: str | None = None
+    """Send spans to this OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318/v1/traces."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @field_validator("models", mode="before")

@@ -154,6 +154,8 @@ class Operation:
     """The worker that runs it, or ran it last."""
     request_id: str | None = None
     """The HTTP request that submitted it."""
+    traceparent: str | None = None
+    """The client's span around that request."""
 
     @classmethod
     def from_item(cls, stream_id: str, seq: int, item: Item) -> Operation:
@@ -175,6 +177,7 @@ class Operation:
             tries=cast(int, body.get("tries") or 0),
             owner=cast("str | None", body.get("owner")),
             request_id=cast("str | None", body.get("request_id")),
+            traceparent=cast("str | None", body.get("traceparent")),
         )
 
     def to_body(self) -> dict[str, JsonValue]:
@@ -191,6 +194,7 @@ class Operation:
             "tries": self.tries,
             "owner": self.owner,
             "request_id": self.request_id,
+            **({"traceparent": self.traceparent} if self.traceparent else {}),
         }
 
 

@@ -15,7 +15,7 @@ from tensafe.contracts.errors import (
     TensafeError,
     Unavailable,
 )
-from tensafe.correlation import current_request_id
+from tensafe.correlation import current_request_id, current_traceparent
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
 from tensafe.operations.outcomes import Closing
@@ -288,6 +288,7 @@ class Submissions(LogReader):
             1,
             content_type=submission.content_type,
             request_id=current_request_id(),
+            traceparent=current_traceparent(),
         )
 
     def _submission_writes(

@@ -204,7 +204,10 @@ class SamplerWorker:
         if found is None:
             return True
         stream, operation = found
-        with correlated(operation.request_id):
+        with (
+            correlated(operation.request_id, operation.traceparent),
+            self._services.tracer.span("sample", operation.traceparent, **_ids(operation)),
+        ):
             return await self._in_turn(stream, operation)
 
     async def _in_turn(self, stream: StreamRecord, operation: Operation) -> bool:

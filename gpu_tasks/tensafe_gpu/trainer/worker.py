@@ -215,7 +215,14 @@ class TrainerWorker:
 
     def _apply(self, run: HotRun, operation: Operation) -> bool:
         """Run one operation and make its outcome durable; False if it was cancelled before it began."""
-        with correlated(operation.request_id):
+        span = self._services.tracer.span(
+            "train",
+            operation.traceparent,
+            stream=operation.stream_id,
+            seq=operation.seq,
+            kind=operation.kind.value,
+        )
+        with correlated(operation.request_id, operation.traceparent), span:
             return self._applied(run, operation)
 
     def _applied(self, run: HotRun, operation: Operation) -> bool:

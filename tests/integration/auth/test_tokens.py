@@ -16,11 +16,12 @@ from tensafe.auth.callers import Callers
 from tensafe.auth.issuer_keys import DOCUMENT_MAX_BYTES, RETRY_S, IssuerKeys, signing_keys
 from tensafe.auth.keys import ApiKeys
 from tensafe.auth.oidc import token_verifier
-from tensafe.auth.oidc_settings import OidcSettings, trusted_url
+from tensafe.auth.oidc_settings import OidcSettings
 from tensafe.auth.principal import AccessScope, Principal
 from tensafe.auth.tokens import TOKEN_MAX_CHARS, Tokens
 from tensafe.auth.web_documents import WebDocuments
 from tensafe.contracts.errors import ConfigurationError, Unauthenticated, Unavailable
+from tensafe.contracts.network import trusted_url
 from tests.fakes import MemoryItems
 from tests.support.oidc_issuer import AUDIENCE, Issuer
 

