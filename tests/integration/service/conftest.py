@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 import tinker
 
+from tests.support.oidc_issuer import AUDIENCE, Issuer, oidc_issuer
 from tests.support.service import MODEL_NAME, Service, free_port
 from tests.support.tiny_models import tiny_model
 
@@ -37,7 +38,16 @@ def service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Itera
 
 
 @pytest.fixture(scope="session")
-def own_service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Iterator[Service]:
+def issuer() -> Iterator[Issuer]:
+    """An identity provider whose tokens `own_service` accepts."""
+    with oidc_issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def own_service(
+    tmp_path_factory: pytest.TempPathFactory, model_path: Path, issuer: Issuer
+) -> Iterator[Service]:
     """A second one, for tests that kill all of it; each leaves it running."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "tmp").mkdir()
@@ -46,7 +56,10 @@ def own_service(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> I
         folder,
         model_path,
         environment={"TMPDIR": str(folder / "tmp")},
-        options=("--metrics-port", str(port)),
+        options=(
+            *("--metrics-port", str(port)),
+            *("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE),
+        ),
         metrics_port=port,
     )
     running.init()
