@@ -208,9 +208,9 @@ class SamplerWorker:
             correlated(operation.request_id, operation.traceparent),
             self._services.tracer.span("sample", operation.traceparent, **_ids(operation)),
         ):
-            return await self._in_turn(stream, operation)
+            return await self._in_turn(held, stream, operation)
 
-    async def _in_turn(self, stream: StreamRecord, operation: Operation) -> bool:
+    async def _in_turn(self, held: Held, stream: StreamRecord, operation: Operation) -> bool:
         async with self._turns.take(operation.tries):
             if not self._engine.healthy:
                 return False
