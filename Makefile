@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint demo bench function proto clean
+.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo bench function proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,7 +53,7 @@ $(INSTALLED): $(LOCKED)
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-test: install lint  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
+test: install lint lint-infra ministack  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
 	@$(TESTING) $(PY) -m pytest -q
 
 test-fast: install  ## unit and contract tests, under two minutes
@@ -63,6 +63,35 @@ lint: $(LOCKED)  ## ruff check, ruff format --check, mypy --strict
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/ruff format --quiet --check . || { $(VENV)/bin/ruff format --check . | head -20; exit 1; }
 	@$(VENV)/bin/mypy
+
+# Tools whose pins are not the service's have environments of their own, made anew when their list changes.
+TOOL_ID = $(shell cat requirements/$(1).txt | $(DIGEST))
+SAM := .cache/sam/.ready-$(call TOOL_ID,sam)
+CHECKOV := .cache/checkov/.ready-$(call TOOL_ID,checkov)
+MINISTACK := .cache/ministack/.ready-$(call TOOL_ID,ministack)
+
+.cache/%:
+	@name=$$(basename $(@D)); echo "making .cache/$$name"; rm -rf $(@D); $(PYTHON) -m venv $(@D); \
+		$(@D)/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r requirements/$$name.txt
+	@touch $@
+
+lint-infra: $(SAM) $(CHECKOV)  ## cfn-lint, sam validate and checkov over template.yaml and infra/
+	@tools/lint_infra.sh
+
+ministack: $(MINISTACK)  ## the environment of the emulator that tests deploy template.yaml to
+
+images: install  ## build the images of the GPU tasks with buildah (root, Debian); IMAGE=name builds one
+	@$(PY) tools/images.py $(IMAGE)
+	@TENSAFE_IMAGES=$${IMAGE:-all} $(TESTING) $(PY) -m pytest -q -m images tests/integration/infra
+
+localstack: install  ## the deployment test on LocalStack; needs a Docker engine
+	@localstack/run.sh
+
+sam-local: $(SAM)  ## the API function under `sam local start-api`; needs a Docker engine
+	@localstack/sam_local.sh
+
+cost: install  ## write infra/cost.md from tools/prices.toml and the counted calls
+	@$(PY) -m tools.cost
 
 demo: install  ## fine-tune with differential privacy, sample, write a report (MODEL=hub id or path)
 	@$(PY) examples/private_finetune.py $(if $(MODEL),--model "$(MODEL)")
@@ -80,5 +109,5 @@ proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 		xargs ../.cache/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=.
 
 clean:  ## remove .venv, build output, caches and demo-out
-	@rm -rf $(VENV) build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+	@rm -rf $(VENV) build dist .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

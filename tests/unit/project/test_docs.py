@@ -9,7 +9,12 @@ import pytest
 
 from tests.project_files import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "infra").rglob("*.md")),
+]
 
 
 def _targets() -> set[str]:
@@ -43,7 +48,7 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_files_named_in_backticks_exist(document: Path) -> None:
     named = re.findall(
-        r"`((?:functions|gpu_tasks|tests|examples|benchmarks|docs|requirements|tools)/[\w./-]*)`",
+        r"`((?:functions|gpu_tasks|tests|examples|benchmarks|docs|requirements|tools|infra|localstack)/[\w./-]*)`",
         document.read_text(),
     )
     assert [name for name in named if not (ROOT / name).exists()] == []

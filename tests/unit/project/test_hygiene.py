@@ -16,7 +16,20 @@ FORBIDDEN = re.compile(
     re.IGNORECASE,
 )
 MACHINE_PATH = re.compile(r"(?<![\w.~<>-])/(work|root|home|farm|Users|tmp|opt)/[\w.-]+")
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".proto", ".sh", ".json", ".pyi", ""}
+TEXT_SUFFIXES = {
+    ".py",
+    ".md",
+    ".toml",
+    ".txt",
+    ".yaml",
+    ".yml",
+    ".proto",
+    ".sh",
+    ".json",
+    ".pyi",
+    ".Dockerfile",
+    "",
+}
 TEXT_FOLDERS = (
     "functions",
     "gpu_tasks",
@@ -26,6 +39,8 @@ TEXT_FOLDERS = (
     "docs",
     "tools",
     "requirements",
+    "infra",
+    "localstack",
     ".ci",
 )
 
@@ -141,7 +156,8 @@ def test_the_lock_satisfies_what_is_declared() -> None:
 
 
 def test_the_lock_is_sorted_and_exact() -> None:
-    for name in ("lock.txt", "cookbook.txt", "proto.txt", "function.txt", "lambda-runtime.txt"):
+    names = ("lock", "cookbook", "proto", "function", "lambda-runtime", "sam", "checkov", "ministack")
+    for name in (f"{one}.txt" for one in names):
         lines = [
             line
             for line in (ROOT / "requirements" / name).read_text().splitlines()

@@ -1,0 +1,216 @@
+"""Who may do what by the templates, and what is kept from everybody: each rule returns what breaks it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from tests.support.templates import Template, listed, referred, resources, texts
+
+ALLOWED: Final[dict[tuple[str, str], str]] = {
+    ("xray:PutTraceSegments", "*"): "X-Ray knows no resources",
+    ("xray:PutTelemetryRecords", "*"): "X-Ray knows no resources",
+    ("ecr:GetAuthorizationToken", "*"): "a token for the account's registry; what is pulled is named",
+    ("ecs:DiscoverPollEndpoint", "*"): "ECS has no resource for it",
+    **{
+        (f"ecs:{action}", "*"): "the agent's own calls, bound to this cluster by a condition"
+        for action in (
+            "Poll",
+            "StartTelemetrySession",
+            "SubmitAttachmentStateChanges",
+            "SubmitContainerStateChange",
+            "SubmitTaskStateChange",
+            "UpdateContainerInstancesState",
+        )
+    },
+    **{
+        (f"s3:{action}", "${BlobBucket.Arn}/*"): "the objects of one bucket, whose keys are made as they come"
+        for action in ("GetObject", "PutObject", "DeleteObject")
+    },
+    (
+        "s3:GetObject",
+        "arn:${AWS::Partition}:s3:::${ModelsBucket}/${ModelsPrefix}/*",
+    ): "the files of the models",
+    **{
+        (
+            f"ecs:{action}",
+            "arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:task/${ServiceName}/*",
+        ): ("the tasks of one cluster, whose ids are made as they start")
+        for action in ("GetTaskProtection", "UpdateTaskProtection")
+    },
+    **{
+        (
+            f"ecr:{action}",
+            "arn:${AWS::Partition}:ecr:${AWS::Region}:${AWS::AccountId}:repository/${ServiceName}/*",
+        ): ("the repositories of this deployment's images")
+        for action in ("BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer")
+    },
+}
+"""Every (action, resource) with a wildcard that a role may have, and why."""
+KEY_ADMINISTRATION: Final = frozenset({"Administer", "GrantsForTheTables"})
+"""Statements of key policies that name the account: IAM decides in it."""
+
+
+def wildcards(template: Template) -> list[str]:
+    """Actions or resources with a wildcard that nobody gave a reason for; NotAction and NotResource too."""
+    return [
+        f"{name}: {action} on {resource}"
+        for name, statement in _role_statements(template)
+        for action, resource in _pairs(statement)
+        if "*" in action + resource and (action, resource) not in ALLOWED
+    ]
+
+
+def unused_allowances(*templates: Template) -> list[str]:
+    """Entries of ALLOWED that no role has any more."""
+    found = {
+        pair
+        for template in templates
+        for _, statement in _role_statements(template)
+        for pair in _pairs(statement)
+    }
+    return [f"{action} on {resource}" for action, resource in ALLOWED if (action, resource) not in found]
+
+
+def _role_statements(template: Template) -> Iterator[tuple[str, Template]]:
+    for name, one in template["Resources"].items():
+        properties = one.get("Properties", {})
+        if one["Type"] in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"):
+            yield from _statements(name, properties["PolicyDocument"])
+        if one["Type"] == "AWS::IAM::Role":
+            for arn in properties.get("ManagedPolicyArns", []):
+                yield name, {"Effect": "Allow", "Action": "*", "Resource": str(arn)}
+            for policy in properties.get("Policies", []):
+                # !If [condition, policy, AWS::NoValue]
+                policy = policy["Fn::If"][1] if "Fn::If" in policy else policy  # noqa: PLW2901
+                yield from _statements(name, policy["PolicyDocument"])
+        if one["Type"] == "AWS::Serverless::Function" and "Policies" in properties:
+            yield name, {"Effect": "Allow", "Action": "*", "Resource": "what SAM's policy templates say"}
+
+
+def _statements(name: str, document: Template) -> Iterator[tuple[str, Template]]:
+    for statement in listed(document["Statement"]):
+        yield name, statement
+
+
+def _pairs(statement: Template) -> Iterator[tuple[str, str]]:
+    for action in listed(statement.get("Action", "*")):
+        for resource in listed(statement.get("Resource", "*")):
+            text = resource if isinstance(resource, str) else " ".join(texts(resource))
+            yield action, text
+
+
+def open_keys(template: Template) -> list[str]:
+    """Key policies that let somebody use a key without a condition, or let an administrator use it."""
+    wrong = []
+    for name, properties in resources(template, "AWS::KMS::Key").items():
+        for statement in properties["KeyPolicy"]["Statement"]:
+            use = [action for action in statement["Action"] if _is_use(action)]
+            where = f"{name}/{statement['Sid']}"
+            if any("*" in action for action in statement["Action"]) or "*" in listed(statement["Principal"]):
+                wrong.append(f"{where}: a wildcard")
+            if statement["Sid"] == "Administer" and use:
+                wrong.append(f"{where}: {', '.join(use)} is use")
+            if use and "Condition" not in statement:
+                wrong.append(f"{where}: use without a condition")
+            if _names_the_account(statement) and statement["Sid"] not in KEY_ADMINISTRATION:
+                wrong.append(f"{where}: names the whole account")
+    return wrong
+
+
+def _is_use(action: str) -> bool:
+    return action in ("kms:*", "*") or action.startswith(
+        ("kms:Encrypt", "kms:Decrypt", "kms:GenerateDataKey", "kms:ReEncrypt", "kms:Sign", "kms:CreateGrant")
+    )
+
+
+def _names_the_account(statement: Template) -> bool:
+    return any(text.endswith(":root") for text in texts(statement["Principal"]))
+
+
+def contexts_unchecked(template: Template) -> list[str]:
+    """Keys of data keys that can be used with another encryption context than the vault's."""
+    wrong = []
+    for name in ("DataKey", "AdapterKey"):
+        for statement in template["Resources"][name]["Properties"]["KeyPolicy"]["Statement"]:
+            if not any(_is_use(action) for action in statement["Action"]):
+                continue
+            condition = statement.get("Condition", {})
+            through_s3 = "kms:ViaService" in condition.get("StringEquals", {})
+            bound = (
+                condition.get("StringEquals", {}).get("kms:EncryptionContext:purpose") == "tensafe-data-key"
+                and condition.get("Null", {}).get("kms:EncryptionContext:tenant") == "false"
+                and sorted(
+                    condition.get("ForAllValues:StringEquals", {}).get("kms:EncryptionContextKeys", [])
+                )
+                == ["purpose", "scope", "tenant"]
+            )
+            if not bound and not (
+                through_s3 and "kms:EncryptionContext:aws:s3:arn" in condition.get("StringEquals", {})
+            ):
+                wrong.append(f"{name}/{statement['Sid']}")
+    return wrong
+
+
+def public_buckets(template: Template) -> list[str]:
+    """Buckets that are not closed to the public, not versioned, or without their policy's two refusals."""
+    wrong = []
+    policies = {
+        referred(properties["Bucket"]): properties["PolicyDocument"]["Statement"]
+        for properties in resources(template, "AWS::S3::BucketPolicy").values()
+    }
+    for name, properties in resources(template, "AWS::S3::Bucket").items():
+        blocked = properties.get("PublicAccessBlockConfiguration", {})
+        if [blocked.get(key) for key in _BLOCKS] != [True] * 4:
+            wrong.append(f"{name}: public access is not blocked")
+        if properties.get("VersioningConfiguration") != {"Status": "Enabled"}:
+            wrong.append(f"{name}: not versioned")
+        statements = policies.get(name, [])
+        wrong += [f"{name}: allows {one['Sid']}" for one in statements if one["Effect"] != "Deny"]
+        conditions = json.dumps([one["Condition"] for one in statements if one["Effect"] == "Deny"])
+        if '"aws:SecureTransport": "false"' not in conditions:
+            wrong.append(f"{name}: takes requests without TLS")
+        if '"StringNotEquals": {"s3:x-amz-server-side-encryption-aws-kms-key-id"' not in conditions:
+            wrong.append(f"{name}: takes objects under another key")
+    return wrong
+
+
+_BLOCKS: Final = ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets")
+
+
+def shared_roles(template: Template) -> list[str]:
+    """Functions that share a role, or leave it to SAM to make one."""
+    functions = resources(template, "AWS::Serverless::Function")
+    roles = {name: referred(one.get("Role")) for name, one in functions.items()}
+    counted = Counter(roles.values())
+    return [f"{name}: {role}" for name, role in roles.items() if role is None or counted[role] > 1]
+
+
+def tables_unprotected(template: Template) -> list[str]:
+    """Tables without point-in-time recovery, encryption under our key, or protection from deletion."""
+    wrong = []
+    for name, table in resources(template, "AWS::DynamoDB::Table").items():
+        if table.get("PointInTimeRecoverySpecification", {}).get("PointInTimeRecoveryEnabled") is not True:
+            wrong.append(f"{name}: no point-in-time recovery")
+        if table.get("SSESpecification", {}).get("SSEType") != "KMS":
+            wrong.append(f"{name}: not encrypted under KMS")
+        if (
+            "DeletionProtectionEnabled" not in table
+            or template["Resources"][name].get("DeletionPolicy") != "Retain"
+        ):
+            wrong.append(f"{name}: can be deleted")
+        if [key["AttributeName"] for key in table["KeySchema"]] != ["pk", "sk"]:
+            wrong.append(f"{name}: other keys")
+    return wrong
+
+
+def unencrypted_logs(*templates: Template) -> list[str]:
+    """Log groups without a key or an end."""
+    return [
+        name
+        for template in templates
+        for name, group in resources(template, "AWS::Logs::LogGroup").items()
+        if "KmsKeyId" not in group or "RetentionInDays" not in group
+    ]

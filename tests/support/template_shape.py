@@ -1,0 +1,140 @@
+"""How the parts of the templates fit together and to the application: each rule returns what breaks it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tests.support.templates import Template, referred, resources
+
+
+def queues_without_an_end(template: Template, max_receives: int) -> list[str]:
+    """Queues without a dead queue of their kind, or whose messages do not outlive the source's there."""
+    wrong = []
+    queues = resources(template, "AWS::SQS::Queue")
+    ends = {
+        referred(one["RedrivePolicy"]["deadLetterTargetArn"])
+        for one in queues.values()
+        if "RedrivePolicy" in one
+    }
+    for invocation in resources(template, "AWS::Lambda::EventInvokeConfig").values():
+        ends.add(referred(invocation["DestinationConfig"]["OnFailure"]["Destination"]))
+    for name, queue in queues.items():
+        if queue.get("SqsManagedSseEnabled") is not True and "KmsMasterKeyId" not in queue:
+            wrong.append(f"{name}: not encrypted")
+        if name in ends:
+            continue
+        if "RedrivePolicy" not in queue:
+            wrong.append(f"{name}: no dead queue")
+            continue
+        dead = queues[referred(queue["RedrivePolicy"]["deadLetterTargetArn"]) or ""]
+        if queue["RedrivePolicy"]["maxReceiveCount"] != max_receives:
+            wrong.append(f"{name}: moves after {queue['RedrivePolicy']['maxReceiveCount']} receives")
+        if dead.get("FifoQueue", False) is not queue.get("FifoQueue", False):
+            wrong.append(f"{name}: its dead queue is of the other kind")
+        if dead["MessageRetentionPeriod"] <= queue["MessageRetentionPeriod"]:
+            wrong.append(f"{name}: its dead letters do not outlive it")
+    return wrong
+
+
+def unread_dead_queues(template: Template) -> list[str]:
+    """Dead queues that no function reads message by message."""
+    read = {
+        referred(one["EventSourceArn"])
+        for one in resources(template, "AWS::Lambda::EventSourceMapping").values()
+        if one.get("FunctionResponseTypes") == ["ReportBatchItemFailures"]
+    }
+    dead = {
+        referred(one["RedrivePolicy"]["deadLetterTargetArn"])
+        for one in resources(template, "AWS::SQS::Queue").values()
+        if "RedrivePolicy" in one
+    }
+    return sorted(str(name) for name in dead - read)
+
+
+def missing_variables(template: Template, tasks: Template, wanted: Mapping[str, bool]) -> list[str]:
+    """Variables that the settings require and a function or task is not given; and unknown ones.
+
+    `wanted` has every variable of the settings, and whether it must be there.
+    """
+    wrong = []
+    given: dict[str, set[str]] = {}
+    common = set(template["Globals"]["Function"]["Environment"]["Variables"])
+    for name, function in resources(template, "AWS::Serverless::Function").items():
+        given[name] = common | set(function.get("Environment", {}).get("Variables", {}))
+    for name, task in resources(tasks, "AWS::ECS::TaskDefinition").items():
+        for container in task["ContainerDefinitions"]:
+            given[name] = {one["Name"] for one in container["Environment"]}
+    for name, variables in given.items():
+        ours = {one for one in variables if one.startswith("TENSAFE_")}
+        wrong += [
+            f"{name}: {one} is not given" for one, needed in wanted.items() if needed and one not in ours
+        ]
+        wrong += [f"{name}: {one} is no setting" for one in sorted(ours - set(wanted))]
+    return wrong
+
+
+def routes_apart(template: Template, application: Mapping[str, bool]) -> list[str]:
+    """Routes of the application that the API lacks, the API's own, and those with the wrong credential."""
+    routes = {one["RouteKey"]: one for one in resources(template, "AWS::ApiGatewayV2::Route").values()}
+    wrong = [f"{key} is not in template.yaml" for key in application if key not in routes]
+    wrong += [f"{key} is not in the application" for key in routes if key not in application]
+    for key, needs_credential in application.items():
+        route = routes.get(key, {})
+        kind = route.get("AuthorizationType", "CUSTOM" if needs_credential else "NONE")
+        if (kind == "CUSTOM") is not needs_credential or (
+            needs_credential and not route.get("AuthorizerId", 1)
+        ):
+            wrong.append(f"{key}: {'needs' if needs_credential else 'must not need'} a credential")
+    return wrong
+
+
+def alarms_apart(templates: list[Template], runbooks: set[str]) -> list[str]:
+    """Alarms without a runbook that exists, and runbooks of no alarm."""
+    wrong, named = [], set()
+    for template in templates:
+        for name, alarm in resources(template, "AWS::CloudWatch::Alarm").items():
+            found = re.findall(r"infra/runbooks/([a-z0-9-]+)\.md", str(alarm.get("AlarmDescription", "")))
+            named |= set(found)
+            if not found or not set(found) <= runbooks:
+                wrong.append(f"{name}: no runbook {', '.join(found)}")
+    return wrong + [f"infra/runbooks/{name}.md: no alarm names it" for name in sorted(runbooks - named)]
+
+
+def loose_containers(tasks: Template) -> list[str]:
+    """Containers that are root, may write their image, are not watched, or carry secrets or privileges."""
+    wrong = []
+    for name, task in resources(tasks, "AWS::ECS::TaskDefinition").items():
+        for container in task["ContainerDefinitions"]:
+            user = str(container.get("User", "root")).partition(":")[0]
+            if user in ("root", "0"):
+                wrong.append(f"{name}: runs as root")
+            wrong += [
+                f"{name}: {what}"
+                for what, holds in {
+                    "may write its image": container.get("ReadonlyRootFilesystem") is True,
+                    "is privileged": container.get("Privileged") is False,
+                    "has no health check": "HealthCheck" in container,
+                    "keeps capabilities": container["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]},
+                    "has too little time to stop": container.get("StopTimeout") == 120,
+                    "is given secrets": "Secrets" not in container and not _secret_names(container),
+                }.items()
+                if not holds
+            ]
+    return wrong
+
+
+def _secret_names(container: Template) -> list[str]:
+    pattern = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", re.IGNORECASE)
+    return [one["Name"] for one in container["Environment"] if pattern.search(str(one["Name"]))]
+
+
+def parameters_apart(parent: Template, logical_id: str, child: Template) -> list[str]:
+    """Parameters that a nested stack needs and is not given, or is given and does not have."""
+    given = set(parent["Resources"][logical_id]["Properties"]["Parameters"])
+    known: dict[str, Any] = child["Parameters"]
+    needed = {name for name, one in known.items() if "Default" not in one}
+    return [f"{name} is not given" for name in sorted(needed - given)] + [
+        f"{name} is unknown" for name in sorted(given - set(known))
+    ]

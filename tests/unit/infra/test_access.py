@@ -1,0 +1,174 @@
+"""The template's roles, keys, buckets and tables: least privilege, and each rule sees its own planted bug."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import template_access as rules
+from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template
+
+Rule = Callable[[Template], list[str]]
+
+
+@pytest.mark.parametrize("path", [CORE, TASKS, OBSERVABILITY], ids=lambda path: path.name)
+def test_no_wildcard_without_a_reason(path: Any) -> None:
+    assert rules.wildcards(read_template(path)) == []
+
+
+def test_every_reason_is_still_needed() -> None:
+    assert rules.unused_allowances(read_template(CORE), read_template(TASKS)) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.open_keys,
+        rules.contexts_unchecked,
+        rules.public_buckets,
+        rules.shared_roles,
+        rules.tables_unprotected,
+        rules.unencrypted_logs,
+    ],
+    ids=lambda rule: rule.__name__,
+)
+def test_the_template_keeps_the_rule(rule: Rule) -> None:
+    assert rule(read_template(CORE)) == []
+
+
+def test_log_groups_of_the_tasks_end_and_are_encrypted() -> None:
+    assert rules.unencrypted_logs(read_template(TASKS)) == []
+
+
+def _properties(template: Template, name: str) -> Any:
+    return template["Resources"][name]["Properties"]
+
+
+def _statement(template: Template, policy: str, index: int = 0) -> Any:
+    return _properties(template, policy)["PolicyDocument"]["Statement"][index]
+
+
+def _key_statement(template: Template, key: str, sid: str) -> Any:
+    statements = _properties(template, key)["KeyPolicy"]["Statement"]
+    return next(one for one in statements if one["Sid"] == sid)
+
+
+PLANTED: dict[str, tuple[Rule, Callable[[Template], object]]] = {
+    "any action on a table": (
+        rules.wildcards,
+        lambda t: _statement(t, "ApiPolicy").update(Action="dynamodb:*"),
+    ),
+    "any table": (rules.wildcards, lambda t: _statement(t, "ApiPolicy").update(Resource="*")),
+    "all objects of all buckets": (
+        rules.wildcards,
+        lambda t: _statement(t, "SamplerPolicy", 1).update(Resource="arn:aws:s3:::*"),
+    ),
+    "everything but": (
+        rules.wildcards,
+        lambda t: _statement(t, "ApiPolicy").pop("Action"),
+    ),
+    "a managed policy": (
+        rules.wildcards,
+        lambda t: _properties(t, "ApiRole").update(
+            ManagedPolicyArns=["arn:aws:iam::aws:policy/PowerUserAccess"]
+        ),
+    ),
+    "policies that SAM writes": (
+        rules.wildcards,
+        lambda t: _properties(t, "ApiFunction").update(Policies=["AmazonDynamoDBFullAccess"]),
+    ),
+    "an administrator who decrypts": (
+        rules.open_keys,
+        lambda t: _key_statement(t, "DataKey", "Administer")["Action"].append("kms:Decrypt"),
+    ),
+    "a key for everybody": (
+        rules.open_keys,
+        lambda t: _key_statement(t, "DataKey", "Administer").update(Principal="*"),
+    ),
+    "a signing key without its condition": (
+        rules.open_keys,
+        lambda t: _key_statement(t, "SigningKey", "SignDigests").pop("Condition"),
+    ),
+    "data keys of any context": (
+        rules.contexts_unchecked,
+        lambda t: _key_statement(t, "DataKey", "UnwrapDataKeysOfATenant")["Condition"].pop("Null"),
+    ),
+    "a key that S3 is asked for any bucket": (
+        rules.contexts_unchecked,
+        lambda t: _key_statement(t, "DataKey", "ObjectsOfTheBucketThroughS3")["Condition"][
+            "StringEquals"
+        ].pop("kms:EncryptionContext:aws:s3:arn"),
+    ),
+    "a public bucket": (
+        rules.public_buckets,
+        lambda t: _properties(t, "BlobBucket")["PublicAccessBlockConfiguration"].update(
+            BlockPublicPolicy=False
+        ),
+    ),
+    "a bucket that anybody reads": (
+        rules.public_buckets,
+        lambda t: _statement(t, "BlobBucketPolicy").update(Effect="Allow"),
+    ),
+    "a bucket that takes any key": (
+        rules.public_buckets,
+        lambda t: _properties(t, "BlobBucketPolicy")["PolicyDocument"]["Statement"].pop(1),
+    ),
+    "a bucket without versions": (
+        rules.public_buckets,
+        lambda t: _properties(t, "BlobBucket").pop("VersioningConfiguration"),
+    ),
+    "two functions with one role": (
+        rules.shared_roles,
+        lambda t: _properties(t, "SweeperFunction").update(Role={"Fn::GetAtt": ["ApiRole", "Arn"]}),
+    ),
+    "a role that SAM makes": (rules.shared_roles, lambda t: _properties(t, "ApiFunction").pop("Role")),
+    "a table without recovery": (
+        rules.tables_unprotected,
+        lambda t: _properties(t, "AnchorTable").pop("PointInTimeRecoverySpecification"),
+    ),
+    "a table that goes with its stack": (
+        rules.tables_unprotected,
+        lambda t: t["Resources"]["ItemsTable"].pop("DeletionPolicy"),
+    ),
+    "a log group in clear": (rules.unencrypted_logs, lambda t: _properties(t, "ApiLogs").pop("KmsKeyId")),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_is_seen(name: str) -> None:
+    rule, plant = PLANTED[name]
+    template = read_template(CORE)
+    plant(template)
+    assert rule(template) != []
+
+
+def test_a_wildcard_of_an_instance_is_seen() -> None:
+    template = read_template(TASKS)
+    _properties(template, "InstanceRole")["Policies"][0]["PolicyDocument"]["Statement"][0]["Action"] = "ecs:*"
+    assert rules.wildcards(template) != []
+
+
+def test_only_the_adapter_holder_uses_its_key() -> None:
+    statement = _key_statement(read_template(CORE), "AdapterKey", "DataKeysOfATenant")
+    assert statement["Principal"] == {"AWS": [{"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}]}
+
+
+def test_nobody_deletes_from_the_anchors() -> None:
+    template = read_template(CORE)
+    actions = {
+        action
+        for name in template["Resources"]
+        if name.endswith("Policy") and "Roles" in _properties(template, name)
+        for statement in _properties(template, name)["PolicyDocument"]["Statement"]
+        if statement["Resource"] == {"Fn::GetAtt": ["AnchorTable", "Arn"]}
+        for action in statement["Action"]
+    }
+    assert actions == {"dynamodb:GetItem", "dynamodb:PutItem"}
+
+
+def test_what_is_deleted_leaves_the_bucket() -> None:
+    (rule,) = _properties(read_template(CORE), "BlobBucket")["LifecycleConfiguration"]["Rules"]
+    assert rule["Status"] == "Enabled"
+    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
