@@ -1,0 +1,50 @@
+"""The arithmetic of infra/cost.md, on counts that a reader can follow."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from tests.project_files import ROOT
+from tools.cost import Calls, calls_of, page, per_idle_month, per_thousand_operations
+
+GIVEN = tomllib.loads((ROOT / "tools/prices.toml").read_text())
+CALLS = {
+    "submit": Calls({"TransactWriteItems": 1, "SendMessage": 1}, write_units=6, read_units=2),
+    "finish": Calls({"TransactWriteItems": 1}, write_units=4, read_units=0),
+    "sweep": Calls({"Query": 32}, write_units=0, read_units=32),
+}
+
+
+def test_a_transaction_is_paid_for_twice_and_by_the_kilobyte() -> None:
+    small, large = {"Put": {"Item": {}}}, {"Put": {"Item": "x" * 1500}}
+    called = ["DynamoDB.TransactWriteItems", "DynamoDB.GetItem", "DynamoDB.PutItem", "AmazonSQS.SendMessage"]
+    calls = calls_of(called, [{"TransactItems": [small, large]}, {}, {"Item": "x" * 2000}, {}])
+    assert (calls.write_units, calls.read_units) == (2 * 1 + 2 * 2 + 2, 1)
+    assert calls.count("SendMessage") == 1
+
+
+def test_a_thousand_operations_cost_what_their_calls_do() -> None:
+    rows = per_thousand_operations(CALLS, GIVEN)
+    assert rows["DynamoDB, 10 write units"] == pytest.approx(1000 * 10 * 0.625e-6)
+    assert rows["DynamoDB, 10 read units"] == pytest.approx(1000 * 10 * 0.125e-6)
+    assert rows["SQS, 3 requests"] == pytest.approx(1000 * 3 * 0.5e-6)
+    gb_s = 1.0 * 2.03 + 2 * 0.5 * 0.01
+    assert rows["Lambda, 2 requests and their authorizer"] == pytest.approx(
+        1000 * (4 * 0.2e-6 + gb_s * 0.0000166667)
+    )
+
+
+def test_an_idle_month_pays_for_keys_alarms_and_the_sweeper() -> None:
+    rows = per_idle_month(CALLS, GIVEN, alarm_metrics=11, keys=4, queues_read=2)
+    assert rows["4 KMS keys"] == 4
+    assert rows["alarms over 11 metrics"] == pytest.approx(1.1)
+    assert rows["its 32 reads"] == pytest.approx(43_200 * 32 * 0.125e-6)
+    assert rows["Lambda's polls of the dead queues"] == pytest.approx(2 * 15 * 43_200 * 0.4e-6)
+
+
+def test_the_page_says_where_its_prices_come_from() -> None:
+    text = page(CALLS, GIVEN, {"x": 1.0})
+    assert f"given on {GIVEN['date']} and not fetched" in text
+    assert f"given on {GIVEN['date']} and not fetched" in (ROOT / "infra/cost.md").read_text()
