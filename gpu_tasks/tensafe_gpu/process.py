@@ -13,6 +13,7 @@ from typing import Final
 from tensafe.local.process import OWNER_VARIABLE, die_with_parent
 from tensafe.operations.worker_status import TTL_S, Role
 from tensafe.services import Services
+from tensafe_gpu.healthcheck import mark_alive
 
 __all__ = ["announce_forever", "die_with_parent", "owner_name", "stop_on_signals"]
 
@@ -48,6 +49,7 @@ def announce_forever(
     """
     since_s = int(time.time())
     services.workers.announce(role, base_model, owner, since_s)
+    mark_alive()
 
     def repeat() -> None:
         pause_s = _EVERY_S
@@ -55,6 +57,7 @@ def announce_forever(
             try:
                 series = services.metrics.series()
                 services.workers.announce(role, base_model, owner, since_s, series)
+                mark_alive()
                 pause_s = _EVERY_S
             except Exception:  # a worker that works must not look dead for ever
                 log.exception("not announced", extra={"owner": owner})

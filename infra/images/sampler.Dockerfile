@@ -1,0 +1,28 @@
+# The sampler: vLLM on one GPU, one base model, many adapters.
+# tools/images.py prepares the context: the sources, and requirements.txt with the exact versions of requirements/lock.txt.
+# The base needs libnuma1 besides (Debian's package), for vLLM's CPU kernels.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS wheels
+# Where pip finds packages, if not on PyPI.
+ARG PIP_OPTIONS=""
+COPY . /src
+RUN python3 -m venv /build \
+    && /build/bin/pip --disable-pip-version-check wheel -q ${PIP_OPTIONS} --no-deps --wheel-dir /wheels -r /src/requirements.txt \
+    && /build/bin/pip --disable-pip-version-check wheel -q ${PIP_OPTIONS} --no-deps --wheel-dir /wheels /src
+
+FROM ${BASE}
+# Wheels alone are installed, none of the sources come along, and pip does not stay.
+RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
+    python3 -m venv /opt/tensafe \
+    && /opt/tensafe/bin/pip --disable-pip-version-check install -q --no-index --no-deps --no-compile /wheels/*.whl \
+    && /opt/tensafe/bin/pip uninstall -q -y pip \
+    && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tensafe
+# Fails the build if anything of ours is imported from anywhere but site-packages, or a compiler came along.
+RUN --mount=type=bind,source=check_image.py,target=/check_image.py /opt/tensafe/bin/python /check_image.py
+ENV PATH=/opt/tensafe/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp TENSAFE_ALIVE_FILE=/tmp/tensafe-alive
+WORKDIR /tmp
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=300s CMD ["python", "-m", "tensafe_gpu.healthcheck"]
+CMD ["python", "-m", "tensafe_gpu.sampler", "--help"]

