@@ -156,8 +156,8 @@ def test_the_lock_satisfies_what_is_declared() -> None:
 
 
 def test_the_lock_is_sorted_and_exact() -> None:
-    names = ("lock", "cookbook", "proto", "function", "lambda-runtime", "sam", "checkov", "ministack")
-    for name in (f"{one}.txt" for one in names):
+    lists = ("lock", "cookbook", "proto", "function", "lambda-runtime", "sam", "checkov", "ministack")
+    for name in (f"{one}.txt" for one in lists):
         lines = [
             line
             for line in (ROOT / "requirements" / name).read_text().splitlines()
