@@ -15,7 +15,8 @@ FORBIDDEN = re.compile(
     r"\b(mock\w*|stub\w*|dummy|fake\w*|placeholder\w*|simulat\w*|todo|fixme|xxx|hack|NotImplementedError)\b",
     re.IGNORECASE,
 )
-MACHINE_PATH = re.compile(r"(?<![\w.~<>-])/(work|root|home|farm|Users|tmp|opt)/[\w.-]+")
+MACHINE_PATH = re.compile(r"(?<![\w.~<>-])/(work|root|home|farm|Users|tmp|opt)/(?!tensafe\b)[\w.-]+")
+"""/opt/tensafe is where an image of a task keeps its environment, on every machine."""
 TEXT_SUFFIXES = {
     ".py",
     ".md",
