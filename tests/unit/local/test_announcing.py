@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tensafe.contracts.errors import Unavailable
+from tensafe.metrics.port import NoMetrics
 from tensafe.services import Services
 from tensafe_gpu import process
 
@@ -36,9 +37,8 @@ def test_a_store_that_fails_for_a_while_does_not_end_the_announcing(
     monkeypatch.setattr(process, "_EVERY_S", 0.01)
     monkeypatch.setattr(process, "_AFTER_FAILURE_S", 0.01)
     workers, stop = Workers(), threading.Event()
-    process.announce_forever(
-        cast(Services, SimpleNamespace(workers=workers)), "trainer", "acme/tiny", "trainer-1", stop
-    )
+    services = cast(Services, SimpleNamespace(workers=workers, metrics=NoMetrics()))
+    process.announce_forever(services, "trainer", "acme/tiny", "trainer-1", stop)
     assert workers.again.wait(timeout=10)
     stop.set()
     assert [record.getMessage() for record in caplog.records] == ["not announced"] * 2
