@@ -38,11 +38,13 @@ class Stack:
 
     @contextmanager
     def services(self) -> Iterator[Services]:
-        """Another process's view, in this one."""
-        with pytest.MonkeyPatch.context() as patch:
+        """Another process's view, in this one; meanwhile its variables of AWS stay set."""
+        with pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as while_read:
             for name, value in self.environment.items():
-                patch.setenv(name, value)
-            yield cloud_services(read_cloud_settings())
+                (patch if name.startswith("AWS_") else while_read).setenv(name, value)
+            settings = read_cloud_settings()
+            while_read.undo()
+            yield cloud_services(settings)
 
 
 def make_stack(endpoint: str, model: Mapping[str, Any] = MODEL) -> Stack:

@@ -43,13 +43,13 @@ def stack() -> Iterator[Stack]:
         yield make_stack(endpoint)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def services(stack: Stack) -> Iterator[Services]:
     with stack.services() as services:
         yield services
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def key(services: Services) -> str:
     return services.api_keys.create(TENANT, ["train", "sample"])[0]
 
