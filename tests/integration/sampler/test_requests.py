@@ -299,7 +299,7 @@ def test_an_adapter_that_vllm_itself_refuses_fails_alone(
     harness: Harness, reference: Reference, make_adapter: AdapterFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Past our own check, as a model family that we do not know would be."""
-    monkeypatch.setattr("tensafe_gpu.sampler.engine.check_adapter", lambda files, *_: dict(files))
+    monkeypatch.setattr("tensafe_gpu.sampler.loading.check_adapter", lambda files, *_: dict(files))
     over_rank, _ = make_adapter("vllm-over-rank", rank=16)
     unknown, _ = make_adapter("vllm-unknown", seed=8)
     tensors = load(unknown.files["adapter_model.safetensors"])
