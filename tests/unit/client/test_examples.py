@@ -132,7 +132,7 @@ def test_a_record_is_one_datum_and_a_user_any_number() -> None:
 
 def test_the_client_loads_neither_the_sdk_nor_the_service() -> None:
     program = (
-        "import sys, tensafe.client.domains\n"
+        "import sys, tensafe.client.deals, tensafe.client.domains\n"
         "heavy = ('tinker', 'torch', 'fastapi', 'dp_accounting', 'scipy', 'boto3')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
