@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
@@ -50,12 +50,13 @@ class DealtBatch(Generic[_Example]):
 
     `epsilon` at `delta`: of all that the domain's runs may release, this run with all its steps. `row_hash`
     names the deal's row in the domain's ledger. `resumed`: it was open when the iteration began.
-    Who was drawn is for the owner of the data alone: amplification does not hold against whoever knows.
+    Who was drawn is for the owner of the data alone, and not in the `repr`: amplification does not hold
+    against whoever knows.
     """
 
     step: int
-    unit_ids: tuple[int, ...]
-    parts: tuple[list[_Example], ...]
+    unit_ids: tuple[int, ...] = field(repr=False)
+    parts: tuple[list[_Example], ...] = field(repr=False)
     epsilon: float
     delta: float
     row_hash: str

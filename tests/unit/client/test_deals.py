@@ -102,6 +102,8 @@ def test_every_deal_is_gone_through_once_and_an_empty_one_has_no_parts(service: 
         seen.append((deal.step, list(deal.unit_ids), [len(part) for part in deal.parts]))
         assert (deal.epsilon, deal.delta, deal.row_hash) == (2.5, 1e-5, f"row-{deal.step}")
         assert not deal.resumed
+        assert "unit_ids" not in repr(deal), "a log of deals undoes the amplification"
+        assert "tokens" not in repr(deal)
         edge.step()
     assert seen == [(0, [3, 5], [1, 3]), (1, [], []), (2, [4], [2]), (3, [3, 4, 5], [3, 3])]
     assert edge.record == DealRecord(4, dealt=4, abandoned=0, last="complete")
