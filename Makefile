@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo bench function proto clean
+.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo compare bench function proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -96,6 +96,9 @@ cost: install  ## write infra/cost.md from tools/prices.toml and the counted cal
 demo: install  ## fine-tune with differential privacy, sample, write a report (MODEL=hub id or path)
 	@$(PY) examples/private_finetune.py $(if $(MODEL),--model "$(MODEL)")
 
+compare: install  ## train the same text in every privacy mode, chart held-out loss against epsilon
+	@$(PY) examples/compare_privacy.py $(if $(MODEL),--model "$(MODEL)")
+
 bench: install  ## measure; ONLY=name runs one
 	@$(PY) -m benchmarks $(if $(ONLY),--only "$(ONLY)")
 
@@ -108,6 +111,6 @@ proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 	@cd functions && find . -name '*.proto' -printf '%P\n' | LC_ALL=C sort | \
 		xargs ../.cache/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=.
 
-clean:  ## remove .venv, build output, caches and demo-out
-	@rm -rf $(VENV) build dist .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out
+clean:  ## remove .venv, build output, caches, demo-out and compare-out
+	@rm -rf $(VENV) build dist .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out compare-out
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

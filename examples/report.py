@@ -25,11 +25,9 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from html_page import duration, figure, notes, page, table
 from report_charts import Curve, Limit, Marker, line_chart, number, two_bars
 
-_STYLE: Final = Path(__file__).with_name("report.css")
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-"""The browser itself refuses any script and anything from outside."""
 _CAPTIONS: Final = {
     "loss": "Mean over each batch. Not differentially private: for the owner of the data only.",
     "epsilon": "What the released adapter can reveal about one unit, as the ledger certifies it.",
@@ -113,33 +111,14 @@ def write_report(data: Mapping[str, object], path: Path) -> Path:
 
 def render(report: Report) -> str:
     """The page as text."""
-    style = _STYLE.read_text(encoding="utf-8")
-    body = "\n".join(
-        [
-            _header(report),
-            _tiles(report),
-            _charts(report),
-            _samples(report.samples),
-            _tables(report),
-            _notes(report.notes),
-        ]
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(report.title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _header(report: Report) -> str:
-    when = report.generated_at
-    return (
-        f"<header>\n<h1>{escape(report.title)}</h1>\n<p class='lead'>{escape(report.summary)}</p>\n"
-        f'<p class="when"><time datetime="{when.isoformat()}">{when:%d %B %Y, %H:%M}</time></p>\n</header>'
-    )
+    sections = [
+        _tiles(report),
+        _charts(report),
+        _samples(report.samples),
+        _tables(report),
+        notes(report.notes),
+    ]
+    return page(report.title, report.summary, report.generated_at, sections)
 
 
 def _tiles(report: Report) -> str:
@@ -157,7 +136,7 @@ def _tiles(report: Report) -> str:
             perplexities,
         ),
         ("steps", number(len(report.steps)), f"unit: {privacy.unit}"),
-        ("wall time", _duration(total_s), "all stages together"),
+        ("wall time", duration(total_s), "all stages together"),
     ]
     cells = [
         f'<div class="tile"><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong>'
@@ -209,28 +188,21 @@ def _charts(report: Report) -> str:
             f"{number(heldout.after)} nats, perplexity {number(math.exp(heldout.after))}",
         ),
     ]
-    data = _table(
+    data = table(
         ("step", "loss", "ε"),
         [(str(s.step), number(s.loss), number(s.epsilon)) for s in report.steps],
         numeric=True,
     )
     seen = f"{heldout.conversations} conversations ({heldout.tokens:,} answer tokens) never trained on."
     figures = [
-        _figure(loss.title, line_chart(loss), _CAPTIONS["loss"]),
-        _figure(epsilon.title, line_chart(epsilon), _CAPTIONS["epsilon"]),
-        _figure("Held-out loss", two_bars("heldout", "Held-out loss", bars), seen),
+        figure(loss.title, line_chart(loss), _CAPTIONS["loss"]),
+        figure(epsilon.title, line_chart(epsilon), _CAPTIONS["epsilon"]),
+        figure("Held-out loss", two_bars("heldout", "Held-out loss", bars), seen),
         _events(report.events),
     ]
     return (
         f'<section class="charts" aria-label="Curves">{"".join(figures)}</section>'
         f'<details class="card"><summary>The curves as a table</summary>{data}</details>'
-    )
-
-
-def _figure(title: str, drawing: str, caption: str) -> str:
-    return (
-        f'<figure class="card"><h2>{escape(title)}</h2>{drawing}'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
@@ -269,33 +241,9 @@ def _tables(report: Report) -> str:
         ("δ", number(privacy.delta)),
         ("ledger domain", privacy.domain),
     ]
-    timings = [(name, _duration(seconds)) for name, seconds in report.timings]
+    timings = [(name, duration(seconds)) for name, seconds in report.timings]
     return (
         '<section class="tables">'
-        f'<div class="card"><h2>Facts</h2>{_table((), facts)}</div>'
-        f'<div class="card"><h2>Time</h2>{_table((), timings)}</div></section>'
+        f'<div class="card"><h2>Facts</h2>{table((), facts)}</div>'
+        f'<div class="card"><h2>Time</h2>{table((), timings)}</div></section>'
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: bool = False) -> str:
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    lines = []
-    for name, *cells in rows:
-        data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{data}</tr>')
-    kind = ' class="numeric"' if numeric else ""
-    header = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f"<table{kind}>{header}<tbody>{''.join(lines)}</tbody></table>"
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<section class="notes"><h2>Notes</h2><ul>{items}</ul></section>'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {seconds % 60:02.0f} s"

@@ -52,7 +52,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
     low: float
     high: float
     start: float
@@ -94,48 +94,48 @@ def line_chart(curve: Curve) -> str:
     y_ticks = ticks(min(levels), max(levels))
     x_low = 0.0 if min(curve.steps) <= 1 else min(curve.steps)
     x_ticks = [tick for tick in ticks(x_low, max(curve.steps), about=6) if tick == int(tick)]
-    x = _Scale(x_low, max(*curve.steps, x_low + 1), _LEFT, WIDTH - _RIGHT)
-    y = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
+    x = Scale(x_low, max(*curve.steps, x_low + 1), _LEFT, WIDTH - _RIGHT)
+    y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP)
     parts = [
-        _axes(x, y, [t for t in x_ticks if x.low <= t <= x.high], y_ticks),
-        _text("axis-name", (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, "step", anchor="middle"),
-        _text("axis-name", _LEFT - 40, _TOP - 16, curve.value_name),
+        axes(x, y, [t for t in x_ticks if x.low <= t <= x.high], y_ticks),
+        text("axis-name", (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 6, "step", anchor="middle"),
+        text("axis-name", _LEFT - 40, _TOP - 16, curve.value_name),
         *(_limit(limit, y) for limit in curve.limits),
         *(_marker(marker, x) for marker in curve.markers),
         _series(curve, x, y),
     ]
-    return _svg(curve.key, curve.title, curve.description, (WIDTH, HEIGHT), parts)
+    return svg(curve.key, curve.title, curve.description, (WIDTH, HEIGHT), parts)
 
 
-def _axes(x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+def axes(x: Scale, y: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
     rows = [
         f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        + _text("tick", x.start - 8, y(tick) + 4, number(tick), anchor="end")
+        + text("tick", x.start - 8, y(tick) + 4, number(tick), anchor="end")
         for tick in y_ticks
     ]
-    columns = [_text("tick", x(tick), y.start + 18, number(tick), anchor="middle") for tick in x_ticks]
+    columns = [text("tick", x(tick), y.start + 18, number(tick), anchor="middle") for tick in x_ticks]
     return "".join([*rows, *columns])
 
 
-def _limit(limit: Limit, y: _Scale) -> str:
+def _limit(limit: Limit, y: Scale) -> str:
     at = y(limit.value)
-    return f'<line class="limit" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>' + _text(
+    return f'<line class="limit" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>' + text(
         "limit-name halo", _LEFT + 6, at + 16, limit.label
     )
 
 
-def _marker(marker: Marker, x: _Scale) -> str:
+def _marker(marker: Marker, x: Scale) -> str:
     at = x(marker.step)
     right_half = at > (x.start + x.end) / 2
     anchor, shift = ("end", -7) if right_half else ("start", 7)
     return (
         f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{HEIGHT - _BOTTOM}"/>'
         f'<circle class="event-dot" cx="{at:.1f}" cy="{_TOP - 8}" r="4"/>'
-        + _text("event-name halo", at + shift, _TOP - 4, marker.label, anchor=anchor)
+        + text("event-name halo", at + shift, _TOP - 4, marker.label, anchor=anchor)
     )
 
 
-def _series(curve: Curve, x: _Scale, y: _Scale) -> str:
+def _series(curve: Curve, x: Scale, y: Scale) -> str:
     points = [(x(step), y(value)) for step, value in zip(curve.steps, curve.values, strict=True)]
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
     last_x = points[-1][0]
@@ -150,7 +150,7 @@ def _series(curve: Curve, x: _Scale, y: _Scale) -> str:
         f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/></g>'
         for name, (px, py) in zip(names, points, strict=True)
     ]
-    return f'<polyline class="line s{curve.series}" points="{path}"/>{"".join(dots)}' + _text(
+    return f'<polyline class="line s{curve.series}" points="{path}"/>{"".join(dots)}' + text(
         "value halo", last_x - 2, label_y, number(curve.values[-1]), anchor="end"
     )
 
@@ -166,16 +166,16 @@ def two_bars(key: str, title: str, bars: Sequence[tuple[str, float, str]]) -> st
     for n, (name, value, note) in enumerate(bars):
         top, length = 62 * n, value / longest * full
         rows += [
-            _text("bar-name", 0, top + 16, name),
-            _text("bar-note", full, top + 16, note, anchor="end"),
+            text("bar-name", 0, top + 16, name),
+            text("bar-note", full, top + 16, note, anchor="end"),
             f'<rect class="track" x="0" y="{top + 25}" width="{full}" height="20" rx="4"/>',
             f'<rect class="bar b{n + 1}" x="0" y="{top + 25}" width="{length:.1f}" height="20" rx="4"/>',
         ]
     said = "; ".join(f"{name}: {number(value)} ({note})" for name, value, note in bars)
-    return _svg(key, title, said, (full, height), rows)
+    return svg(key, title, said, (full, height), rows)
 
 
-def _svg(key: str, title: str, description: str, size: tuple[float, float], parts: Sequence[str]) -> str:
+def svg(key: str, title: str, description: str, size: tuple[float, float], parts: Sequence[str]) -> str:
     """A drawing with its name and its content in words."""
     return (
         f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-labelledby="{key}-t {key}-d">'
@@ -184,5 +184,5 @@ def _svg(key: str, title: str, description: str, size: tuple[float, float], part
     )
 
 
-def _text(kind: str, x: float, y: float, text: str, *, anchor: str = "start") -> str:
+def text(kind: str, x: float, y: float, text: str, *, anchor: str = "start") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
