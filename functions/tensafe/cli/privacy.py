@@ -88,7 +88,7 @@ def ledger(
 
         rows = ledger_rows(services, domain, tenant, limit=limit)
     if not as_json:
-        rows = [{**row, "at": utc(float(str(row["at_ms"])))} for row in rows]
+        rows = [{**row, "at": utc(float(str(row["at_ms"])) or None)} for row in rows]
     columns = ("seq", "run_id", "step", "at", "state", "units", "participations", "epsilon", "hash")
     print_rows(rows, as_json=as_json, columns=columns, empty="no step was charged yet")
 

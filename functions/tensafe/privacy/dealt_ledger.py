@@ -33,7 +33,7 @@ from tensafe.privacy.deal_record import DealRecord
 from tensafe.privacy.dealing import seed_commitment
 from tensafe.privacy.dealt_mechanism import resolve_dealt
 from tensafe.privacy.dealt_records import DealtRecord, config_digest, read_record
-from tensafe.privacy.dealt_rows import DealtCharge, DealtRow, read_row, row_step, stated
+from tensafe.privacy.dealt_rows import NOT_TOLD, DealtCharge, DealtRow, read_row, row_step, stated
 from tensafe.privacy.domain_records import Domain, domain_item, find_domain
 from tensafe.privacy.domain_rules import require_open
 from tensafe.privacy.records import Head, RunRef, genesis, head_item, noise_item, sha256_hex
@@ -272,7 +272,9 @@ class DealtLedger:
             step=step,
             index=index,
             abandoned=record.deals.abandoned,
-            at_ms=self._clock_ms(),
+            # An export shows rows to those who must not learn how many units a deal had: the time between
+            # two deals would tell them.
+            at_ms=self._clock_ms() if index is None else NOT_TOLD,
             epsilon=epsilon,
             **common,
         )

@@ -18,6 +18,8 @@ from tensafe.storage.ports import Item
 
 OPENING_STEP: Final = 0
 """Row step of the opening; deal t has row step t + 1, which also keys its noise."""
+NOT_TOLD: Final = 0
+"""`at_ms` of a deal: a step takes as long as its units are many and long, and an export shows its rows."""
 RowKind = Literal["opening", "deal"]
 
 
@@ -26,9 +28,10 @@ class DealtRow:
     """A row of a dealt run. The meaning of a published version's fields never changes.
 
     `seq`, `previous`: as in `Row`. `kind`: the opening (`step` 0, `index` None) or deal `index` (`step`
-    `index` + 1). `abandoned`: deals given up before this one. `deal_commitment`: SHA-256 that binds the seed
-    and the law of all deals. `run_epsilon`: of all `max_steps` deals, alone; `epsilon`: of the domain with
-    every dealt run whole. The others are the mechanism's.
+    `index` + 1). `at_ms`: of the opening; a deal's time is `NOT_TOLD`. `abandoned`: deals given up before
+    this one. `deal_commitment`: SHA-256 that binds the seed and the law of all deals. `run_epsilon`: of all
+    `max_steps` deals, alone; `epsilon`: of the domain with every dealt run whole. The others are the
+    mechanism's.
     """
 
     seq: int

@@ -380,7 +380,7 @@ def test_a_header_that_promises_other_noise_is_caught(forger: Forger) -> None:
 @pytest.mark.parametrize("row", range(1, 6))
 def test_a_row_that_is_altered_dropped_or_moved_is_caught(forger: Forger, row: int) -> None:
     lines = forger.lines
-    altered = lines[row].replace(b'\\"at_ms\\":17', b'\\"at_ms\\":18')
+    altered = lines[row].replace(b'\\"at_ms\\":', b'\\"at_ms\\":1')
     assert altered != lines[row]
     for tampered in (
         [*lines[:row], altered, *lines[row + 1 :]],
@@ -398,3 +398,16 @@ def test_an_export_shows_nobody_who_was_dealt(forger: Forger) -> None:
     assert len(dealt_rows) == 4
     assert {line["tags"] for line in dealt_rows} == {""}
     assert not {"units", "units_digest", "drawn"} & {*json.loads(dealt_rows[0]["row"])}
+
+
+def test_an_export_does_not_show_how_long_a_deal_took(domains: Domains, items: Items, vault: Vault) -> None:
+    """The more units a deal has, and the longer they are, the later the next one is asked for."""
+    now = [1_700_000_000_000]
+    ledger = DealtLedger(items, vault, SIGNER, anchors_of(vault), clock_ms=lambda: now[0])
+    run = opened(ledger)
+    for step, took_ms in enumerate((10, 9_000, 10)):
+        ledger.deal(run, step)
+        now[0] += took_ms
+    rows = [json.loads(json.loads(line)["row"]) for line in exported(items, vault)[1:-1]]
+    assert [row["at_ms"] for row in rows] == [1_700_000_000_000, 0, 0, 0]
+    assert checked(exported(items, vault)).rows == 4
