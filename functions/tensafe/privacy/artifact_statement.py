@@ -29,12 +29,18 @@ JSON_FILE: Final = "privacy_statement.json"
 TEXT_FILE: Final = "privacy_statement.txt"
 _LABEL: Final = b"tensafe/privacy/artifact-statement/v1\0"
 
+CHARGED_BEFORE: Final = "charged_before_registration"
+"""Recorded in statements: steps of the domain that nothing held to its manifest."""
+
 Statement = dict[str, JsonValue]
 
 NOT_COVERED: Final[Mapping[str, str]] = {
     "deals_are_secret": "Whoever knows which units were dealt, from the client's logs or the opened seed: "
     "against them sampling amplifies nothing.",
-    "abandoned_deals": "Giving up deals because of who is in them; how many were given up is on record.",
+    "abandoned_deals": "Giving up deals, or choosing what a step does, because of who is in them; how many "
+    "were given up is on record.",
+    "declared_in_advance": "That runs which came after a release were chosen without looking at it: their "
+    "owner declared so (fixed_in_advance), and nobody can check it.",
     "non_dp_outputs": "Losses, logprobs, gradient norms, counts and timing that the data's owner was told "
     "while training. Choices made by looking at them are outside the guarantee.",
     "hyper_parameter_search": "Choices made outside this domain's private runs. Every private run of the "
@@ -90,7 +96,11 @@ def private_statement(
     Neighbouring relation: `adjacency`.
     """
     run = _run_of(spent, artifact.run_id)
+    if domain is not None and domain.manifest_digest is None:
+        domain = None  # begun to be registered, and holding nothing to any manifest yet
     foreign = [one for one in began_from if one.domain != spent.domain]
+    # Epsilon is that of all the domain's runs, so it rests on what each of them rests on.
+    bounded = [one.mode in (MODE, BISR_MODE) for one in spent.runs]
     return {
         **_head(artifact, began_from),
         "private": True,
@@ -118,9 +128,10 @@ def private_statement(
         },
         "reading": "spent_if_schedule_was_fixed_else_bound",
         "ledger": {"rows": spent.steps, "head_hash": spent.head_hash},
-        "warnings": [] if domain is None else list(domain.warnings),
+        "warnings": [] if domain is None else _warnings(domain),
         "not_covered": [
-            *(["deals_are_secret", "abandoned_deals"] if run.mode not in (MODE, BISR_MODE) else []),
+            *([] if all(bounded) else ["deals_are_secret", "abandoned_deals"]),
+            *(["declared_in_advance"] if any(one.fixed_in_advance for one in spent.runs) else []),
             "non_dp_outputs",
             "hyper_parameter_search",
             "base_model",
@@ -128,7 +139,7 @@ def private_statement(
             *(["earlier_weights"] if foreign else []),
             "units_are_believed",
             *(["not_registered"] if domain is None else []),
-            *(["content_not_compared"] if domain is not None and run.mode in (MODE, BISR_MODE) else []),
+            *(["content_not_compared"] if domain is not None and any(bounded) else []),
             "numeric_implementation",
             "operator",
         ],
@@ -223,8 +234,12 @@ def _domain(spent: DomainStatement, domain: Domain | None) -> Statement:
     }
 
 
+def _warnings(domain: Domain) -> list[JsonValue]:
+    return [*domain.warnings, *([CHARGED_BEFORE] if domain.earlier_rows else [])]
+
+
 def _summary(spent: DomainStatement, domain: Domain | None, *, foreign: bool) -> str:
-    of = "" if domain is None else f" of {domain.units} registered units"
+    of = "" if domain is None or domain.earlier_rows else f" of {domain.units} registered units"
     bound = f"({rounded_up(spent.epsilon)}, {spent.delta!r})-differentially private"
     text = (
         f"All that the {len(spent.runs)} private run(s) of privacy domain {spent.domain}{of} released up "

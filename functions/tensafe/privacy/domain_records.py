@@ -53,6 +53,8 @@ class Domain:
     root: str | None = None
     warnings: tuple[str, ...] = ()
     closed_ms: int | None = None
+    earlier_rows: int = 0
+    """Rows of the ledger that the name had when it was registered: no manifest held their units."""
     item_version: int = 0
     sealed_secret: bytes = field(default=b"", repr=False)
 
@@ -85,6 +87,7 @@ class Domain:
             "root": self.root,
             "warnings": list(self.warnings),
             "closed_ms": self.closed_ms,
+            **({"earlier_rows": self.earlier_rows} if self.earlier_rows else {}),
         }
 
     @classmethod
@@ -104,6 +107,7 @@ class Domain:
                 root=cast("str | None", body["root"]),
                 warnings=tuple(cast("list[str]", body["warnings"])),
                 closed_ms=cast("int | None", body["closed_ms"]),
+                earlier_rows=int(cast(int, body.get("earlier_rows", 0))),
                 item_version=item.version,
                 sealed_secret=item.sealed,
             )

@@ -252,7 +252,9 @@ class Domains:
         scope = domain.scope
         item = self._items.get(head_item(scope))
         if item is not None:
-            refuse_unfit(domain, Head.from_item(item))
+            head = Head.from_item(item)
+            refuse_unfit(domain, head)
+            domain = replace(domain, earlier_rows=head.seq)
         secret = os.urandom(content.CONTENT_KEY_BYTES)
         sealed = self._vault.seal(scope, CONTENT_SECRET_PART, secret)
         return [

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tensafe.privacy.artifact_statement import NOT_COVERED, rounded_up
+from tensafe.privacy.artifact_statement import CHARGED_BEFORE, NOT_COVERED, rounded_up
 
 _ADJACENCY: Final = {
     "zero_out_one_unit": "one unit's data contribute nothing, its place stays (N is public)",
@@ -20,6 +20,8 @@ _UNITS: Final = {
 }
 _WARNINGS: Final = {
     "delta_at_least_one_over_units": "delta is not below 1 / N: it allows publishing one unit's data whole.",
+    CHARGED_BEFORE: "steps were charged under the domain's name before it was registered: their units were "
+    "held to no manifest.",
 }
 _WIDTH: Final = 14
 _COLUMNS: Final = 100

@@ -23,6 +23,7 @@ from tensafe.privacy.verify import verify
 from tensafe.privacy.verify_forms import LedgerRefused
 from tensafe.storage.signing import PublicKey
 from tensafe_gpu.trainer import private_steps, statements
+from tests.support.dealt_training import dealt
 from tests.support.training_log import forward_backward, load, optim_step, private, save
 from tests.unit.operations.world import TENANT
 from tests.unit.trainer_worker.rig import RUN, Rig
@@ -117,7 +118,13 @@ def test_it_names_the_domain_the_mechanism_and_what_is_not_covered(rig: Rig) -> 
     assert (told["unit"], told["adjacency"]) == ("record", "zero_out_one_unit")
     assert told["mode"] == told["mechanism"]["mode"] == "bounded_participation_independent_gaussian"
     assert (told["mechanism"]["clip_norm"], told["mechanism"]["noise_multiplier"]) == (0.5, 2.0)
-    not_here = {"earlier_weights", "not_registered", "deals_are_secret", "abandoned_deals"}
+    not_here = {
+        "earlier_weights",
+        "not_registered",
+        "deals_are_secret",
+        "abandoned_deals",
+        "declared_in_advance",
+    }
     assert set(told["not_covered"]) == set(NOT_COVERED) - not_here
     assert (told["began_from"], told["warnings"]) == ([], [])
     text = " ".join(text_of(told).split())
@@ -125,6 +132,44 @@ def test_it_names_the_domain_the_mechanism_and_what_is_not_covered(rig: Rig) -> 
     assert missing == []
     for part in ("letters", str(domain.root), str(rounded_up(told["spent"]["epsilon"])), told["summary"]):
         assert part in text
+
+
+def test_a_bounded_run_beside_dealt_ones_rests_on_what_they_rest_on(rig: Rig) -> None:
+    """Epsilon is the domain's: with a dealt run in it, whoever knows the deals is not covered."""
+    register(rig, *range(24))
+    rig.begin(optimizer=private())
+    rig.begin(OTHER, optimizer=dealt(domain="letters"))
+    rig.drain()
+    rig.do(1, forward_backward(units=(1,)))
+    rig.do(2, optim_step())
+    rig.do(3, save("beside"))
+    rig.do(1, save("dealt"), OTHER)
+    rest = {"deals_are_secret", "abandoned_deals", "content_not_compared"}
+    for told in (statement(rig, "beside"), statement(rig, "dealt", OTHER)):
+        assert rest <= set(told["not_covered"])
+        assert "declared_in_advance" not in told["not_covered"]
+    rig.begin("s-1:train:2", optimizer=private(fixed_in_advance=True))
+    rig.drain()
+    rig.do(4, save("after"))
+    assert "declared_in_advance" in statement(rig, "after")["not_covered"]
+
+
+def test_steps_from_before_the_registration_are_not_said_to_be_of_its_units(rig: Rig) -> None:
+    rig.begin(optimizer=private(max_participations=3, noise_multiplier=2.0))
+    rig.do(1, forward_backward(units=(77,)))
+    rig.do(2, optim_step())
+    domains = rig.world.services.domains
+    domains.create(TENANT, "letters", DomainTerms(unit="record", delta=1e-5, max_epsilon=90.0))
+    domains.add_units(TENANT, "letters", 0, (1).to_bytes(8, "big") + bytes(32))
+    rig.do(3, save("meanwhile"))
+    told = statement(rig, "meanwhile")
+    assert (told["domain"]["registered"], "not_registered" in told["not_covered"]) == (False, True)
+    domains.finish(TENANT, "letters")
+    rig.do(4, save("later"))
+    told = statement(rig, "later")
+    assert (told["domain"]["units"], told["warnings"]) == (1, ["charged_before_registration"])
+    assert "registered units" not in told["summary"]
+    assert "before it was registered" in text_of(told)
 
 
 def test_what_is_told_of_epsilon_is_never_below_it() -> None:
