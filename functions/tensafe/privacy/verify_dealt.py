@@ -45,6 +45,7 @@ class DealtRuns:
             run_id: _Run(form) for run_id, form in header.runs.items() if isinstance(form, DealtRunForm)
         }
         self._sampled: frozenset[Sampled] = frozenset()
+        self._openings = 0
         for run_id, run in self._runs.items():
             _check_header(header, run_id, run.form)
 
@@ -105,9 +106,11 @@ class DealtRuns:
     def _count(self, row: RowForm3, run: _Run, where: str) -> None:
         limit = run.form.mechanism.max_steps
         if row.kind == "opening":
+            self._refuse_late(row, where)
             if run.dealt is not None or (row.step, row.index, row.abandoned) != (0, None, 0):
                 raise LedgerRefused(where, "its run is open already, or it is no opening")
             run.dealt = 0
+            self._openings += 1
             self._sampled = _with(self._sampled, _sampled(run.form))
             return
         if run.dealt is None or row.index != run.dealt or row.step != run.dealt + 1:
@@ -117,6 +120,11 @@ class DealtRuns:
         if row.abandoned - run.abandoned not in (0, 1) or row.abandoned > row.index:
             raise LedgerRefused(where, f"it says that {row.abandoned} deals were abandoned before it")
         run.dealt, run.abandoned = run.dealt + 1, row.abandoned
+
+    def _refuse_late(self, row: RowForm3, where: str) -> None:
+        """Loss distributions compose only if no output had a part in choosing what composes."""
+        if row.seq - 1 > self._openings and not row.fixed_in_advance:
+            raise LedgerRefused(where, "its run opens after a release and is not declared fixed_in_advance")
 
     def _epsilon(self, sampled: frozenset[Sampled], mu_squared: float) -> float:
         return verify_amplified.epsilon_of(sampled, mu_squared, self._delta)

@@ -21,7 +21,7 @@ from tensafe.contracts.errors import (
     TensafeError,
     Unavailable,
 )
-from tensafe.privacy import amplified
+from tensafe.privacy import amplified, dealt_ledger
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.dealt_ledger import DealtLedger
 from tensafe.privacy.domains import Domains
@@ -367,6 +367,23 @@ def test_a_signed_forgery_is_caught_by_its_row(forger: Forger, case: str) -> Non
     with pytest.raises(LedgerRefused, match=says) as caught:
         checked(forger.with_row(row, **changes))
     assert caught.value.where.startswith(f"row {row}")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_run_that_opens_after_a_release_must_say_so_in_its_rows(
+    ledger: DealtLedger, items: Items, vault: Vault, declared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a service would write that lets its owner choose by what was released."""
+    ledger.deal(opened(ledger), 0)
+    monkeypatch.setattr(dealt_ledger, "_refuse_late", lambda *_: None)
+    opened(ledger, "run-2", fixed_in_advance=declared)
+    lines = exported(items, vault)
+    if declared:
+        assert checked(lines).rows == 3
+        return
+    with pytest.raises(LedgerRefused, match="opens after a release") as caught:
+        checked(lines)
+    assert caught.value.where.startswith("row 3")
 
 
 def test_a_header_that_promises_other_noise_is_caught(forger: Forger) -> None:
