@@ -8,6 +8,7 @@
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
       loaded/<seq>              what a load brought into the run's weights
+      dealt-loss                the one loss of a dealt run
       deal/<seq>                the deal that an operation of a dealt run worked on
       sampler/<id>              a sampling session with weights of the run
       set-aside/<letter>        a dead letter of the stream; sorts behind op/

@@ -26,6 +26,7 @@ from tensafe.privacy.dealt_records import DealtRecord
 from tensafe.privacy.noise import noise_key_id
 from tensafe.privacy.release import noisy_mean
 from tensafe.storage.ports import Items, Key, Put, Write
+from tensafe_gpu.trainer.dealt_loss import fixing_loss
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_run import HotRun, PrivateRun
 from tensafe_gpu.trainer.state import RunState
@@ -68,11 +69,14 @@ class DealtSteps:
         """
         state, private = _state(run), _private(run)
         applied = self._applied(run.stream, seq)
+        writes: list[Write] = []
         if applied is None:
             issued = self._open_deal(run)
+            writes += fixing_loss(self._items, run.stream, request)
             arrival = self._arrival(run, issued)
             arrival = received(arrival, self._deals.content_key(run.stream), request.data)
             step, arrived = arrival.step, set(arrival.arrived)
+            writes.append(_note(run.stream, seq, step))
         else:
             step = applied
             before = private.units if private.deal == step else set()
@@ -81,7 +85,7 @@ class DealtSteps:
         if private.deal != step:
             _drop_sum(state)
         try:
-            yield () if applied is not None else (_note(run.stream, seq, step),)
+            yield writes
         except BaseException:
             state.grad_sum, state.pending_data = kept
             raise

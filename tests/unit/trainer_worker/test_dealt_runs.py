@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,10 +18,12 @@ from tinker.types.optimizer import OptimizerConfigBase
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import Conflict
 from tensafe.operations.doorbell import queue_specs
 from tensafe.privacy import deals, release
 from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.content import unit_content_hash
 from tensafe.privacy.dealing import Deal
 from tensafe.privacy.export import Exporter
 from tensafe.privacy.ledger import Ledger
@@ -31,6 +34,7 @@ from tensafe.privacy.verify import verify
 from tensafe.privacy.verify_replay import Report
 from tensafe.services import wire
 from tensafe.storage.signing import PublicKey
+from tensafe.wire.forward_backward_json import request_json_to_forward_backward
 from tensafe_gpu.trainer import dealt_steps, private_steps
 from tests.support.dealt_training import DOMAIN, UNITS, body, dealt, register, rows_of, texts_of
 from tests.support.sdk_data import supervised
@@ -241,6 +245,56 @@ def test_wrong_data_are_refused_and_the_deal_stays_open(client: Client, rig: Rig
     assert rows(rig) == charged
     assert client.send(unit_ids).status_code == 200
     assert client.step().json()["metrics"]["dp/deal"] == step
+
+
+def test_the_loss_is_that_of_the_first_data_whoever_is_dealt(
+    http: TestClient, rig: Rig, planned: list[list[int]]
+) -> None:
+    """Four losses read the same inputs, so one content hash fits all: the choice could tell of the deal."""
+    planned += [[0, 1], [2], [0]]
+
+    def data(unit_id: int) -> list[dict[str, Any]]:
+        rows_ = rows_of(unit_id)
+        for row in rows_:
+            length = len(row["loss_fn_inputs"].pop("weights"))
+            row["loss_fn_inputs"] |= {"logprobs": [-1.0] * length, "advantages": [1.0] * length}
+        return rows_
+
+    domains = rig.services.domains
+    domain = domains.create(TENANT, DOMAIN, DomainTerms(unit="user", delta=1e-5, max_epsilon=30.0))
+    entries = b""
+    for unit_id in range(24):
+        parsed = request_json_to_forward_backward(
+            json.dumps({"data": data(unit_id), "loss_fn": "ppo"}).encode()
+        )
+        content = unit_content_hash(domains.content_key(domain), unit_id, parsed.data)
+        entries += unit_id.to_bytes(8, "big") + content
+    domains.add_units(TENANT, DOMAIN, 0, entries)
+    domains.finish(TENANT, DOMAIN)
+    client = Client(http, rig)
+
+    def send(unit_id: int, loss_fn: str, **config: float) -> Any:
+        return client.submit(
+            "forward_backward", {"data": data(unit_id), "loss_fn": loss_fn, "loss_fn_config": config}
+        )
+
+    def refused(answer: Any) -> bool:
+        assert "a dealt run keeps the loss of its first data" in refusal(answer)
+        return True
+
+    client.deal(0)
+    assert send(0, "ppo", clip_low_threshold=0.9).status_code == 200
+    rig.restart()
+    assert refused(send(1, "cispo", clip_low_threshold=0.9))
+    assert refused(send(1, "ppo", clip_low_threshold=0.5))
+    assert send(1, "ppo", clip_high_threshold=1.2, clip_low_threshold=0.9).status_code == 200
+    assert client.step().status_code == 200
+    client.deal(1)
+    assert refused(send(2, "dro"))
+    assert send(2, "ppo", clip_low_threshold=0.9).status_code == 200
+    assert client.step().json()["metrics"]["dp/deal"] == 1
+    client.deal(2)
+    assert refused(send(0, "importance_sampling"))
 
 
 def test_a_unit_comes_once(client: Client) -> None:
