@@ -97,14 +97,18 @@ def verify(
             if statement is not None:
                 _hold(statement, exported, found, trusted)
             report = asdict(found)
+            registered = None if found.registered is None else found.registered.model_dump()
         except LedgerRefused as error:
             if as_json:
                 print_object({"valid": False, "where": error.where, "problem": error.problem}, as_json=True)
             raise
     runs = [dict(run) for run in report.pop("runs")]
     if as_json:
-        print_object({"valid": True, **report, "runs": runs}, as_json=True)
+        print_object({"valid": True, **report, "registered": registered, "runs": runs}, as_json=True)
         return
+    del report["registered"]
+    if registered is not None:
+        report |= {**registered.pop("terms"), **registered}
     report["exported"] = utc(report.pop("exported_at_ms"))
     print_object({"valid": True, **report}, as_json=False)
     columns = (

@@ -1,6 +1,7 @@
 """A domain's ledger as a file that a third party can check: JSON lines, each canonical.
 
-    header    tenant, domain, delta, adjacency, public keys, every run's frozen mechanism, head; signed
+    header    tenant, domain, delta, adjacency, public keys, every run's frozen mechanism, head, and of a
+              registered domain its terms, N, Merkle root and manifest digest; signed
     row       the row's text as it was hashed, its hash, its units' tags, key id, signature; one a line
     trailer   number of rows, head, digest of all bytes before it; signed, so that a cut shows
 
@@ -21,6 +22,7 @@ from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import open_tags
 from tensafe.privacy.dealt_records import AnyRecord, DealtRecord, read_runs
 from tensafe.privacy.dealt_rows import DealtRow, read_row
+from tensafe.privacy.domain_records import Domain, find_domain
 from tensafe.privacy.mechanism import ADJACENCY
 from tensafe.privacy.records import (
     STEP_MAX,
@@ -41,6 +43,7 @@ from tensafe.vault.vault import Vault
 
 FORMAT: Final = "tensafe-privacy-ledger"
 FORMAT_VERSION: Final = 1
+"""Of a domain that is known by its name alone; with `registered` in its header it is 2."""
 
 
 class Exporter:
@@ -83,10 +86,12 @@ class Exporter:
         runs: Mapping[str, AnyRecord],
         at_ms: int,
     ) -> Iterator[bytes]:
-        header = {
+        # After the head, too: a domain is registered before any of its dealt rows.
+        registered = _registered(find_domain(self._items, scope))
+        header: dict[str, object] = {
             "type": "header",
             "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "version": FORMAT_VERSION if registered is None else FORMAT_VERSION + 1,
             "tenant": tenant,
             "domain": domain,
             "delta": head.delta,
@@ -101,6 +106,7 @@ class Exporter:
             ],
             "runs": {run_id: _described(run) for run_id, run in sorted(runs.items())},
             "head": {"rows": head.seq, "hash": head.hash},
+            **({} if registered is None else {"registered": registered}),
         }
         yield self._sealed(header, header_digest(self._text(header)))
         previous, seq = genesis(scope, head.delta), 0
@@ -134,6 +140,19 @@ class Exporter:
     def _sealed(self, fields: Mapping[str, object], digest: bytes) -> bytes:
         signature = self._signer.sign(digest).hex()
         return (canonical({**fields, "key_id": self._signer.key_id, "signature": signature}) + "\n").encode()
+
+
+def _registered(domain: Domain | None) -> dict[str, object] | None:
+    """What the domain's name is bound to; None while it has no manifest."""
+    if domain is None or domain.manifest_digest is None:
+        return None
+    return {
+        "terms": domain.terms.model_dump(),
+        "units": domain.units,
+        "root": domain.root,
+        "manifest_digest": domain.manifest_digest,
+        "earlier_rows": domain.earlier_rows,
+    }
 
 
 def _described(run: AnyRecord) -> dict[str, object]:

@@ -9,9 +9,10 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from tensafe.privacy.artifact_statement import CHARGED_BEFORE
 from tensafe.privacy.closed_form import is_epsilon
 from tensafe.privacy.records import genesis
-from tensafe.privacy.verify_forms import LedgerRefused
+from tensafe.privacy.verify_forms import LedgerRefused, RegisteredForm
 from tensafe.privacy.verify_replay import Report
 from tensafe.vault.scope import domain_scope
 
@@ -32,7 +33,9 @@ def check_against_ledger(statement: Mapping[str, Any], ledger: BinaryIO, report:
     _same("tenant", artifact["tenant"], report.tenant)
     _same("domain", statement["domain"]["name"], report.domain)
     _same("delta", spent["delta"], report.delta)
+    _same("run_max_epsilon", statement["bound"]["run_max_epsilon"], statement["mechanism"]["max_epsilon"])
     named = int(statement["ledger"]["rows"])
+    _check_registered(statement, report.registered, named)
     if named > report.rows:
         raise LedgerRefused(_WHERE, f"it names row {named}, and the ledger was exported at row {report.rows}")
     scope = domain_scope(report.tenant, report.domain)
@@ -59,6 +62,37 @@ def check_against_ledger(statement: Mapping[str, Any], ledger: BinaryIO, report:
     for name, mu in (("epsilon", "mu"), ("run_epsilon", "run_mu")):
         if spent[mu] is not None:
             _is_of(name, spent[name], spent[mu], report.delta)
+
+
+def _check_registered(statement: Mapping[str, Any], registered: RegisteredForm | None, row: int) -> None:
+    """N, root, terms and warnings; a statement may be of before the domain was registered."""
+    domain, limit = statement["domain"], statement["bound"]["domain_max_epsilon"]
+    if not domain["registered"]:
+        if registered is not None and row > registered.earlier_rows:
+            raise LedgerRefused(
+                _WHERE, "it is of an unregistered domain; the ledger's was registered by then"
+            )
+        _same("unit", statement["unit"], "dp_unit_id")
+        _same("domain_max_epsilon", limit, None)
+        return
+    if registered is None:
+        raise LedgerRefused(
+            _WHERE,
+            "it is of a registered domain, and the export does not say how it is registered: export it again "
+            "with a release that writes version 2",
+        )
+    terms = registered.terms
+    for name in ("units", "root", "manifest_digest"):
+        _same(name, domain[name], getattr(registered, name))
+    for name, stated, found in (
+        ("max_epsilon", domain["max_epsilon"], terms.max_epsilon),
+        ("domain_max_epsilon", limit, terms.max_epsilon),
+        ("unit", statement["unit"], terms.unit),
+        ("adjacency", statement["adjacency"], terms.adjacency),
+    ):
+        _same(name, stated, found)
+    early = CHARGED_BEFORE in statement["warnings"]
+    _same(CHARGED_BEFORE, early, registered.earlier_rows > 0)
 
 
 def _lines(ledger: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, Final, TypeVar
 
 from pydantic import ValidationError
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tensafe.contracts.errors import IntegrityError, InvalidRequest
 from tensafe.privacy.signature_checks import SignatureChecks
 from tensafe.privacy.signing import header_digest, row_digest, trailer_digest
-from tensafe.privacy.verify_forms import HeaderForm, LedgerRefused, RowLineForm, TrailerForm
+from tensafe.privacy.verify_forms import HEADER, HeaderForm, LedgerRefused, RowLineForm, TrailerForm
 from tensafe.privacy.verify_replay import Replay, Report
 from tensafe.storage.signing import SIGNATURE_MAX_BYTES, PublicKey
 
@@ -27,7 +27,7 @@ LINE_MAX_BYTES: Final = 4 * 1024 * 1024
 _ROW_BEGINS: Final = b'{"hash":'
 _TRAILER_BEGINS: Final = b'{"head":'
 """How the one form of a row and of a trailer begin; for what an error says, not for what is accepted."""
-_Form = TypeVar("_Form", HeaderForm, RowLineForm, TrailerForm)
+_Form = TypeVar("_Form", HeaderForm, RowLineForm, TrailerForm)  # or a later version of one
 
 
 def verify(file: BinaryIO, trusted: Mapping[str, PublicKey], *, processes: int | None = None) -> Report:
@@ -41,7 +41,7 @@ def verify(file: BinaryIO, trusted: Mapping[str, PublicKey], *, processes: int |
     raw = next(lines, None)
     if raw is None:
         raise LedgerRefused("header", "the file is empty")
-    header = _parse(HeaderForm, raw, "header")
+    header = _parse(HEADER.validate_json, raw, "header")
     _check_signed("header", raw, header.key_id, header.signature, trusted)
     digest.update(raw)
     replayed = Replay(header)
@@ -68,7 +68,7 @@ def keys_of(file: BinaryIO, key_ids: frozenset[str]) -> dict[str, PublicKey]:
 
     Raises InvalidRequest for an id that the header does not have.
     """
-    header = _parse(HeaderForm, file.readline(LINE_MAX_BYTES), "header")
+    header = _parse(HEADER.validate_json, file.readline(LINE_MAX_BYTES), "header")
     found = {}
     for key in (PublicKey.from_pem(one.public_key) for one in header.keys):
         if key.key_id in key_ids:
@@ -90,10 +90,10 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield raw
 
 
-def _parse(form: type[_Form], raw: bytes, where: str) -> _Form:
+def _parse(read: Callable[[bytes], _Form], raw: bytes, where: str) -> _Form:
     """The line, which must be exactly what an export would write: no byte of it may be another."""
     try:
-        parsed = form.model_validate_json(raw)
+        parsed = read(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the line"
@@ -142,7 +142,7 @@ def _rows(
         if raw.startswith(_TRAILER_BEGINS):
             raise LedgerRefused(where, "missing: the trailer stands in its place")
         digest.update(raw)
-        line = _parse(RowLineForm, raw, where)
+        line = _parse(RowLineForm.model_validate_json, raw, where)
         if len(line.signature) > 2 * SIGNATURE_MAX_BYTES:
             raise LedgerRefused(where, "the signature is too long")
         _trusted(where, line.key_id, trusted)
@@ -162,7 +162,7 @@ def _check_trailer(
     replayed: Replay,
     trusted: Mapping[str, PublicKey],
 ) -> None:
-    trailer = _parse(TrailerForm, raw, "trailer")
+    trailer = _parse(TrailerForm.model_validate_json, raw, "trailer")
     _check_signed("trailer", raw, trailer.key_id, trailer.signature, trusted)
     replayed.finish()
     same = (trailer.rows, trailer.head, trailer.sha256)

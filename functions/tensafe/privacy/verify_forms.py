@@ -158,6 +158,38 @@ class HeaderForm(_Exact):
     signature: Hex
 
 
+class TermsForm(_Exact):
+    """A registered domain's terms."""
+
+    unit: Literal["record", "user"]
+    adjacency: Adjacency
+    delta: Delta
+    max_epsilon: Positive
+
+
+class RegisteredForm(_Exact):
+    """What a domain is registered with; `earlier_rows` were charged under its name before that."""
+
+    terms: TermsForm
+    units: Annotated[int, Field(ge=1, le=2**53)]
+    root: Hash
+    manifest_digest: Hash
+    earlier_rows: Count
+
+
+class HeaderForm2(HeaderForm):
+    """The first line of a registered domain's export."""
+
+    version: Literal[2]  # type: ignore[assignment]  # a form of its own with all fields of version 1
+    registered: RegisteredForm
+
+
+HEADER: Final[TypeAdapter[HeaderForm | HeaderForm2]] = TypeAdapter(
+    Annotated[HeaderForm | HeaderForm2, Field(discriminator="version")]
+)
+"""Reads a header. Raises ValidationError."""
+
+
 class RowLineForm(_Exact):
     """A line with a row."""
 

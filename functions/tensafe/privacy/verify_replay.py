@@ -24,6 +24,7 @@ from tensafe.privacy.verify_forms import (
     HeaderForm,
     LedgerRefused,
     MechanismForm2,
+    RegisteredForm,
     RowForm1,
     RowForm2,
     RowForm3,
@@ -32,6 +33,7 @@ from tensafe.privacy.verify_forms import (
     RunForm,
 )
 from tensafe.privacy.verify_header import BISR_MODE, check_runs
+from tensafe.privacy.verify_registered import registered_of
 
 _TAG_HEX: Final = 32
 _SAME: Final = (
@@ -95,6 +97,8 @@ class Report:
     exported_at_ms: int
     signed_by: tuple[str, ...]
     runs: tuple[VerifiedRun, ...]
+    registered: RegisteredForm | None = None
+    """Of a registered domain: terms, N, Merkle root and digest of its manifest. No row passes its budget."""
 
 
 @dataclass(slots=True)
@@ -138,6 +142,7 @@ class Replay:
         self.previous = hashlib.sha256(text.encode()).hexdigest()
         self.signers: set[str] = set()
         check_runs(header)
+        self._registered = registered_of(header)
 
     @property
     def rows(self) -> int:
@@ -189,8 +194,16 @@ class Replay:
         limit = run.form.mechanism.max_epsilon
         if limit is not None and tags and row.epsilon > limit:
             raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
+        if tags:
+            self._check_budget(row.epsilon, where)
         self.previous = line.hash
         self._names.append(where)
+
+    def _check_budget(self, epsilon: float, where: str) -> None:
+        """Of the registered domain; what was charged before had to be within it, too."""
+        limit = math.inf if self._registered is None else self._registered.terms.max_epsilon
+        if epsilon > limit:
+            raise LedgerRefused(where, f"epsilon {epsilon:.6g} is over the domain's max_epsilon {limit:g}")
 
     def _take_dealt(self, row: RowForm3, line: RowLineForm, where: str) -> None:
         if line.tags:
@@ -199,6 +212,7 @@ class Replay:
         limit = self._header.runs[row.run_id].mechanism.max_epsilon
         if row.kind == "opening" and limit is not None and row.epsilon > limit:
             raise LedgerRefused(where, f"epsilon {row.epsilon:.6g} is over the run's max_epsilon {limit:g}")
+        self._check_budget(row.epsilon, where)
         self._dealt.check_total(row.epsilon, self._mu_squared, where)
         self.previous = line.hash
         self._names.append(where)
@@ -266,6 +280,7 @@ class Replay:
             exported_at_ms=self._header.exported_at_ms,
             signed_by=signed_by,
             runs=tuple(sorted(runs, key=lambda run: run.run_id)),
+            registered=self._registered,
         )
 
     def _check_mechanism(self, row: RowForm1 | RowForm2, run: _Run, where: str) -> None:

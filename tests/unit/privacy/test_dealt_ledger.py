@@ -21,11 +21,12 @@ from tensafe.contracts.errors import (
     TensafeError,
     Unavailable,
 )
-from tensafe.privacy import amplified, dealt_ledger
+from tensafe.privacy import amplified, dealt_ledger, registration
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.dealt_ledger import DealtLedger
 from tensafe.privacy.domains import Domains
 from tensafe.privacy.export import Exporter
+from tensafe.privacy.manifest import Manifest
 from tensafe.privacy.noise import noise_key_id
 from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
@@ -392,6 +393,70 @@ def test_a_header_that_promises_other_noise_is_caught(forger: Forger) -> None:
 
     with pytest.raises(LedgerRefused, match="noise_multiplier is not that"):
         checked(forger.with_header(more))
+
+
+REGISTERED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "more units": (lambda it: it.update(units=1000), "manifest_digest is not that"),
+    "another root": (lambda it: it.update(root="0" * 64), "manifest_digest is not that"),
+    "more budget": (lambda it: it["terms"].update(max_epsilon=80.0), "manifest_digest is not that"),
+    "users, not records": (lambda it: it["terms"].update(unit="user"), "manifest_digest is not that"),
+    "another delta": (lambda it: it["terms"].update(delta=1e-6), "another delta"),
+    "earlier rows": (lambda it: it.update(earlier_rows=6), "more rows came before"),
+}
+
+
+@pytest.mark.parametrize("case", REGISTERED)
+def test_a_signed_header_with_another_registration_is_caught(forger: Forger, case: str) -> None:
+    change, says = REGISTERED[case]
+    with pytest.raises(LedgerRefused, match=says) as caught:
+        checked(forger.with_header(lambda header: change(header["registered"])))
+    assert caught.value.where == "header"
+
+
+def test_a_header_cannot_swap_manifests_or_leave_the_registration_out(forger: Forger) -> None:
+    """A whole other manifest has a digest that fits; the runs were dealt from this one."""
+    other = Manifest(DomainTerms(unit="record", delta=1e-5, max_epsilon=8.0), bytes(40), bytes(32))
+
+    def swapped(header: dict[str, Any]) -> None:
+        header["registered"] |= {"units": 1, "root": "0" * 64, "manifest_digest": other.digest}
+
+    with pytest.raises(LedgerRefused, match="run run-1 is dealt from another manifest"):
+        checked(forger.with_header(swapped))
+    with pytest.raises(LedgerRefused, match="registered"):
+        checked(forger.with_header(lambda header: header.pop("registered")))
+
+
+def test_an_export_says_how_its_domain_is_registered(ledger: DealtLedger, items: Items, vault: Vault) -> None:
+    opened(ledger)
+    stated = checked(exported(items, vault)).registered
+    domain = Domains(items, vault).get("acme", "letters")
+    assert stated is not None
+    assert (stated.units, stated.root, stated.manifest_digest) == (
+        100,
+        domain.root,
+        domain.manifest_digest,
+    )
+    assert (stated.terms.max_epsilon, stated.terms.unit, stated.earlier_rows) == (8.0, "record", 0)
+
+
+def test_no_row_passes_the_registered_budget(
+    ledger: DealtLedger, items: Items, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a service would write that does not hold its runs to it."""
+    bounded = new_ledger(items, vault)
+    opened(ledger)
+    loud = replace(MECHANISM, noise_multiplier=0.6, max_epsilon=None)
+    monkeypatch.setattr(registration, "_refuse_unfit", lambda *_: None)
+    monkeypatch.setattr(
+        bounded._registration,
+        "admits_charge",
+        lambda scope, *_: bounded._registration.admits_run(scope, loud, None),
+    )
+    ref = bounded.open_run("acme", "loud", loud, noise_key_id=noise_key_id(secret_of("loud")))
+    bounded.reserve(ref, 0, {1})
+    with pytest.raises(LedgerRefused, match="over the domain's max_epsilon 8") as caught:
+        checked(exported(items, vault))
+    assert caught.value.where.startswith("row 2")
 
 
 @pytest.mark.parametrize("row", range(1, 6))

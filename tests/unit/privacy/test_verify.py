@@ -251,7 +251,7 @@ FORGERIES: dict[str, tuple[int | str, dict[str, Any], str]] = {
         {"header": lambda head: head["runs"]["two"]["mechanism"].update(domain="mails")},
         "another domain",
     ),
-    "another format": ("header", {"header": lambda head: head.update(version=2)}, "version"),
+    "another format": ("header", {"header": lambda head: head.update(version=3)}, "version"),
     "another tenant": (1, {"header": lambda head: head.update(tenant="other")}, "does not follow"),
     "another delta in the header": ("header", {"header": lambda head: head.update(delta=1e-6)}, "delta"),
     "another head": (ROWS, {"header": lambda head: head["head"].update(hash="0" * 64)}, "not the head"),

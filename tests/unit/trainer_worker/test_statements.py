@@ -170,6 +170,12 @@ def test_steps_from_before_the_registration_are_not_said_to_be_of_its_units(rig:
     assert (told["domain"]["units"], told["warnings"]) == (1, ["charged_before_registration"])
     assert "registered units" not in told["summary"]
     assert "before it was registered" in text_of(told)
+    exported = export(rig)
+    report = verify(exported, keys(rig), processes=1)
+    for name in ("meanwhile", "later"):
+        check_against_ledger(statement(rig, name), exported, report)
+    with pytest.raises(LedgerRefused, match="charged_before_registration"):
+        check_against_ledger({**told, "warnings": []}, exported, report)
 
 
 def test_what_is_told_of_epsilon_is_never_below_it() -> None:
@@ -230,6 +236,13 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         ("ledger", "head_hash", "0" * 64),
         ("mechanism", "noise_multiplier", 20.0),
         ("domain", "name", "notes"),
+        ("domain", "units", 3000),
+        ("domain", "root", "0" * 64),
+        ("domain", "manifest_digest", "0" * 64),
+        ("domain", "max_epsilon", 1.0),
+        ("domain", "registered", False),
+        ("bound", "run_max_epsilon", 1.0),
+        ("bound", "domain_max_epsilon", 1.0),
         ("artifact", "run_id", OTHER),
         ("artifact", "tenant", "other"),
     ],
@@ -251,6 +264,7 @@ def test_a_smaller_epsilon_is_refused_though_its_mu_fits(rig: Rig, epsilon: str,
     trained(rig)
     told, exported = statement(rig, "late"), export(rig)
     report = verify(exported, keys(rig), processes=1)
+    assert report.registered is not None
     told["spent"] |= {epsilon: epsilon_of(0.01, 1e-5) * (1 + 1e-7), mu: 0.1}
     with pytest.raises(LedgerRefused, match=f"states {epsilon} "):
         check_against_ledger(told, exported, report)
