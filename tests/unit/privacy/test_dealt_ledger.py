@@ -305,6 +305,21 @@ def test_what_cannot_be_kept_is_refused_and_charges_nothing(
     assert items.query("domain/acme/letters", first="row/", last="row/~") == []
 
 
+def test_an_epsilon_that_protects_nobody_is_let_in_by_name_alone(items: Items, vault: Vault) -> None:
+    """In a domain whose budget would allow it."""
+    made = Domains(items, vault)
+    made.create("acme", "letters", DomainTerms(unit="record", delta=1e-5, max_epsilon=1e6))
+    made.add_units("acme", "letters", 0, b"".join(n.to_bytes(8, "big") + bytes(32) for n in range(20)))
+    made.finish("acme", "letters")
+    ledger = new_dealt(items, vault)
+    loud = {"noise_multiplier": 0.2, "max_steps": 8, "batch_size": 10}
+    with pytest.raises(InvalidRequest, match="allow_weak_privacy=true to accept it by name") as caught:
+        opened(ledger, **loud)
+    assert caught.value.field == "optimizer.noise_multiplier"
+    assert items.query("domain/acme/letters", first="row/", last="row/~") == []
+    assert 100 < ledger.get(opened(ledger, **loud, allow_weak_privacy=True)).epsilon < 300
+
+
 def test_the_noise_is_found_for_a_target(ledger: DealtLedger) -> None:
     record = ledger.get(opened(ledger, noise_multiplier=None, target_epsilon=1.0))
     assert 0.99 < record.epsilon <= 1.0
