@@ -117,8 +117,10 @@ class Executor:
 
     def _create(self, run: HotRun, payload: bytes) -> Executed:
         request = _parse(CreatePayload, payload)
+        state = self._engine.create(request.lora, Method.of(request.optimizer))
+        # After all that may fail: a dealt run is charged whole when it is opened.
         writes = self._open_private(run, request.optimizer)
-        run.state = self._engine.create(request.lora, Method.of(request.optimizer))
+        run.state = state
         return Executed(_json({"type": "create_model", "model_id": run.stream.stream_id}), writes)
 
     def _load(self, run: HotRun, seq: int, payload: bytes) -> Executed:

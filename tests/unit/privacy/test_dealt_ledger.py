@@ -263,6 +263,25 @@ def test_a_late_bounded_run_beside_dealt_ones_must_be_declared(
     assert [one.fixed_in_advance for one in bounded.show("acme", "letters").runs] == [True, False]
 
 
+def test_a_manifest_that_is_registered_after_a_release_does_not_make_it_undone(
+    items: Items, vault: Vault
+) -> None:
+    bounded, key = new_ledger(items, vault), noise_key_id(secret_of("first"))
+    first = bounded.open_run("acme", "letters-first", MECHANISM, noise_key_id=key)
+    bounded.reserve(first, 0, {77})
+    made = Domains(items, vault)
+    made.create("acme", "letters", DomainTerms(unit="record", delta=1e-5, max_epsilon=8.0))
+    made.add_units("acme", "letters", 0, b"".join(n.to_bytes(8, "big") + bytes(32) for n in range(50)))
+    made.finish("acme", "letters")
+    ledger = new_dealt(items, vault)
+    with pytest.raises(InvalidRequest, match="fixed_in_advance=true"):
+        opened(ledger)
+    opened(ledger, fixed_in_advance=True)
+    report = checked(exported(items, vault))
+    assert report.registered is not None
+    assert (report.rows, report.registered.earlier_rows, report.registered.units) == (2, 1, 50)
+
+
 def test_a_noise_secret_belongs_to_one_run(ledger: DealtLedger) -> None:
     opened(ledger)
     ref = RunRef("acme", "letters", "run-2")

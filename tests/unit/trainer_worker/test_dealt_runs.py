@@ -19,7 +19,7 @@ from tinker.types.optimizer import OptimizerConfigBase
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.contracts.domains import DomainTerms
-from tensafe.contracts.errors import Conflict
+from tensafe.contracts.errors import Conflict, NotFound
 from tensafe.operations.doorbell import queue_specs
 from tensafe.privacy import deals, release
 from tensafe.privacy.anchoring import Anchoring
@@ -458,6 +458,23 @@ def test_a_retry_of_the_creation_charges_once_and_another_configuration_is_a_con
         steps.ledger.open_run(
             ref, dealt(noise_multiplier=5.0), noise_key_id=known.noise_key_id, deal_seed=seed
         )
+    assert rows(rig) == 1
+
+
+def test_a_run_that_has_no_room_in_memory_is_charged_nothing(
+    registered: None, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(rig.worker._executor._engine, "create", full)
+    rig.begin(optimizer=dealt())
+    rig.worker.step()
+    with pytest.raises(NotFound):
+        rows(rig)
+    monkeypatch.undo()
+    rig.restart()
+    rig.drain()
     assert rows(rig) == 1
 
 
