@@ -15,17 +15,22 @@ from typing import Any, Final
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import Unavailable
 from tensafe.operations.leases import Lease
 from tensafe.operations.records import OpKind, OpState, Result, StreamRecord
 from tensafe.operations.submissions import Submission
+from tensafe.privacy.dealt_ledger import DealtLedger
+from tensafe.privacy.domains import Domains
 from tensafe.privacy.ledger import Ledger
+from tensafe.privacy.noise import noise_key_id
 from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
 from tensafe.services import Services
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.ports import Items, Key, Put, Write
 from tests.contract.emulators import LOST, Fault, Wire, create_table, moto_in_process
+from tests.support.dealt_training import dealt
 from tests.unit.operations.world import LEASE_S, World
 from tests.unit.privacy.support import open_run
 
@@ -197,6 +202,39 @@ def _opened(world: TableWorld) -> None:
     _check_ledger(world, "reserved")
 
 
+def _dealt(world: TableWorld, services: Services) -> DealtLedger:
+    return DealtLedger(world.items, services.vault, world.signer, world.anchors, clock_ms=world.clock_ms)
+
+
+def _registered(world: TableWorld) -> None:
+    domains = Domains(world.items, world.services.vault)
+    domains.create("acme", "letters", DomainTerms(unit="record", delta=1e-5, max_epsilon=8.0))
+    domains.add_units("acme", "letters", 0, b"".join(n.to_bytes(8, "big") + bytes(32) for n in range(50)))
+    domains.finish("acme", "letters")
+
+
+def _open_dealt(world: TableWorld, services: Services) -> None:
+    config = dealt(domain="letters")
+    key = noise_key_id(bytes(range(32)))
+    _dealt(world, services).open_run(_ref(), config, noise_key_id=key, deal_seed=bytes(range(32, 64)))
+
+
+def _dealt_to(deals: int) -> Callable[[TableWorld], None]:
+    """So many deals, each charged once; the rows say what the head says."""
+
+    def check(world: TableWorld) -> None:
+        statement = world.ledger(world.services).show("acme", "letters")
+        assert (statement.steps, statement.runs[0].steps) == (1 + deals, deals)
+        assert replay(world.items, world.services.vault, "acme", "letters") == statement
+
+    return check
+
+
+def _dealing(world: TableWorld) -> None:
+    _registered(world)
+    _open_dealt(world, world.services)
+
+
 ACTS: Final = {
     "submit": _submitting(b"{}"),
     "submit-a-blob": _submitting(LARGE),
@@ -209,6 +247,8 @@ ACTS: Final = {
         _reserve,
         lambda world: _check_ledger(world, "reserved"),
     ),
+    "open-dealt": Act(_registered, _open_dealt, _dealt_to(0)),
+    "deal": Act(_dealing, lambda world, services: _dealt(world, services).deal(_ref(), 0), _dealt_to(1)),
     "commit": Act(_charged, _commit, lambda world: _check_ledger(world, "applied")),
 }
 
