@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from tensafe_gpu.adapter_holder.store import AdapterStore
 from tests.support.private_evaluator import quantised, shapes
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -34,6 +35,23 @@ def lora_pairs(folder: Path) -> dict[str, tuple[Array, Array]]:
 
 def quantised_sites(folder: Path, *, alpha: float = 32, rank: int = 4) -> dict[str, dict[str, object]]:
     return quantised(lora_pairs(folder), alpha / rank, FUSED)
+
+
+def served_integers(data_dir: Path, name: str) -> dict[str, dict[str, object]]:
+    """What an adapter holder serves of its newest version in this epoch, out of its own store."""
+    store = AdapterStore(data_dir)
+    adapter = store.load(name).adapter
+    store.close()
+    return {
+        site_name: {
+            "x_bound": site.shape.x_bound,
+            "modules": {
+                module.name: (site.a[site.shape.rows(module.name)], site.b[module.name])
+                for module in site.shape.modules
+            },
+        }
+        for site_name, site in adapter.sites.items()
+    }
 
 
 class QuantisedReference:

@@ -9,33 +9,15 @@ import pytest
 from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
-from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
 from tests.integration.sampler.test_private import NEW, greedy, prompts, tokens_of
 from tests.support.holder_process import HolderProcess
-from tests.support.quantised_reference import QuantisedReference
+from tests.support.quantised_reference import QuantisedReference, served_integers
 
 pytestmark = pytest.mark.slow
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def served(holder: HolderProcess) -> dict[str, dict[str, object]]:
-    """The integers that it serves in this epoch."""
-    store = AdapterStore(holder.data_dir)
-    adapter = store.load("E").adapter
-    store.close()
-    return {
-        name: {
-            "x_bound": site.shape.x_bound,
-            "modules": {
-                module.name: (site.a[site.shape.rows(module.name)], site.b[module.name])
-                for module in site.shape.modules
-            },
-        }
-        for name, site in adapter.sites.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +58,7 @@ def test_he_01_encrypted_tokens_are_those_of_the_integers_in_the_clear(
         if not index % 2:
             assert tokens_of(result) == base
             continue
-        with quantised.adapted(served(holder)):
+        with quantised.adapted(served_integers(holder.data_dir, "E")):
             assert tokens_of(result) == quantised.greedy(prompt, NEW) != base
         assert isinstance(result, SampleResult)
         assert result.execution is not None
@@ -113,5 +95,5 @@ def test_he_01_a_spent_budget_is_refused_and_a_new_epoch_serves_again(
     assert result.execution is not None
     assert result.execution.epoch == 2
     quantised = QuantisedReference(harness.model_path)
-    with quantised.adapted(served(holder)):
+    with quantised.adapted(served_integers(holder.data_dir, "E")):
         assert tokens_of(result) == quantised.greedy((41, 42, 43), NEW)
