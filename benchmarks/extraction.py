@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+from benchmarks.trained_adapter import BATCH, RANK, ROOT, SITES, STEPS, batches, trained_adapter
+
 RESULT: Final = ROOT / "benchmarks" / "results" / "extraction.json"
 PLOT: Final = ROOT / "docs" / "extraction.svg"
-RANK: Final = 16
-STEPS: Final = 240
-BATCH: Final = 16
-MAX_TOKENS: Final = 128
-LEARNING_RATE: Final = 2e-3
 SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0, 1.5, 2.0)
 """Tokens seen, in units of the site's input width d."""
 PENALTIES: Final = tuple(10.0**power for power in range(-12, 3))
-SITES: Final = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",)}
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,25 +94,9 @@ def curve(sites: Sequence[Site]) -> list[Point]:
 
 def trained_sites() -> tuple[list[Site], dict[str, float]]:
     """The sites of an adapter that was really trained, and what its training did to held-out loss."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    from corpus import encode, load_corpus  # noqa: PLC0415
-    from make_base_model import ensure_base_model  # noqa: PLC0415
-
-    torch.manual_seed(5)
-    base = ensure_base_model(ROOT / ".cache")
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
-    corpus = load_corpus()
-    train = [encode(tokenizer, one, max_tokens=MAX_TOKENS) for one in corpus.train]
-    heldout = [encode(tokenizer, one, max_tokens=MAX_TOKENS) for one in corpus.heldout]
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32)
-    names = [name for group in SITES.values() for name in group]
-    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=32, target_modules=names, lora_dropout=0.0))
-    before = _loss(adapted, heldout)
-    _train(adapted, train)
-    after = _loss(adapted, heldout)
+    trained = trained_adapter()
+    adapted, train, heldout = trained.model, trained.train, trained.heldout
+    model = adapted.base_model.model
     seen, fresh = _inputs(adapted, train[::2]), _inputs(adapted, heldout)
     sites = []
     for layer, block in enumerate(model.model.layers):
@@ -132,53 +109,7 @@ def trained_sites() -> tuple[list[Site], dict[str, float]]:
             )
             key = f"{layer}.{site}"
             sites.append(Site(key, a.detach().double().numpy(), blocks, seen[key], fresh[key]))
-    return sites, {"heldout_loss_base": before, "heldout_loss_adapter": after}
-
-
-def _batches(examples: Sequence[Any], size: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Padded on the right: tokens int64 [B, T], targets int64 [B, T], weights float32 [B, T]."""
-    made = []
-    for first in range(0, len(examples), size):
-        chunk = examples[first : first + size]
-        longest = max(len(one.tokens) for one in chunk)
-
-        def padded(rows: list[Sequence[float]], longest: int = longest) -> torch.Tensor:
-            return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-
-        tokens, targets = padded([one.tokens for one in chunk]), padded([one.targets for one in chunk])
-        made.append((tokens.long(), targets.long(), padded([one.weights for one in chunk]).float()))
-    return made
-
-
-def _nats(model: PreTrainedModel, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    tokens, targets, weights = batch
-    logits = model(input_ids=tokens).logits
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-    return (losses * weights).sum() / weights.sum()
-
-
-def _train(model: PreTrainedModel, examples: list[Any]) -> None:
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE)
-    order = np.random.default_rng(5)
-    for step in range(STEPS):
-        picks = order.choice(len(examples), BATCH, replace=False)
-        (batch,) = _batches([examples[pick] for pick in picks], BATCH)
-        loss = _nats(model, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 40 == 0:
-            print(f"step {step}: loss {loss.item():.3f}", flush=True)
-
-
-@torch.no_grad()
-def _loss(model: PreTrainedModel, examples: list[Any]) -> float:
-    """Nats per answer token."""
-    total, count = 0.0, 0.0
-    for batch in _batches(examples, BATCH):
-        weight = float(batch[2].sum())
-        total, count = total + float(_nats(model, batch)) * weight, count + weight
-    return total / count
+    return sites, {"heldout_loss_base": trained.before, "heldout_loss_adapter": trained.after}
 
 
 @torch.no_grad()
@@ -197,7 +128,7 @@ def _inputs(model: PreTrainedModel, examples: list[Any]) -> dict[str, Floats]:
     for first in range(0, len(examples), BATCH):
         chunk = examples[first : first + BATCH]
         lengths[:] = [len(one.tokens) for one in chunk]
-        model(input_ids=_batches(chunk, BATCH)[0][0])
+        model(input_ids=batches(chunk, BATCH)[0][0])
     for hook in hooks:
         hook.remove()
     shuffled = {}
