@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import psutil
 from rich.console import Console
@@ -86,6 +86,7 @@ class LocalService:
                 [*_SERVICE, *command],
                 stdout=subprocess.PIPE,
                 text=True,
+                env={**os.environ, "TENSAFE_PRIVATE_ADAPTERS": "true"},
                 start_new_session=True,  # a Ctrl-C reaches this program alone, which then ends the service
             )
             assert self._process.stdout is not None
@@ -93,13 +94,8 @@ class LocalService:
         if not line.startswith("ready "):
             sys.exit("the service did not start; see the messages above")
         self.url = line.removeprefix("ready ")
-        created = subprocess.run(
-            [*_TENSAFE, "keys", "create", *data_dir, "--tenant", "demo", "--scope", "train,sample", "--json"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        self.api_key = json.loads(created.stdout)["key"]
+        created = self.operate("keys", "create", "--tenant", "demo", "--scope", "train,sample")
+        self.api_key = created["key"]
         self._console.print(f"service ready at {self.url}")
 
     def _stop(self) -> None:
@@ -116,6 +112,22 @@ class LocalService:
             process.kill()
             process.wait()
 
+    def command(self, *arguments: str) -> str:
+        """What a `tensafe` command prints; if it fails, this program ends with the command's own sentence."""
+        return _tensafe(*arguments, "--data-dir", str(self._data_dir))
+
+    def operate(self, *arguments: str) -> dict[str, Any]:
+        """As `command`, of one that takes --json."""
+        found: dict[str, Any] = json.loads(self.command(*arguments, "--json"))
+        return found
+
+    @staticmethod
+    def verify(attestation: Path, public_key: Path) -> dict[str, Any]:
+        """`tensafe verify`, which needs no data directory: the statement."""
+        verified = _tensafe("verify", str(attestation), "--public-key", str(public_key), "--json")
+        found: dict[str, Any] = json.loads(verified)
+        return found
+
     def kill_trainer(self) -> int:
         """SIGKILL the trainer process; its pid. The supervisor starts another one."""
         assert self._process is not None
@@ -124,6 +136,13 @@ class LocalService:
                 os.kill(child.pid, signal.SIGKILL)
                 return child.pid
         raise RuntimeError("there is no trainer to kill")
+
+
+def _tensafe(*arguments: str) -> str:
+    done = subprocess.run([*_TENSAFE, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip() or f"tensafe {arguments[0]} failed")
+    return done.stdout
 
 
 def _free_port() -> int:

@@ -2,7 +2,8 @@
 
 `make demo` runs it: a base model (trained here, or `--model HUB_ID_OR_PATH`), the service, then a LoRA
 adapter trained on a dialogue corpus in which one conversation is one privacy unit. In the middle the
-trainer process is killed with SIGKILL; training goes on. At the end there is one HTML report.
+trainer process is killed with SIGKILL; training goes on. Then the adapter moves to an adapter holder, which
+evaluates it encrypted (private_serving.py). At the end there is one HTML report.
 
 Everything that touches the service goes through the SDK, as your own code would: see `train`.
 """
@@ -31,6 +32,7 @@ from corpus import Corpus, Example, encode, encode_prompt, load_corpus
 from local_service import LocalService, end_on_signals, model_name
 from make_base_model import NAME, ensure_base_model
 from output_folder import fresh_folder
+from private_serving import for_report, publish_and_sample
 from report import write_report
 
 PROMPTS: Final = ("What is AI?", "How are you?", "Tell me a joke", "What is your favorite book?")
@@ -231,13 +233,14 @@ def main() -> int:
     began = time.monotonic()
     with LocalService(output / "data", name, path, console) as service:
         timed("start of the service", began)
-        run(service, name, arguments.steps, facts, timings, output, console)
+        run(service, name, path, arguments.steps, facts, timings, output, console)
     return 0
 
 
 def run(
     service: LocalService,
     name: str,
+    model_path: str,
     steps: int,
     facts: list[tuple[str, str]],
     timings: list[tuple[str, float]],
@@ -269,6 +272,11 @@ def run(
     after = [sample(sampler, tokenizer, prompt) for prompt in PROMPTS]
     judging_s += time.monotonic() - began
     timings.append(("held-out losses and answers", round(judging_s, 1)))
+    began = time.monotonic()
+    path = training.save_weights_for_sampler("private").result().path
+    questions = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+    served = publish_and_sample(service, client, path, questions, model_path, output / "holder", console)
+    timings.append(("publishing, and encrypted answers", round(time.monotonic() - began, 1)))
     privacy = outcome.privacy
     spent = f"epsilon {privacy['dp/epsilon']:.2f} at delta {privacy['dp/delta']:g}"
     console.print(f"held-out loss after:  {after_loss:.3f} nats per answer token, {spent}")
@@ -303,6 +311,7 @@ def run(
             {"prompt": prompt, "before": old, "after": new}
             for prompt, old, new in zip(PROMPTS, before, after, strict=True)
         ],
+        "encrypted": for_report(served, PROMPTS, tokenizer),
         "facts": [
             *facts,
             ("adapter", f"LoRA rank {plan.rank} on attention and MLP"),

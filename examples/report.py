@@ -9,6 +9,11 @@
      "privacy": {"epsilon": 7.9, "delta": 1e-4, "max_epsilon": 8.0, "unit": "one conversation",
                  "noise_multiplier": 2.1, "clip_norm": 1.0, "max_participations": 12, "domain": "..."},
      "samples": [{"prompt": ..., "before": ..., "after": ...}],
+     "encrypted": {"answers": [{"prompt": ..., "plain": ..., "private": ..., "tokens": 24,
+                                "same_tokens": true, "exact": true}],
+                   "policy": "HE_REQUIRED", "extraction": ..., "opening_s": 5.1, "plain_ms_per_token": 9.0,
+                   "private_ms_per_token": 21.0, "attestations": 4, "sites": 16, "evaluated": 1600,
+                   "metered": 150, "digest": ...},
      "facts": [["model", "tensafe/demo-qwen3, 2.8 M parameters"], ...],
      "timings": [["base model", 61.0], ["training", 42.5]],
      "notes": ["..."]}
@@ -23,10 +28,12 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from html_page import duration, figure, notes, page, table
 from report_charts import Curve, Limit, Marker, line_chart, number, two_bars
+from report_encrypted import Encrypted, encrypted_section
+from report_parts import Part, shown
 
 _CAPTIONS: Final = {
     "loss": "Mean over each batch. Not differentially private: for the owner of the data only.",
@@ -34,11 +41,7 @@ _CAPTIONS: Final = {
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Step(_Part):
+class Step(Part):
     """One optimizer step: mean loss per answer token of its batch, and epsilon after it."""
 
     step: int = Field(ge=1)
@@ -46,7 +49,7 @@ class Step(_Part):
     epsilon: float = Field(ge=0)
 
 
-class Event(_Part):
+class Event(Part):
     """Something that happened after `step`; `label` is short (in the chart), `detail` a sentence."""
 
     step: int = Field(ge=0)
@@ -54,7 +57,7 @@ class Event(_Part):
     detail: str
 
 
-class Heldout(_Part):
+class Heldout(Part):
     """Mean loss in nats per answer token on conversations that were not trained on."""
 
     before: float = Field(ge=0)
@@ -63,7 +66,7 @@ class Heldout(_Part):
     tokens: int = Field(ge=1)
 
 
-class Privacy(_Part):
+class Privacy(Part):
     """What is claimed, as the ledger said it."""
 
     epsilon: float = Field(ge=0)
@@ -76,7 +79,7 @@ class Privacy(_Part):
     domain: str
 
 
-class Sample(_Part):
+class Sample(Part):
     """The same prompt to the base model and to the trained adapter."""
 
     prompt: str
@@ -84,21 +87,22 @@ class Sample(_Part):
     after: str
 
 
-class Report(_Part):
+class Report(Part):
     """Everything the page shows."""
 
     title: str
     summary: str
     generated_at: datetime
     steps: list[Step] = Field(min_length=1)
-    events: list[Event] = []
+    events: list[Event] = Field(default=[])
     heldout: Heldout
     privacy: Privacy
     samples: list[Sample]
+    encrypted: Encrypted | None = None
     facts: list[tuple[str, str]]
     timings: list[tuple[str, float]]
     """Label and seconds."""
-    notes: list[str] = []
+    notes: list[str] = Field(default=[])
 
 
 def write_report(data: Mapping[str, object], path: Path) -> Path:
@@ -115,6 +119,7 @@ def render(report: Report) -> str:
         _tiles(report),
         _charts(report),
         _samples(report.samples),
+        "" if report.encrypted is None else encrypted_section(report.encrypted),
         _tables(report),
         notes(report.notes),
     ]
@@ -219,16 +224,12 @@ def _events(events: Sequence[Event]) -> str:
 def _samples(samples: Sequence[Sample]) -> str:
     cards = [
         f'<article class="card sample"><h3>{escape(sample.prompt)}</h3><div class="pair">'
-        f"<div><h4>Base model</h4><blockquote>{_text(sample.before)}</blockquote></div>"
-        f"<div><h4>With the private adapter</h4><blockquote>{_text(sample.after)}</blockquote></div>"
+        f"<div><h4>Base model</h4><blockquote>{shown(sample.before)}</blockquote></div>"
+        f"<div><h4>With the private adapter</h4><blockquote>{shown(sample.after)}</blockquote></div>"
         "</div></article>"
         for sample in samples
     ]
     return f"<section><h2>The same question, before and after</h2>{''.join(cards)}</section>" if cards else ""
-
-
-def _text(text: str) -> str:
-    return escape(text.strip()) or '<span class="nothing">(nothing)</span>'
 
 
 def _tables(report: Report) -> str:

@@ -50,6 +50,12 @@ def test_two_steps_on_a_model_given_by_its_path(tmp_path: Path) -> None:
     assert facts["base model"] == "my-model"
     assert facts["steps"] == f"2 of {len(corpus.train) // 2} conversations each"
     assert facts["checkpoint"].startswith("tinker://")
+    encrypted = report["encrypted"]
+    assert [answer["exact"] for answer in encrypted["answers"]] == [True] * 4
+    assert (encrypted["policy"], encrypted["sites"], encrypted["attestations"]) == ("HE_REQUIRED", 4, 4)
+    tokens = sum(answer["tokens"] for answer in encrypted["answers"])
+    assert encrypted["evaluated"] >= 4 * tokens
+    assert encrypted["metered"] >= tokens
     page = (output / "report.html").read_text()
     assert f"epsilon {privacy['epsilon']:.2f}, delta 0.0001" in page
     assert (output / MARKER).is_file()

@@ -37,6 +37,29 @@ def _data(**changes: Any) -> dict[str, Any]:
             "domain": "corpus-1",
         },
         "samples": [{"prompt": HOSTILE, "before": HOSTILE, "after": ""}],
+        "encrypted": {
+            "answers": [
+                {
+                    "prompt": HOSTILE,
+                    "plain": HOSTILE,
+                    "private": HOSTILE,
+                    "tokens": 24,
+                    "same_tokens": n > 0,
+                    "exact": n > 1,
+                }
+                for n in range(4)
+            ],
+            "policy": "HE_REQUIRED",
+            "extraction": HOSTILE,
+            "opening_s": 5.5,
+            "plain_ms_per_token": 9.0,
+            "private_ms_per_token": 21.0,
+            "attestations": 4,
+            "sites": 16,
+            "evaluated": 1600,
+            "metered": 130,
+            "digest": HOSTILE,
+        },
         "facts": [["model", HOSTILE]],
         "timings": [["training", 62.5], ["evaluation", 4.0]],
         "notes": [HOSTILE],
@@ -80,7 +103,7 @@ def test_the_page_is_well_formed_and_self_contained(page: str) -> None:
 
 def test_what_others_wrote_is_escaped(page: str) -> None:
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 4
+    assert page.count("&lt;script&gt;") == 4 + 3 * 4 + 2
 
 
 def test_the_page_says_what_was_measured(page: str) -> None:
@@ -181,3 +204,14 @@ def test_bars_start_at_zero_and_keep_their_ratio() -> None:
 )
 def test_numbers_are_short(value: float, said: str) -> None:
     assert number(value) == said
+
+
+def test_encrypted_answers_are_counted_as_they_were_measured_and_may_be_missing(
+    page: str, tmp_path: Path
+) -> None:
+    assert "<td>2 of 4, 96 tokens</td>" in page
+    assert "<td>3 of 4</td>" in page
+    assert "1,600 at 16 sites" in page
+    without = write_report(_data(encrypted=None), tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "held by somebody else" in page
+    assert "held by somebody else" not in without
