@@ -30,7 +30,7 @@ from tensafe_gpu.trainer import private_steps
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
-from tests.chaos import dealt_script
+from tests.chaos import dealt_script, publishing_script
 from tests.chaos.script import BASE, all_ended, open_folder, rewired, submit_all
 from tests.support.killing_ports import Killer
 
@@ -87,6 +87,15 @@ def creation(services: Services, base: BaseModel, owner: str, say: Any) -> None:
     say("done")
 
 
+def saved(services: Services, base: BaseModel, owner: str, say: Any) -> None:
+    """A trainer's life that ends when the run to publish has saved its weights."""
+    worker = build_worker(services, BASE, base, owner, SETTINGS)
+    ends = time.monotonic() + _LIFE_S
+    while services.outcomes.first_open(publishing_script.RUN) is not None:
+        _work(worker, ends)
+    worker.release_all()
+
+
 def _work(worker: TrainerWorker, ends: float) -> None:
     if not worker.step():
         time.sleep(0.005)
@@ -94,7 +103,7 @@ def _work(worker: TrainerWorker, ends: float) -> None:
             raise TimeoutError("operations stay open")
 
 
-ROLES = {"train": train, "edge": edge, "create": creation, "dealt": owner_and_trainer}
+ROLES = {"train": train, "edge": edge, "create": creation, "dealt": owner_and_trainer, "saved": saved}
 
 
 def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
@@ -108,7 +117,10 @@ def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
         ports = replace(ports, items=DynamoDbItems(aws_client("dynamodb"), job["table"]))
     services = rewired(opened, killer.ports(ports))
     private_steps.noisy_mean = killer.drawing(private_steps.noisy_mean)
-    ROLES[job["role"]](services, base, job["owner"], lambda line: file.write(f"{line}\n"))
+    if job["role"] == "publish":
+        publishing_script.publish(services, Path(job["folder"]), killer)
+    else:
+        ROLES[job["role"]](services, base, job["owner"], lambda line: file.write(f"{line}\n"))
     file.write(f"calls {killer.calls}\n")
 
 

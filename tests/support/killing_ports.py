@@ -15,7 +15,7 @@ from tensafe.storage.anchors import Mark
 from tensafe.storage.ports import Put, Write
 
 FATAL = {
-    "items": {"write", "write_relaxed"},
+    "items": {"write", "write_relaxed", "scrub"},
     "blobs": {"put", "delete"},
     "queues": {"send", "receive", "extend", "delete"},
     "keyring": {"wrap", "unwrap"},
@@ -45,6 +45,10 @@ class Killer:
         """The same ports under the knife."""
         wrapped = {name: _Killing(self, getattr(ports, name), fatal) for name, fatal in FATAL.items()}
         return replace(ports, **wrapped)
+
+    def wrapped(self, port: Any, fatal: set[str]) -> Any:
+        """One port of another room under the same knife."""
+        return _Killing(self, port, fatal)
 
     def drawing(self, release: Callable[..., Any]) -> Callable[..., Any]:
         """What adds the noise, under the knife."""
@@ -80,6 +84,8 @@ class Killer:
 
 def _stages(args: Sequence[Any]) -> tuple[str | None, str | None]:
     """The stages of a private step that lie before and after a call with these arguments."""
+    if not args:
+        return None, None
     if isinstance(args[0], Mark):
         return None, "anchored" if args[0].position > 0 else None
     writes: Sequence[Write] = args[0] if isinstance(args[0], list) else []

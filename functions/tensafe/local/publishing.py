@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
-from tensafe.local.admin import delete_checkpoint, find_checkpoint
+from tensafe.local.admin import find_checkpoint
+from tensafe.local.composition import sqlite_items
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.placements import Placement
 from tensafe.packages.bundle import unpack_files
@@ -39,7 +42,8 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     """Publish, place, erase: the placement and what the adapter holder said. Again, it goes on.
 
     The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
-    found there, and not made twice. The run's snapshots and its other checkpoints are not touched.
+    found there, and not made twice; what it left in memory goes. The run's snapshots and its other
+    checkpoints are not touched.
     Raises NotFound, InvalidRequest for other weights than a sampler's, ConfigurationError with the adapter
     holder's sentence.
     """
@@ -48,6 +52,7 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
         raise InvalidRequest("only sampler weights can be published privately", field="path")
     placed = services.placements.peek(str(parsed.run), parsed.name)
     if placed is not None:
+        _remove_folder(placed.adapter)
         _erase(services, path)
         return placed, _known(wanted, placed.adapter) or {}
     checkpoint = find_checkpoint(services, path)
@@ -57,16 +62,15 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     said = _known(wanted, checkpoint.artifact_id)
     if said is None:
         files = unpack_files(services.checkpoints.read(stream, checkpoint))
-        with tempfile.TemporaryDirectory(prefix="tensafe-publish-", dir=_MEMORY) as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
+        with _in_memory(checkpoint.artifact_id, files) as folder:
             said = _holder(
                 wanted,
                 "publish",
-                *("--name", checkpoint.artifact_id, "--peft", folder),
+                *("--name", checkpoint.artifact_id, "--peft", str(folder)),
                 *("--base-model", checkpoint.base_model, "--tenants", wanted.holder_tenant),
                 *("--tokens-per-site", str(wanted.tokens_per_site)),
             )
+    _remove_folder(checkpoint.artifact_id)
     placement = services.placements.add(
         Placement(
             run_id=checkpoint.run_id,
@@ -97,6 +101,35 @@ def holder_command(data_dir: Path, name: str, *arguments: str) -> dict[str, Any]
     return found
 
 
+@contextmanager
+def _in_memory(artifact_id: str, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder of this user's own with the weights in clear, under a name that the next try finds.
+
+    Raises ConfigurationError if somebody else has made it.
+    """
+    _remove_folder(artifact_id)
+    folder = _folder(artifact_id)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ConfigurationError(f"{folder} is not this user's own; remove it, and publish again") from None
+    try:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        yield folder
+    finally:
+        _remove_folder(artifact_id)
+
+
+def _folder(artifact_id: str) -> Path:
+    return _MEMORY / f"tensafe-publish-{os.getuid()}-{artifact_id}"
+
+
+def _remove_folder(artifact_id: str) -> None:
+    """What this try, or one that was killed, has put into memory; absent is fine."""
+    shutil.rmtree(_folder(artifact_id), ignore_errors=True)
+
+
 def _holder(wanted: Publishing, name: str, *arguments: str) -> dict[str, Any]:
     return holder_command(wanted.data_dir, name, *arguments)
 
@@ -109,7 +142,9 @@ def _known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
 
 
 def _erase(services: Services, path: str) -> None:
+    """Delete the checkpoint, and scrub its sealed key whether this try deleted it or one before."""
     parsed = CheckpointPath.parse(path)
     checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
     if checkpoint is not None:
-        delete_checkpoint(services, checkpoint)
+        services.checkpoints.delete(checkpoint)
+    sqlite_items(services).scrub()
