@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from tensafe_gpu.helora.tls import TlsFiles
+from tests.support.service import free_port
 
 COMMAND = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
 
@@ -15,15 +19,17 @@ COMMAND = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
 class HolderProcess:
     """A data directory of an adapter holder and the process over it."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir, self.socket = data_dir, data_dir / "s"
+    def __init__(self, data_dir: Path, *, tls: TlsFiles | None = None) -> None:
+        """On a unix socket, or with `tls` on a port of the loopback."""
+        self.data_dir, self.socket, self.tls = data_dir, data_dir / "s", tls
+        self.port = 0 if tls is None else free_port()
         self.command("init")
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def address(self) -> str:
-        return f"unix:{self.socket}"
+        return f"unix:{self.socket}" if self.tls is None else f"tcp:127.0.0.1:{self.port}"
 
     def command(self, name: str, *arguments: str) -> dict[str, Any]:
         command = [*COMMAND, name, "--data-dir", str(self.data_dir), *arguments]
@@ -33,10 +39,22 @@ class HolderProcess:
     def start(self) -> None:
         self.socket.unlink(missing_ok=True)
         command = [*COMMAND, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
+        if self.tls is not None:
+            command += ["--tls-cert", str(self.tls.certificate), "--tls-key", str(self.tls.key)]
+            command += ["--tls-ca", str(self.tls.authority)]
         self.process = subprocess.Popen(command)
-        while not self.socket.exists():
+        while not self._listens():
             assert self.process.poll() is None
             time.sleep(0.05)
+
+    def _listens(self) -> bool:
+        if self.tls is None:
+            return self.socket.exists()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def kill(self) -> None:
         if self.process is not None:

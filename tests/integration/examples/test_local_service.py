@@ -45,7 +45,7 @@ def test_it_ends_when_the_block_fails_before_it_began(
 ) -> None:
     broken = (sys.executable, "-c", "import sys; sys.exit('keys' in sys.argv)")
     monkeypatch.setattr(local_service, "_TENSAFE", broken)
-    with pytest.raises(subprocess.CalledProcessError), service:
+    with pytest.raises(SystemExit, match="tensafe keys failed"), service:
         pytest.fail("the block began")
     assert _gone(service._process)
 
