@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo compare bench function proto clean
+.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo compare bench function vllm-newest proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -104,6 +104,9 @@ bench: install  ## measure; ONLY=name runs one
 
 function: install  ## build what Lambda runs into build/lambda (function/, function.zip)
 	@$(PY) tools/build_function.py build/lambda --wheel dist/*.whl
+
+vllm-newest: install  ## what the newest vLLM for CPU would break: the contract tests on it, in a venv of its own
+	@$(PY) tools/vllm_newest.py
 
 proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 	@test -x .cache/proto/bin/python || $(PYTHON) -m venv .cache/proto
