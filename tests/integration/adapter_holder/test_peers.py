@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from tensafe_gpu.helora.tls import client_context, server_context
 from tests.support.certificates import Authority
 from tests.support.helora import TENANT, Holder, adapter_holder, peft_files, policy
 from tests.support.helora_attacks import ternary_key
+from tests.support.tap import Tap, split
 
 D, RANK = 64, 8
 OUT = "model.layers.0.self_attn.o"
@@ -237,61 +238,6 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
 def test_tcp_without_tls_is_not_served(holder: Holder) -> None:
     with tcp_listener("127.0.0.1", 0) as listening, pytest.raises(ConfigurationError, match="TLS"):
         Listener(holder.service, listening)
-
-
-class Tap:
-    """A unix socket in front of another one that keeps what goes each way."""
-
-    def __init__(self, path: Path, target: Path) -> None:
-        self.sent, self.received = bytearray(), bytearray()
-        self._target = target
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(str(path))
-        self._listening.listen()
-        self._streams: list[tuple[bytearray, bytearray]] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def streams(self) -> list[tuple[bytes, bytes]]:
-        """(to the adapter holder, to the key holder) of each connection."""
-        return [(bytes(up), bytes(down)) for up, down in self._streams]
-
-    def close(self) -> None:
-        self._listening.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listening.accept()
-            except OSError:
-                return
-            far = unix_connector(self._target)()
-            far.settimeout(None)
-            kept = bytearray(), bytearray()
-            self._streams.append(kept)
-            for one, other, to in ((near, far, kept[0]), (far, near, kept[1])):
-                threading.Thread(target=self._pump, args=(one, other, to), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
-        try:
-            while data := source.recv(1 << 20):
-                kept += data
-                target.sendall(data)
-        except OSError:
-            pass
-        finally:
-            with suppress(OSError):
-                target.shutdown(socket.SHUT_WR)
-
-
-def split(stream: bytes, limits: dict[Kind, int]) -> list[tuple[Kind, bytes]]:
-    found, begin = [], 0
-    while begin < len(stream):
-        kind, _, size = frames.parse_header(stream[begin : begin + 16], limits)
-        found.append((kind, stream[begin + 16 : begin + 16 + size]))
-        begin += 16 + size
-    assert begin == len(stream)
-    return found
 
 
 def test_a_capture_of_an_exchange_holds_nothing_that_the_adapter_holder_must_not_have(

@@ -55,7 +55,7 @@ def own_service(
     running = Service(
         folder,
         model_path,
-        environment={"TMPDIR": str(folder / "tmp")},
+        environment={"TMPDIR": str(folder / "tmp"), "TENSAFE_PRIVATE_ADAPTERS": "true"},
         options=(
             *("--metrics-port", str(port)),
             *("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE),
