@@ -27,6 +27,12 @@ def thirty_million(folder: Path) -> Path:
     return _model(folder / "thirty-million", vocab=8192, hidden=512, layers=8, intermediate=1536, heads=8)
 
 
+def sized(folder: Path, *, hidden: int, layers: int, intermediate: int, heads: int) -> Path:
+    """Of these sizes, with a small vocabulary: what comes after the layers does not count."""
+    sizes = {"hidden": hidden, "layers": layers, "intermediate": intermediate, "heads": heads}
+    return _model(folder, vocab=2048, **sizes)
+
+
 def _model(folder: Path, *, vocab: int, hidden: int, layers: int, intermediate: int, heads: int) -> Path:
     path = tiny_model(
         folder,

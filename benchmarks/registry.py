@@ -16,6 +16,7 @@ from benchmarks import (
     noise,
     one_token,
     operations,
+    private_decode,
     private_step,
     sampling,
     storage,
@@ -41,6 +42,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     storage.BENCHMARK,
     ledger.BENCHMARK,
     helora.BENCHMARK,
+    private_decode.BENCHMARK,
 )
 
 

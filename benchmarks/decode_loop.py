@@ -1,0 +1,70 @@
+"""The sampling engine with one adapter, native or private, as one side of a comparison of decode steps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.peer import Handler
+
+if TYPE_CHECKING:
+    from tensafe.contracts.sampling import SampleResult
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """So many continuations at once, of so many new tokens each."""
+
+    batch: int
+    new_tokens: int
+
+
+def decode_loop(model_path: str, rank: int, held_at: Mapping[str, str] | None, peft: str | None) -> Handler:
+    """Called with a Job, it returns seconds. Prompts have two tokens, so prefill is one more small step."""
+    from tensafe_gpu.sampler.environment import configure_environment  # noqa: PLC0415
+
+    configure_environment(threads=1)
+    from tensafe.contracts.sampling import SampleRequest, SamplingParams  # noqa: PLC0415
+    from tensafe_gpu.sampler.adapters import Adapter  # noqa: PLC0415
+    from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
+    from tensafe_gpu.sampler.private.adapter import PrivateAdapter  # noqa: PLC0415
+    from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415
+
+    loop = asyncio.new_event_loop()
+    engine = loop.run_until_complete(
+        SamplingEngine.start(
+            model_path,
+            dtype="float32",
+            max_context_tokens=256,
+            max_loras=1,
+            max_lora_rank=rank,
+            max_resident_adapters=1,
+            max_sequences=16,
+            key_holder=None if held_at is None else CONNECT,
+        )
+    )
+    if held_at is not None:
+        adapter: Adapter | PrivateAdapter = PrivateAdapter(held_at["adapter"], held_at["version"], held_at)
+    else:
+        assert peft is not None
+        adapter = Adapter("native", "1", {path.name: path.read_bytes() for path in Path(peft).iterdir()})
+
+    async def sample(job: Job) -> list[SampleResult]:
+        params = SamplingParams(max_tokens=job.new_tokens, temperature=0.0, stop=())
+        requests = [SampleRequest(prompt=(7 + n, 11), params=params) for n in range(job.batch)]
+        return await asyncio.gather(*(engine.sample(request, adapter) for request in requests))
+
+    def decode(job: Job) -> float:
+        began = time.perf_counter()
+        results = loop.run_until_complete(sample(job))
+        took = time.perf_counter() - began
+        assert all(len(one.sequences[0].tokens) == job.new_tokens for one in results)
+        modes = {one.execution.mode.value for one in results if one.execution}
+        assert modes == ({"HE"} if held_at is not None else {"PLAINTEXT"}), modes
+        return took
+
+    return decode
