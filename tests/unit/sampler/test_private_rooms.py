@@ -238,9 +238,11 @@ def test_preprocessing_is_kept_ahead_within_a_limit() -> None:
     preparer = Preparer(holder, low_water=100)
     preparer.fill()
     preparer.start()
-    preparer.used()
     holder.left["m.qkv"] = 99
-    preparer.used()
+    preparer.used("m.qkv", 4096 - 100)
+    threading.Event().wait(0.05)
+    assert holder.prepared_sites == ["m.qkv"]  # by the count there is enough, and nobody looks again
+    preparer.used("m.qkv", 1)
     for _ in range(500):
         if holder.left["m.qkv"] == 99 + 4096:
             break

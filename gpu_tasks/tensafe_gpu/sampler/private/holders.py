@@ -91,7 +91,7 @@ class OpenAdapter:
                 raise
             holder.prepare(placed.site)  # slow for all, but right: the preparer did not keep up
             answers = holder.products([(placed.site, x)])
-        preparer.used()
+        preparer.used(placed.site, len(x))
         (answer,) = answers
         if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
             raise HeUnavailable(GARBAGE, "products of another shape or type")

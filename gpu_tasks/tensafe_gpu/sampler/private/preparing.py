@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import Final
 
-from tensafe_gpu.helora.ports import HeUnavailable, KeyHolder
+from tensafe_gpu.helora.ports import HeUnavailable, KeyHolder, SiteId
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ class Preparer:
     def __init__(self, holder: KeyHolder, *, low_water: int = LOW_WATER) -> None:
         self._holder = holder
         self._low_water = low_water
+        self._spare: dict[SiteId, int] = {}
+        """Tokens above the limit by the last count, less those used since."""
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare private adapter", daemon=True)
@@ -31,13 +33,21 @@ class Preparer:
         for site, left in self._holder.prepared().items():
             if left < self._low_water and not self._stopped.is_set():
                 self._holder.prepare(site)
+        for site, left in self._holder.prepared().items():
+            self._spare[site] = left - self._low_water
 
     def start(self) -> None:
         self._thread.start()
 
-    def used(self) -> None:
-        """Tokens were used; returns at once."""
-        self._wake.set()
+    def used(self, site: SiteId, tokens: int) -> None:
+        """Tokens were used; returns at once.
+
+        Wakes the thread only when something may run low: it would compete with the forward pass, which comes
+        here for every site of every step.
+        """
+        self._spare[site] = left = self._spare.get(site, 0) - tokens
+        if left < 0:
+            self._wake.set()
 
     def stop(self) -> None:
         """End after the block at hand."""
