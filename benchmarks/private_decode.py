@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from benchmarks.decode_loop import Job, decode_loop
 from benchmarks.harness import Bench, Benchmark, Measure, NotRun, at_most, cpu, interleaved
 from benchmarks.models import sized
-from benchmarks.peer import Peer
+from benchmarks.peer import Handler, Peer
 
 if TYPE_CHECKING:
     from tests.support.holder_process import HolderProcess
@@ -63,6 +64,8 @@ def measured(bench: Bench, shape: Shape) -> Mapping[str, float]:
     """
     from tests.support.holder_process import HolderProcess  # noqa: PLC0415 - not needed to list benchmarks
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of all processes that are started here
+
     model = sized(
         bench.folder / "model",
         hidden=shape.hidden,
@@ -108,13 +111,18 @@ def _compare(
                 results[f"private_native_step_b{batch}"] = step["native"]
                 results[f"private_added_b{batch}"] = (step["private"] - step["native"]) / batch
     bench.note("the same rounds without vLLM")
-    for batch in BATCHES:
-        round_ms, kernel_ms = _rounds(_where(bench.folder, holder), shape, batch)
-        added = results[f"private_added_b{batch}"]
-        results[f"private_kernel_b{batch}"] = kernel_ms / batch
-        results[f"private_wire_b{batch}"] = (round_ms - kernel_ms) / batch
-        results[f"private_hook_b{batch}"] = added - round_ms / batch
+    with Peer(_rounds_of, where, shape) as rounds:
+        for batch in BATCHES:
+            round_ms, kernel_ms = rounds(batch)
+            added = results[f"private_added_b{batch}"]
+            results[f"private_kernel_b{batch}"] = kernel_ms / batch
+            results[f"private_wire_b{batch}"] = (round_ms - kernel_ms) / batch
+            results[f"private_hook_b{batch}"] = added - round_ms / batch
     return results
+
+
+def _rounds_of(where: Mapping[str, str], shape: Shape) -> Handler:
+    return lambda batch: _rounds(where, shape, batch)
 
 
 def _where(folder: Path, holder: HolderProcess) -> dict[str, str]:
