@@ -22,6 +22,8 @@ SERVICES = ("dynamodb", "kms", "s3", "sqs", "sts", "sso", "sso-oidc", "signin")
 """botocore describes hundreds of services; these are called, or belong to finding credentials."""
 UNUSED = (
     "*.dist-info/RECORD",
+    "aws_lambda_powertools/event_handler",
+    "aws_lambda_powertools/utilities/[!j_]*",  # of its utilities, metrics want jmespath_utils
     "bin",
     "boto3/data/[!dks]*",
     "boto3/examples",
@@ -30,9 +32,11 @@ UNUSED = (
     "numpy/_core/_simd.*",
     "numpy/_core/include",
     "numpy/_core/lib",
+    "numpy/random",  # noise is drawn by the trainer, from AES
+    "numpy/polynomial",
+    "numpy/testing",
     "numpy/distutils",
     "numpy/f2py",
-    "numpy/random/lib",
     "tensafe_gpu",
     "wrapt-stubs",
     "zstandard/backend_cffi.py",

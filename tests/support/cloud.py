@@ -29,6 +29,7 @@ def cloud_environment(**changed: str | None) -> dict[str, str]:
         "TENSAFE_OIDC_ISSUER": "",
         "TENSAFE_OIDC_AUDIENCE": "",
         "TENSAFE_OIDC_TENANT_CLAIM": "tenant",
+        "TENSAFE_SERVICE_NAME": "tensafe",
         "TENSAFE_DEVICE": "cpu",
         "AWS_DEFAULT_REGION": "eu-central-1",
         "AWS_ACCESS_KEY_ID": "testing",

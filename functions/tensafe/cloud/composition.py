@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from tensafe.auth.oidc import token_verifier
 from tensafe.cloud.settings import CloudSettings
+from tensafe.metrics.emf import EmfMetrics
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
 from tensafe.storage.aws_clients import LazyClient
@@ -14,6 +16,7 @@ from tensafe.storage.process_bell import ProcessBell
 from tensafe.storage.s3_blobs import S3Blobs
 from tensafe.storage.sqs_queues import SqsQueues
 from tensafe.storage.sqs_urls import QueueUrls
+from tensafe.tracing.endpoint import tracer_to
 
 
 def cloud_services(settings: CloudSettings) -> Services:
@@ -35,4 +38,14 @@ def cloud_services(settings: CloudSettings) -> Services:
         queue_specs=specs,
     )
     models = {model.name: model for model in settings.models}
-    return wire(ports, models, lease_s=settings.lease_s)
+    tokens = token_verifier(
+        settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scope_claim
+    )
+    return wire(
+        ports,
+        models,
+        lease_s=settings.lease_s,
+        tokens=tokens,
+        metrics=EmfMetrics(settings.service_name),
+        tracer=tracer_to(settings.otlp_endpoint),
+    )

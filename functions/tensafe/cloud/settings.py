@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tensafe.auth.oidc_settings import SCOPE_CLAIM, TENANT_CLAIM
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.training import ModelInfo
 
@@ -45,7 +46,12 @@ class CloudSettings(BaseSettings):
     oidc_issuer: str | None = None
     """An issuer of JSON web tokens that is believed; without one, API keys alone are."""
     oidc_audience: str | None = None
-    oidc_tenant_claim: str = "tenant"
+    oidc_tenant_claim: str = TENANT_CLAIM
+    oidc_scope_claim: str = SCOPE_CLAIM
+    service_name: _Name
+    """Names the deployment; the dimension `service` of its metrics, which the alarms look for."""
+    otlp_endpoint: str | None = None
+    """Where tasks send spans (docs/observability.md); None sends none, and functions never do."""
     device: Literal["cpu", "cuda"] = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lease_s: float = Field(default=30.0, ge=2, le=600)
@@ -62,7 +68,15 @@ class CloudSettings(BaseSettings):
             raise ValueError(f"at most {_MODELS_MAX_CHARS} characters")
         return json.loads(value)
 
-    @field_validator("oidc_issuer", "oidc_audience", mode="before")
+    @field_validator("kms_key_id")
+    @classmethod
+    def _names_a_key(cls, value: str) -> str:
+        """The key ring says it more exactly; the authorizer has none, and is not to start either."""
+        if not value.startswith("arn:") or ":key/" not in value:
+            raise ValueError("a KMS key is named by its ARN, arn:aws:kms:REGION:ACCOUNT:key/ID")
+        return value
+
+    @field_validator("oidc_issuer", "oidc_audience", "otlp_endpoint", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None  # CloudFormation has no way to leave a variable out

@@ -12,7 +12,9 @@ from starlette.responses import Response
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.api.errors import shaped
+from tensafe.cloud.composition import cloud_services
 from tensafe.lambdas.entry import Handler, entry, start
+from tensafe.metrics.requests import ServerErrors
 from tensafe.services import Services
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ LIMITS: Final = EdgeLimits(body_bytes=4_400_000, answer_bytes=4_000_000)
 def serving(services: Services) -> Handler:
     """One request per event. Nothing is waited for at start-up, so the application needs no lifespan."""
     logging.getLogger("mangum").setLevel(logging.WARNING)  # it logs a line for each request, as text
-    app = create_app(services, LIMITS)
+    app = create_app(services, LIMITS, meter=ServerErrors(services.metrics))
     app.add_exception_handler(ModuleNotFoundError, _absent)
     return cast(Handler, Mangum(app, lifespan="off"))
 
@@ -36,4 +38,4 @@ async def _absent(request: Request, error: Exception) -> Response:
     return shaped(request, 501, "unsupported", message)
 
 
-handler = entry(lambda: serving(start("api")[1]))
+handler = entry(lambda: serving(start("api", cloud_services)))

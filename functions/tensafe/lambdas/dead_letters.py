@@ -6,6 +6,7 @@ import json
 import logging
 from typing import Any
 
+from tensafe.cloud.composition import cloud_services
 from tensafe.contracts.errors import TensafeError
 from tensafe.lambdas.entry import Event, Handler, entry, start
 from tensafe.services import Services
@@ -54,4 +55,4 @@ def _queue(record: Event) -> str:
     return str(record.get("eventSourceARN", "")).rpartition(":")[2]
 
 
-handler = entry(lambda: consuming(start("dead_letters")[1]))
+handler = entry(lambda: consuming(start("dead_letters", cloud_services)))

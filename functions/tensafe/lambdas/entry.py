@@ -9,30 +9,29 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from tensafe.cloud.composition import cloud_services
 from tensafe.cloud.settings import CloudSettings, read_cloud_settings
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.observability import configure_logging
-from tensafe.services import Services
 
 log = logging.getLogger(__name__)
 
 Event = Mapping[str, Any]
 Handler = Callable[[Event, object], Any]
+_T = TypeVar("_T")
 _RUNTIME: Final = "AWS_LAMBDA_RUNTIME_API"
 """Where the runtime asks for events; set in a function's process and nowhere else."""
 
 
-def start(role: str) -> tuple[CloudSettings, Services]:
-    """The settings and services of a function. Raises ConfigurationError that names what is missing."""
+def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
+    """What a function works with, over its settings. Raises ConfigurationError that names what is missing."""
     configure_logging(role)
     logging.getLogger("botocore").setLevel(logging.WARNING)
     try:
         settings = read_cloud_settings()
         logging.getLogger().setLevel(settings.log_level)
-        return settings, cloud_services(settings)
+        return opened(settings)
     except ConfigurationError as error:
         log.critical("not started: %s", error.message)  # our own words, which hold no values
         raise

@@ -1,12 +1,17 @@
-"""The scheduled function: rings again for what waits too long, and deletes what is due."""
+"""The scheduled function: rings again for what waits too long, deletes what is due, says how old work is."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+from tensafe.cloud.composition import cloud_services
 from tensafe.contracts.errors import TensafeError
 from tensafe.lambdas.entry import Event, Handler, entry, start
+from tensafe.metrics.port import Metric
+from tensafe.operations.readings import oldest_operation_age_s
+from tensafe.operations.streams import now_ms
 from tensafe.services import Services
 
 log = logging.getLogger(__name__)
@@ -17,7 +22,11 @@ def sweeping(services: Services) -> Handler:
 
     One that fails does not keep the other from being done; the event then fails, so that it is counted.
     """
-    duties = {"sweep": services.sweeper.sweep, "retention": services.retention.purge}
+    duties: dict[str, Callable[[], float]] = {
+        "age": lambda: _age_told(services),
+        "sweep": services.sweeper.sweep,
+        "retention": services.retention.purge,
+    }
 
     def handle(_event: Event, _context: object) -> dict[str, Any]:
         done: dict[str, Any] = {}
@@ -35,4 +44,11 @@ def sweeping(services: Services) -> Handler:
     return handle
 
 
-handler = entry(lambda: sweeping(start("sweeper")[1]))
+def _age_told(services: Services) -> float:
+    """Seconds that the oldest operation has waited, which an alarm watches."""
+    age_s = oldest_operation_age_s(services.ports.items, now_ms())
+    services.metrics.set(Metric.OPERATION_AGE_S, age_s)
+    return round(age_s, 1)
+
+
+handler = entry(lambda: sweeping(start("sweeper", cloud_services)))

@@ -21,7 +21,7 @@ from tensafe.storage.keyfile import KeyFileRing, check_new_key_file, create_key_
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
-from tensafe.tracing.port import Tracer
+from tensafe.tracing.endpoint import tracer_to
 
 LAYOUT_VERSION: Final = "1"
 ITEMS: Final = "items.db"
@@ -118,17 +118,8 @@ def open_services(settings: LocalSettings) -> Services:
     tokens = token_verifier(
         settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scope_claim
     )
-    return wire(
-        ports, models, lease_s=settings.lease_s, tokens=tokens, metrics=Counters(), tracer=_tracer(settings)
-    )
-
-
-def _tracer(settings: LocalSettings) -> Tracer | None:
-    if not settings.otlp_endpoint:
-        return None
-    from tensafe.tracing.otlp import OtlpTracer  # noqa: PLC0415 - an extra that is seldom there
-
-    return OtlpTracer(settings.otlp_endpoint)
+    tracer = tracer_to(settings.otlp_endpoint)
+    return wire(ports, models, lease_s=settings.lease_s, tokens=tokens, metrics=Counters(), tracer=tracer)
 
 
 @contextmanager

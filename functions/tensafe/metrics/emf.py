@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
-
 from tensafe.metrics.port import Metric, Series
 
 NAMESPACE: Final = "TenSafe"
@@ -38,6 +36,11 @@ class EmfMetrics:
         return []
 
     def _emit(self, metric: Metric, value: float, labels: dict[str, str]) -> None:
+        # Loaded with the first number: a function that has none to tell starts without it.
+        from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import (  # noqa: PLC0415
+            AmazonCloudWatchEMFProvider,
+        )
+
         provider = AmazonCloudWatchEMFProvider(namespace=NAMESPACE, service=self._service)
         unit = "Seconds" if metric is Metric.OPERATION_AGE_S else "None" if metric.level else "Count"
         provider.add_metric(metric.value, unit, value)

@@ -246,6 +246,7 @@ class SamplerWorker:
             await self._in_thread(self._complete, stream, operation, payload, request, adapter, result)
         except HeRefused as error:
             await self._in_thread(self._fail, stream, operation, Failure.of(error))
+            self._services.metrics.add(Metric.HE_UNAVAILABLE, code=error.code)
             self._log_done(operation, began, error.code)
             return True
         except Unavailable:

@@ -60,11 +60,12 @@ def function(
 ) -> Iterator[Callable[..., Function]]:
     """Starts functions: `function("api", timeout_s=1.0, TENSAFE_TABLE=None)`; None leaves a variable out."""
     started: list[Function] = []
-    log = tmp_path_factory.mktemp("log") / "functions.log"
+    logs = tmp_path_factory.mktemp("log")
 
     def start(name: str, *, timeout_s: float = 29.0, **changed: str | None) -> Function:
         merged: Mapping[str, str | None] = {**stack.environment, **changed}
         environment = {name: value for name, value in merged.items() if value is not None}
+        log = logs / f"{name}-{len(started)}.log"
         one = Function(built, f"tensafe.lambdas.{name}.handler", environment, log, timeout_s=timeout_s)
         started.append(one)
         return one

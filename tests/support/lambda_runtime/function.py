@@ -52,6 +52,11 @@ class Function:
         self.starts = 0
 
     @property
+    def logged(self) -> str:
+        """What its processes have written, on both streams."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.cloud import cloud_environment
 
-FUNCTIONS = ("api", "sweeper", "dead_letters")
+FUNCTIONS = ("api", "authorizer", "sweeper", "dead_letters")
 TASKS = ("trainer", "sampler")
 
 

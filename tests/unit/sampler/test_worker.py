@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.errors import HeRefused, Unavailable
 from tensafe.contracts.execution import Execution, ExecutionMode
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.contracts.sampling import SampleRequest, SampleResult, Sequence
+from tensafe.metrics.counters import Counters
+from tensafe.metrics.port import Metric, Metrics, NoMetrics, Series
 from tensafe.operations.records import OpKind, OpState, StreamRecord
 from tensafe.operations.submissions import Submission
 from tensafe_gpu.sampler.text import Texts
@@ -74,13 +77,20 @@ def states(world: World, sampler: StreamRecord) -> list[str]:
     return [operation.state.value for operation in world.log(sampler)]
 
 
-def live(world: World, number: int, *, until: Callable[[], bool], engine: Engine | None = None) -> Engine:
+def live(
+    world: World,
+    number: int,
+    *,
+    until: Callable[[], bool],
+    engine: Engine | None = None,
+    metrics: Metrics | None = None,
+) -> Engine:
     """One sampler process from its start to its death, or until `until` and a SIGTERM."""
 
     async def life() -> Engine:
         chosen = engine or Engine()
         owner, stop = f"sampler-{number}", threading.Event()
-        services = world.open()
+        services = replace(world.open(), metrics=metrics or NoMetrics())
         services.workers.announce("sampler", BASE, owner, 0)
         worker = SamplerWorker(services, BASE, chosen, owner=owner, texts=Texts("none"), settings=QUICK)  # type: ignore[arg-type]
         running = asyncio.create_task(worker.run(stop))
@@ -179,6 +189,21 @@ def test_storage_that_fails_for_a_while_costs_no_tries() -> None:
     world.items.write = flaky  # type: ignore[method-assign]
     live(world, 0, until=all_ended(world, sampler))
     assert set(states(world, sampler)) == {"completed"}
+
+
+def test_a_request_that_only_encryption_may_answer_is_counted_when_it_cannot() -> None:
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1, 2])
+    counters = Counters()
+
+    async def refused(token: int) -> None:
+        if token == 1:
+            raise HeRefused("he_timeout")
+
+    live(world, 0, until=all_ended(world, sampler), engine=Engine(refused), metrics=counters)
+    assert states(world, sampler) == ["failed", "completed"]
+    assert Series(Metric.HE_UNAVAILABLE, (("code", "he_timeout"),), 1.0) in counters.series()
 
 
 def test_a_cancelled_sample_is_aborted_in_the_engine() -> None:
