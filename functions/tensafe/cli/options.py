@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tensafe.cli.output import progress
-from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.errors import ConfigurationError, InvalidRequest
 
 if TYPE_CHECKING:
     from tensafe.services import Services
 
+_LOCAL: Final = "TENSAFE_DATA_DIR"
+_CLOUD: Final = "TENSAFE_TABLE"
 _DEFAULT_DATA_DIR: Final = "~/.local/share/tensafe"
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,8})([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -47,7 +49,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 def data_directory(given: Path | None) -> Path:
     """The data directory that a command works on."""
-    chosen = given if given is not None else Path(os.environ.get("TENSAFE_DATA_DIR") or _DEFAULT_DATA_DIR)
+    chosen = given if given is not None else Path(os.environ.get(_LOCAL) or _DEFAULT_DATA_DIR)
     return chosen.expanduser().absolute()
 
 
@@ -58,10 +60,16 @@ def key_file_option(given: Path | None) -> dict[str, Path]:
 
 @contextmanager
 def opened(given: Path | None, key_file: Path | None, *, doing: str | None = "reading") -> Iterator[Services]:
-    """The services of a data directory, for a command that needs no server. Raises ConfigurationError.
+    """The services of a data directory or of a deployment on AWS, for a command that needs no server.
 
-    `doing` is shown to whoever waits for the block; None for a block that asks something.
+    The environment names the deployment (`TENSAFE_TABLE` and what goes with it) unless `--data-dir` names a
+    directory. `doing` is shown to whoever waits for the block; None for a block that asks something. Raises
+    ConfigurationError.
     """
+    if _on_aws(given, key_file):
+        with progress(doing) if doing else nullcontext():
+            yield _deployment()
+        return
     from tensafe.local.composition import check_directory, local_services
     from tensafe.local.model_registry import ModelRegistry
     from tensafe.local.settings import read_settings
@@ -73,6 +81,38 @@ def opened(given: Path | None, key_file: Path | None, *, doing: str | None = "re
         settings = read_settings(data_dir=data_dir, models=models, **key_file_option(key_file))
         with local_services(settings) as services:
             yield services
+
+
+def _on_aws(given: Path | None, key_file: Path | None) -> bool:
+    """Whether a deployment is meant. Raises ConfigurationError if that cannot be told."""
+    if given is not None or not os.environ.get(_CLOUD):
+        return False
+    if os.environ.get(_LOCAL):
+        raise ConfigurationError(
+            f"{_LOCAL} and {_CLOUD} are both set: unset one, or choose a directory with --data-dir"
+        )
+    if key_file is not None:
+        raise ConfigurationError("a deployment on AWS has no key file: its keys are in KMS")
+    return True
+
+
+def _deployment() -> Services:
+    try:
+        from tensafe.cloud.composition import cloud_services
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{_CLOUD} is set, and {error.name} is not installed: pip install 'tensafe[aws]'"
+        ) from None
+    from tensafe.cloud.settings import read_cloud_settings
+    from tensafe.metrics.port import NoMetrics
+
+    return cloud_services(read_cloud_settings(), metrics=NoMetrics())
+
+
+def one_machine(given: Path | None, instead: str) -> None:
+    """For a command that looks at a machine. Raises ConfigurationError with `instead` where AWS is meant."""
+    if _on_aws(given, None):
+        raise ConfigurationError(f"this looks at one machine, and {_CLOUD} names a deployment: {instead}")
 
 
 def parse_duration_s(text: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 import tensafe
-from tensafe.cli.options import AsJson, DataDir, KeyFile, data_directory, key_file_option, opened
+from tensafe.cli.options import AsJson, DataDir, KeyFile, data_directory, key_file_option, one_machine, opened
 from tensafe.cli.output import print_object, print_rows, progress, utc
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def status(data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson =
     """Show whether the service runs, its workers and its queues. Exit code 4 if it is not ready."""
     from tensafe.local.status import read_status
 
+    one_machine(data_dir, "what a deployment on AWS lacks stands in its /readyz")
     with opened(data_dir, key_file) as services:
         found = read_status(services, data_directory(data_dir))
     if as_json:

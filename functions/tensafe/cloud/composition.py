@@ -5,6 +5,7 @@ from __future__ import annotations
 from tensafe.auth.oidc import token_verifier
 from tensafe.cloud.settings import CloudSettings
 from tensafe.metrics.emf import EmfMetrics
+from tensafe.metrics.port import Metrics
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
 from tensafe.storage.aws_clients import LazyClient
@@ -19,11 +20,12 @@ from tensafe.storage.sqs_urls import QueueUrls
 from tensafe.tracing.endpoint import tracer_to
 
 
-def cloud_services(settings: CloudSettings) -> Services:
+def cloud_services(settings: CloudSettings, *, metrics: Metrics | None = None) -> Services:
     """The rooms over the adapters that the settings name. Raises ConfigurationError.
 
     Calls nothing: a cold start waits for no answer, and what a role may not use is refused when it is
-    used. There is no other key ring here than KMS, whatever the environment is called.
+    used. There is no other key ring here than KMS, whatever the environment is called. Numbers go to
+    standard output in CloudWatch's format unless `metrics` takes them.
     """
     specs = tuple(queue_specs(model.name for model in settings.models))
     dynamodb, sqs, kms = LazyClient("dynamodb"), LazyClient("sqs"), LazyClient("kms")
@@ -46,6 +48,6 @@ def cloud_services(settings: CloudSettings) -> Services:
         models,
         lease_s=settings.lease_s,
         tokens=tokens,
-        metrics=EmfMetrics(settings.service_name),
+        metrics=metrics or EmfMetrics(settings.service_name),
         tracer=tracer_to(settings.otlp_endpoint),
     )

@@ -1,4 +1,4 @@
-"""What an operator may do with a data directory of any tenant; the library behind the command line."""
+"""What an operator may do with the data of any tenant, in either mode: the library of the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
-from tensafe.local.composition import sqlite_items
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.dead_letters import DeadLetter
@@ -23,6 +22,7 @@ from tensafe.privacy.records import head_item
 from tensafe.privacy.statements import DomainStatement
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue
+from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.vault.scope import domain_scope
 from tensafe.wire.paths import CheckpointPath
 
@@ -74,12 +74,17 @@ def run_progress(services: Services, run: StreamRecord) -> dict[str, JsonValue]:
 
 
 def erase_run(services: Services, run: StreamRecord) -> None:
-    """Erase the run, then take its wrapped key out of the database's own log too.
+    """Erase the run, then take its wrapped key out of SQLite's own log too; DynamoDB has no such file.
 
     An interrupted erasure is finished by calling again. Raises Unavailable if the log stayed busy.
     """
     services.streams.erase(run.stream_id, run.tenant)
-    sqlite_items(services).scrub()
+    _scrub(services)
+
+
+def _scrub(services: Services) -> None:
+    if isinstance(services.ports.items, SqliteItems):
+        services.ports.items.scrub()
 
 
 def cancel_operation(services: Services, stream: StreamRecord, seq: int) -> Operation:
@@ -123,9 +128,9 @@ def find_checkpoint(services: Services, path: str) -> Checkpoint:
 
 
 def delete_checkpoint(services: Services, checkpoint: Checkpoint) -> None:
-    """Delete the checkpoint, then take its sealed key out of the database's own log too."""
+    """Delete the checkpoint, then take its sealed key out of SQLite's own log too."""
     services.checkpoints.delete(checkpoint)
-    sqlite_items(services).scrub()
+    _scrub(services)
 
 
 def export_checkpoint(services: Services, checkpoint: Checkpoint, output: Path) -> None:
