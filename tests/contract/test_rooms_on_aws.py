@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tensafe.contracts.errors import Gone, NotFound
+from tensafe.operations import completions, layout
 from tensafe.operations.doorbell import queue_specs
-from tensafe.operations.records import Operation, OpKind, OpState
+from tensafe.operations.records import Operation, OpKind, OpState, Result
 from tensafe.operations.submissions import Submission
 from tensafe.operations.window import SEQ_WINDOW
+from tensafe.services import Services
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
 from tensafe.storage.ports import ConditionFailed
@@ -140,6 +142,30 @@ class TestCalls:
         world.submit(sampler, 0)  # the data key is read once in five minutes
         submitted = calls(wire, lambda: world.submit(sampler, 1))
         assert submitted == {"TransactWriteItems": 1, "SendMessage": 1}
+
+    def test_of_a_sample_that_ends(self, world: AwsWorld, wire: Wire) -> None:
+        sampler = world.sampler()
+        for seq in (0, 1, 2):
+            world.submit(sampler, seq)
+
+        def finish(seq: int, services: Services = world.services) -> None:
+            outcomes = services.outcomes
+            operation = world.op(sampler, seq)
+            wire.forget()  # how a worker finds it: its message, and one read each of session and operation
+            outcomes.payload(sampler, seq, operation)
+            running = outcomes.start(operation, (), owner="sampler-1")
+            outcomes.complete(sampler, running, Result("application/json", b"{}"))
+
+        finish(0)  # the first one of a session looks how many have ended
+        assert calls(wire, lambda: finish(1)) == {"GetItem": 1, "TransactWriteItems": 2}
+        other = world.open(keyring=world.services.ports.keyring, bell=ProcessBell())
+        finish(2, other)
+        world.submit(sampler, 3)
+        overtaken = calls(wire, lambda: finish(3))
+        assert overtaken == {"GetItem": 2, "TransactWriteItems": 3}
+        found = completions.since(world.items, sampler.stream_id, 0, 0)
+        assert [(one.cursor, one.seq) for one in found] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+        assert world.items.query(layout.stream_partition(sampler.stream_id), first="pay/", last="pay/~") == []
 
     def test_past_the_window_the_log_is_read_once_by_each_process(self, world: AwsWorld, wire: Wire) -> None:
         run = world.run()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -22,6 +22,7 @@ from tensafe.storage.ports import TRANSACTION_MAX_WRITES, ConditionFailed, Items
 CLONE_STRIDE: Final = 1_000_000_000
 """A cloned SamplingClient numbers its requests from clone x 10^9 (SDK 0.38, sampling sessions)."""
 _RETRIES: Final = 50
+_COUNTERS_KEPT: Final = 4096
 _FIRST_WAIT_S: Final = 0.001
 _LONGEST_WAIT_S: Final = 0.25
 
@@ -36,6 +37,14 @@ class Completion:
 
     cursor: int
     seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """An item's version (0: absent) and the completions that it counts."""
+
+    version: int
+    count: int
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +71,8 @@ class Completions:
     """Gives ended operations their place in the order.
 
     Those that end at the same time in one process share a transaction: they would all want the same
-    counter, and only one of them could have it. Thread-safe.
+    counter, and only one of them could have it. A counter that this process advanced is not read again
+    until somebody else has advanced it too. Thread-safe.
     """
 
     def __init__(self, items: Items) -> None:
@@ -70,6 +80,8 @@ class Completions:
         self._turn = threading.Lock()
         self._guard = threading.Lock()
         self._waiting: deque[_Ending] = deque()
+        self._counters: OrderedDict[Key, _Counter] = OrderedDict()
+        """As this process left them; read and changed in turn alone."""
 
     def close(self, done: Operation, writes: Sequence[Write], *, expires_s: int | None = None) -> None:
         """Apply `writes` together with the next completion, which is listed until `expires_s` (Unix seconds).
@@ -115,8 +127,10 @@ class Completions:
     def _end_together(self, batch: Sequence[_Ending]) -> None:
         attempt = 0
         while open_ := [ending for ending in batch if not ending.settled]:
-            places = self._places(open_)
+            counters, places = self._places(open_)
             owners = [None] * len(places) + [(e, i) for e in open_ for i in range(len(e.writes))]
+            for key in counters:  # whatever comes of it: only what was surely written is known
+                self._counters.pop(key, None)
             try:
                 self._items.write([*places, *(write for ending in open_ for write in ending.writes)])
             except ConditionFailed as error:
@@ -124,6 +138,7 @@ class Completions:
                     owner[0].settle(ConditionFailed(error.message, index=owner[1]))
                     continue
             else:
+                self._remember(counters)
                 for ending in open_:
                     ending.settle()
                 return
@@ -131,9 +146,21 @@ class Completions:
                 raise Crowded("too many operations of this session end at once; try again")
             time.sleep(_wait_s(attempt - 1))
 
-    def _places(self, endings: Sequence[_Ending]) -> list[Put]:
-        """An entry for each, and every counter that they advance."""
-        versions: dict[Key, int] = {}
+    def _remember(self, counters: Mapping[Key, _Counter]) -> None:
+        self._counters.update(counters)
+        while len(self._counters) > _COUNTERS_KEPT:
+            self._counters.popitem(last=False)
+
+    def _counter(self, key: Key) -> _Counter:
+        known = self._counters.get(key)
+        if known is not None:
+            return known
+        item = self._items.get(key)
+        return _Counter(item.version, cast(int, item.body["count"])) if item else _Counter(0, 0)
+
+    def _places(self, endings: Sequence[_Ending]) -> tuple[dict[Key, _Counter], list[Put]]:
+        """Every counter that they advance, as it will be; and the writes: of those, and an entry for each."""
+        before: dict[Key, _Counter] = {}
         counts: dict[Key, int] = {}
         entries: list[Put] = []
         for ending in endings:
@@ -141,13 +168,14 @@ class Completions:
             clone = ending.done.seq // CLONE_STRIDE
             counter = Key(partition, f"completions/{clone:010d}")
             if counter not in counts:
-                item = self._items.get(counter)
-                versions[counter] = item.version if item else 0
-                counts[counter] = cast(int, item.body["count"]) if item else 0
+                before[counter] = self._counter(counter)
+                counts[counter] = before[counter].count
             counts[counter] += 1
             entry = Key(partition, layout.done_sort(clone, counts[counter]))
             entries.append(Put(entry, {"seq": ending.done.seq}, 0, expires_at_s=ending.expires_s))
-        return [*(Put(key, {"count": count}, versions[key]) for key, count in counts.items()), *entries]
+        advanced = [Put(key, {"count": count}, before[key].version) for key, count in counts.items()]
+        after = {key: _Counter(before[key].version + 1, count) for key, count in counts.items()}
+        return after, [*advanced, *entries]
 
 
 def _wait_s(attempt: int) -> float:

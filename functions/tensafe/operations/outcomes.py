@@ -21,7 +21,7 @@ from tensafe.operations.records import (
     stored_to_body,
 )
 from tensafe.operations.streams import Stores, now_ms
-from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, Put, Write
+from tensafe.storage.ports import ConditionFailed, Delete, Items, Put, Write
 
 DEAD_LETTER: Final = "dead_letter"
 RESULT_TTL_S: Final = 7 * 86_400
@@ -135,24 +135,14 @@ class Outcomes(LogReader):
             first = layout.after(items[-1].key.sort)
 
     def _close(self, stream: StreamRecord, done: Operation, extra: Sequence[Write]) -> None:
-        payload = self._unread_payload(stream, done)
-        # A blob cannot go with the transaction.
-        inline = payload is not None and stored_from_item(payload).blob_key is None
-        if payload is not None and inline:
-            extra = [*extra, Delete(payload.key, None)]
+        # A run's payload goes with its next snapshot, and a dead letter's stays for a redrive.
+        unread = stream.kind is StreamKind.SAMPLER and not _dead_letter(done)
+        if unread and done.payload_inline:
+            extra = [*extra, Delete(layout.payload_item(stream.stream_id, done.seq), None)]
         self._closing(stream, done, extra)
         self._doorbell.finished(done.stream_id)
-        if payload is not None and not inline:
+        if unread and not done.payload_inline:  # a blob cannot go with the transaction
             self.discard_payloads(stream, done.seq, done.seq)
-
-    def _unread_payload(self, stream: StreamRecord, done: Operation) -> Item | None:
-        """The payload, if nothing reads it after this end.
-
-        A run's goes with its next snapshot, and a dead letter's stays for a redrive.
-        """
-        if stream.kind is StreamKind.RUN or _dead_letter(done):
-            return None
-        return self._items.get(layout.payload_item(stream.stream_id, done.seq))
 
 
 class Closing:

@@ -156,6 +156,8 @@ class Operation:
     """The HTTP request that submitted it."""
     traceparent: str | None = None
     """The client's span around that request."""
+    payload_inline: bool = False
+    """Whether its payload is all in its item, with no blob to delete besides."""
 
     @classmethod
     def from_item(cls, stream_id: str, seq: int, item: Item) -> Operation:
@@ -178,6 +180,7 @@ class Operation:
             owner=cast("str | None", body.get("owner")),
             request_id=cast("str | None", body.get("request_id")),
             traceparent=cast("str | None", body.get("traceparent")),
+            payload_inline=bool(body.get("inline")),
         )
 
     def to_body(self) -> dict[str, JsonValue]:
@@ -195,6 +198,7 @@ class Operation:
             "owner": self.owner,
             "request_id": self.request_id,
             **({"traceparent": self.traceparent} if self.traceparent else {}),
+            **({"inline": True} if self.payload_inline else {}),
         }
 
 

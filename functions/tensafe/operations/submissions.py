@@ -207,7 +207,7 @@ class Submissions(LogReader):
         announce = self._announcing(layout.payload_item(stream.stream_id, submission.seq))
         part = payload_part(submission.seq, submission.kind)
         stored = self._vault.store(stream.scope, part, submission.payload, announce=announce)
-        operation = self._new_operation(stream, submission, print_)
+        operation = self._new_operation(stream, submission, print_, stored)
         writes = self._submission_writes(stream, submission, operation, stored)
         writes += [*announce.claiming, _unchanged(stream)]
         try:
@@ -277,7 +277,9 @@ class Submissions(LogReader):
                 f"seq_id {seq} is too far ahead: the highest one received is {highest}", field="seq_id"
             )
 
-    def _new_operation(self, stream: StreamRecord, submission: Submission, fingerprint: str) -> Operation:
+    def _new_operation(
+        self, stream: StreamRecord, submission: Submission, fingerprint: str, stored: Stored
+    ) -> Operation:
         return Operation(
             stream.stream_id,
             submission.seq,
@@ -289,6 +291,7 @@ class Submissions(LogReader):
             content_type=submission.content_type,
             request_id=current_request_id(),
             traceparent=current_traceparent(),
+            payload_inline=stored.blob_key is None,
         )
 
     def _submission_writes(
