@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from tensafe.api.openai import completions, models
 
-router = APIRouter()
-router.include_router(models.router)
-router.include_router(completions.router)
+routes = [*models.router.routes, *completions.router.routes]

@@ -12,8 +12,9 @@ from starlette.responses import Response
 from tensafe.api import answers, signed_urls
 from tensafe.api.bodies import read
 from tensafe.api.context import Context, Edge, TrainCaller
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import Access, answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import NotFound, Unsupported
 from tensafe.contracts.training import LoraSpec
@@ -26,7 +27,7 @@ from tensafe.wire.paths import CheckpointPath
 from tensafe.wire.tinker_requests import weights as bodies
 from tensafe.wire.tinker_responses import runs as responses
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS)
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=100_000)]

@@ -17,8 +17,9 @@ from tensafe.api.bodies import DATA_MAX_BYTES, read
 from tensafe.api.context import Edge, SampleCaller, WorkCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.errors import submitted_by
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.contracts.payloads import PROTOBUF
 from tensafe.operations import completions
 from tensafe.operations.completions import Completion
@@ -27,7 +28,7 @@ from tensafe.services import Services
 from tensafe.wire.tinker_requests import futures as bodies
 from tensafe.wire.tinker_responses import futures as responses
 
-router = APIRouter(route_class=DirectRoute)
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS, route_class=DirectRoute)
 _NOT_YET: Final = responses.TryAgainResponse
 
 METADATA_FIRST_BYTES: Final = 1024 * 1024

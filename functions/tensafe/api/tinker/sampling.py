@@ -11,8 +11,9 @@ from tensafe.api import admission, runs, sampling
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
@@ -25,7 +26,7 @@ from tensafe.wire.tinker_responses import sessions as responses
 from tensafe.wire.tinker_responses.futures import FutureResponse
 
 POLICY_HEADER: Final = "X-TenSafe-Execution-Policy"
-router = APIRouter(route_class=DirectRoute)
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS, route_class=DirectRoute)
 
 
 @router.post("/create_sampling_session", openapi_extra=documented(bodies.CreateSamplingSessionBody))

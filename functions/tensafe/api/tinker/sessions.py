@@ -12,8 +12,9 @@ from tensafe.api import runs
 from tensafe.api.bodies import read
 from tensafe.api.context import Caller, Edge, WorkCaller
 from tensafe.api.errors import shaped
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import Access, answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.contracts.errors import InvalidRequest, NotFound, Unsupported
 from tensafe.operations.sessions import Session
 from tensafe.services import Services
@@ -21,7 +22,7 @@ from tensafe.storage.ports import JsonValue
 from tensafe.wire.tinker_requests import models, sessions
 from tensafe.wire.tinker_responses import sessions as responses
 
-router = APIRouter()
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS)
 
 
 @router.post("/client/config", openapi_extra=documented(sessions.ClientConfigBody))

@@ -9,8 +9,9 @@ from tensafe.api import admission, runs
 from tensafe.api.bodies import parse, read
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.api.tinker.refusals import or_failed_future, or_tombstone, protobuf_address
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.principal import Principal
@@ -28,7 +29,7 @@ from tensafe.wire.tinker_requests import models
 from tensafe.wire.tinker_responses.futures import FutureResponse
 from tensafe.wire.tinker_responses.runs import GetInfoResponse, ModelData
 
-router = APIRouter(route_class=DirectRoute)
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS, route_class=DirectRoute)
 
 
 @router.post("/create_model", openapi_extra=documented(models.CreateModelBody))

@@ -9,8 +9,9 @@ from tensafe.api import runs
 from tensafe.api.bodies import parse
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
-from tensafe.api.openapi import documented
+from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
+from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.api.tinker.refusals import or_tombstone
 from tensafe.api.tinker.submitting import submit
 from tensafe.auth.principal import Principal
@@ -22,7 +23,7 @@ from tensafe.operations.records import OpKind, StreamRecord
 from tensafe.wire.tinker_requests import weights as bodies
 from tensafe.wire.tinker_responses.futures import FutureResponse
 
-router = APIRouter(route_class=DirectRoute)
+router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS, route_class=DirectRoute)
 SaveBody = bodies.SaveWeightsBody | bodies.SaveWeightsForSamplerBody | bodies.SaveWeightsExternalBody
 
 
