@@ -60,7 +60,7 @@ class TrainerWorker:
         self._snapshots = snapshots
         self._restorer = Restorer(services, executor, snapshots, private_steps)
         self._owner = owner
-        self._settings = settings or WorkerSettings()
+        self._settings = (settings or WorkerSettings()).for_lease(services.leases.lease_s)
         self._stop = threading.Event()
         self._busy = False
         self._hot = HotRuns(

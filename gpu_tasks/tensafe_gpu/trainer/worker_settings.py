@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +24,7 @@ class WorkerSettings:
     """Pause before a run is tried again after an unexpected failure, times the tries so far."""
     storage_retry_s: float = 2.0
     """Pause before a run is tried again after storage did not answer."""
+
+    def for_lease(self, lease_s: float) -> WorkerSettings:
+        """A dead worker's message comes back soon after its lease ends, however short the lease was made."""
+        return replace(self, visibility_s=min(self.visibility_s, 2 * lease_s))

@@ -18,6 +18,7 @@ from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.hot_runs import HotRuns
 from tensafe_gpu.trainer.restoring import Restorer
 from tensafe_gpu.trainer.snapshots import Snapshots
+from tensafe_gpu.trainer.worker_settings import WorkerSettings
 from tests.support.training_log import forward_backward, optim_step, private, save
 from tests.unit.operations.world import LEASE_S, TRAIN
 from tests.unit.trainer_worker.rig import RUN, Rig
@@ -620,3 +621,9 @@ def test_lease_lost_is_what_a_dropped_run_raises(rig: Rig) -> None:
     rig.world.services.streams.erase(RUN, "acme")
     with pytest.raises(LeaseLost):
         rig.services.leases.extend(run.lease)
+
+
+def test_a_dead_worker_s_message_comes_back_soon_after_its_lease() -> None:
+    assert WorkerSettings().for_lease(30).visibility_s == 60
+    assert WorkerSettings().for_lease(3).visibility_s == 6
+    assert WorkerSettings().for_lease(600).visibility_s == 60  # the heartbeat extends it
