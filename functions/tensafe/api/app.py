@@ -21,10 +21,16 @@ from tensafe.services import Services
 
 
 def create_app(
-    services: Services, limits: EdgeLimits | None = None, meter: RequestMeter | None = None
+    services: Services,
+    limits: EdgeLimits | None = None,
+    meter: RequestMeter | None = None,
+    base_url: str | None = None,
 ) -> FastAPI:
-    """A FastAPI application that serves the Tinker, the native and the OpenAI face."""
-    context = Context(services, limits or EdgeLimits())
+    """A FastAPI application that serves the Tinker, the native and the OpenAI face.
+
+    `base_url` is where clients reach it, where that is not the address at which requests arrive.
+    """
+    context = Context(services, limits or EdgeLimits(), base_url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -55,7 +55,9 @@ class BodyTooLarge(PayloadTooLarge):
 class Context:
     """One per application."""
 
-    def __init__(self, services: Services, limits: EdgeLimits) -> None:
+    def __init__(self, services: Services, limits: EdgeLimits, base_url: str | None = None) -> None:
+        """Without `base_url`, URLs are made for the address at which their request came."""
+        self.base_url = base_url
         self.services = services
         self.limits = limits
         self.waiter = ResultWaiter(services)

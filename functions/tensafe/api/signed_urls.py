@@ -11,8 +11,6 @@ import time
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from fastapi import Request
-
 from tensafe.auth.principal import check_tenant
 from tensafe.contracts.errors import Gone, InvalidRequest, NotFound
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
@@ -28,8 +26,8 @@ def file_names(services: Services, checkpoint: Checkpoint) -> list[str]:
     return sorted(unpack_files(_read(services, checkpoint)))
 
 
-def make(services: Services, request: Request, checkpoint: Checkpoint, file: str, expires_s: int) -> str:
-    """A URL under the address at which this request reached the service."""
+def make(services: Services, base_url: str, checkpoint: Checkpoint, file: str, expires_s: int) -> str:
+    """A URL under the address at which clients reach the service."""
     query = urlencode(
         {
             "tenant": checkpoint.tenant,
@@ -38,7 +36,7 @@ def make(services: Services, request: Request, checkpoint: Checkpoint, file: str
         }
     )
     path = f"/api/v1/external_files/{checkpoint.artifact_id}/{quote(file)}"
-    return f"{str(request.base_url).rstrip('/')}{path}?{query}"
+    return f"{base_url.rstrip('/')}{path}?{query}"
 
 
 def open_file(

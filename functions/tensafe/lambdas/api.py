@@ -23,10 +23,13 @@ LIMITS: Final = EdgeLimits(body_bytes=4_400_000, answer_bytes=4_000_000)
 """Lambda takes and gives 6 MB of JSON, in which a binary body is base64: four bytes for three."""
 
 
-def serving(services: Services) -> Handler:
-    """One request per event. Nothing is waited for at start-up, so the application needs no lifespan."""
+def serving(services: Services, base_url: str | None = None) -> Handler:
+    """One request per event; `base_url` is where clients reach the API, whatever the event's host says.
+
+    Nothing is waited for at start-up, so the application needs no lifespan.
+    """
     logging.getLogger("mangum").setLevel(logging.WARNING)  # it logs a line for each request, as text
-    app = create_app(services, LIMITS, meter=ServerErrors(services.metrics))
+    app = create_app(services, LIMITS, meter=ServerErrors(services.metrics), base_url=base_url)
     app.add_exception_handler(ModuleNotFoundError, _absent)
     return cast(Handler, Mangum(app, lifespan="off"))
 
@@ -38,4 +41,4 @@ async def _absent(request: Request, error: Exception) -> Response:
     return shaped(request, 501, "unsupported", message)
 
 
-handler = entry(lambda: serving(start("api", cloud_services)))
+handler = entry(lambda: start("api", lambda settings: serving(cloud_services(settings), settings.base_url)))

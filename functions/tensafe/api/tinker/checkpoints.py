@@ -87,7 +87,8 @@ async def external_weights_urls(
         raise NotFound("no such external weights")
     files = await context.call(signed_urls.file_names, context.services, checkpoint)
     expires_s = int(time.time()) + signed_urls.LIFETIME_S
-    urls = {file: signed_urls.make(context.services, request, checkpoint, file, expires_s) for file in files}
+    base_url = context.base_url or str(request.base_url)
+    urls = {file: signed_urls.make(context.services, base_url, checkpoint, file, expires_s) for file in files}
     expires = datetime.fromtimestamp(expires_s, UTC)
     return answer(responses.ExternalWeightsUrlsResponse(urls=urls, expires=expires))
 
