@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint lint-infra ministack images localstack sam-local cost demo compare bench function vllm-newest proto clean
+.PHONY: help install test test-fast lint lint-infra aws-local ministack images localstack sam-local cost demo compare bench function vllm-newest proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -89,6 +89,9 @@ localstack: install  ## the deployment test on LocalStack; needs a Docker engine
 
 sam-local: $(SAM)  ## the API function under `sam local start-api`; needs a Docker engine
 	@localstack/sam_local.sh
+
+aws-local: install ministack function  ## template.yaml on an emulator with real functions and tasks (MODEL=name=folder)
+	@$(PY) -m tools.aws_local $(if $(MODEL),--model "$(MODEL)")
 
 cost: install  ## write infra/cost.md from tools/prices.toml and the counted calls
 	@$(PY) -m tools.cost

@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import psutil
+import tinker
 from rich.console import Console
 
 _TENSAFE: Final = (sys.executable, "-c", "from tensafe.cli import main; main()")
@@ -128,7 +130,7 @@ class LocalService:
         found: dict[str, Any] = json.loads(verified)
         return found
 
-    def kill_trainer(self) -> int:
+    def kill_trainer(self) -> int | None:
         """SIGKILL the trainer process; its pid. The supervisor starts another one."""
         assert self._process is not None
         for child in psutil.Process(self._process.pid).children():
@@ -143,6 +145,22 @@ def _tensafe(*arguments: str) -> str:
     if done.returncode:
         sys.exit(done.stderr.strip() or f"tensafe {arguments[0]} failed")
     return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """One that somebody else has started: its address and a key, and no trainer of ours to kill."""
+
+    url: str
+    api_key: str
+
+    def model_name(self) -> str:
+        """The first base model that it serves."""
+        client = tinker.RestClient(base_url=self.url, api_key=self.api_key)
+        return str(client.get_server_capabilities().result().supported_models[0].model_name)
+
+    def kill_trainer(self) -> None:
+        """There is nothing here to kill."""
 
 
 def _free_port() -> int:

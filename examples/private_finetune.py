@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -29,7 +30,7 @@ from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
 from corpus import Corpus, Example, encode, encode_prompt, load_corpus
-from local_service import LocalService, end_on_signals, model_name
+from local_service import LocalService, RunningService, end_on_signals, model_name
 from make_base_model import NAME, ensure_base_model
 from output_folder import fresh_folder
 from private_serving import for_report, publish_and_sample
@@ -127,7 +128,7 @@ def train(
     client: tinker.TrainingClient,
     examples: list[Example],
     plan: Plan,
-    service: LocalService,
+    service: LocalService | RunningService,
     console: Console,
 ) -> Outcome:
     """The training loop of any tinker program; only the kill in the middle is unusual."""
@@ -147,8 +148,7 @@ def train(
             )
             step = client.optim_step(types.AdamParams(learning_rate=plan.learning_rate, eps=1e-8))
             killed_s = None
-            if number == plan.steps // 2:
-                pid = service.kill_trainer()
+            if number == plan.steps // 2 and (pid := service.kill_trainer()) is not None:
                 killed_s = time.monotonic()
                 progress.console.print(f"[red]SIGKILL[/red] to the trainer (pid {pid}); the client waits on")
             loss = forward.result().metrics["loss:sum"] / sum(example.answer_tokens for example in batch)
@@ -190,9 +190,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="hub id or local path of a Llama, Qwen2 or Qwen3 model")
+    parser.add_argument("--url", help="a service that runs already; without it one is started for the demo")
+    parser.add_argument("--api-key", default=os.environ.get("TINKER_API_KEY"), help="a key of that service")
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--steps", type=int, default=STEPS, choices=range(2, 1001), metavar="2..1000")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.url and not parsed.api_key:
+        parser.error("--url needs --api-key or TINKER_API_KEY")
+    if parsed.url and parsed.model:
+        parser.error("--url and --model exclude each other: that service has its base model")
+    return parsed
 
 
 def main() -> int:
@@ -210,6 +217,12 @@ def main() -> int:
     def timed(label: str, began: float) -> None:
         timings.append((label, round(time.monotonic() - began, 1)))
 
+    if arguments.url:
+        running = RunningService(arguments.url, arguments.api_key)
+        name = running.model_name()
+        facts = [("base model", name), ("service", "one that ran already")]
+        run(running, name, arguments.steps, facts, timings, output, console)
+        return 0
     began = time.monotonic()
     if arguments.model:
         name, path = model_name(arguments.model), arguments.model
@@ -238,7 +251,7 @@ def main() -> int:
 
 
 def run(
-    service: LocalService,
+    service: LocalService | RunningService,
     name: str,
     model_path: str,
     steps: int,
@@ -265,7 +278,9 @@ def run(
 
     began = time.monotonic()
     outcome = train(training, train_examples, plan, service, console)
-    timings.append(("training, the kill included", round(time.monotonic() - began, 1)))
+    timings.append(
+        ("training" + (", the kill included" if outcome.events else ""), round(time.monotonic() - began, 1))
+    )
     began = time.monotonic()
     after_loss = heldout_loss(training, heldout_examples)
     sampler = training.save_weights_and_get_sampling_client().result()

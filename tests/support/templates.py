@@ -8,39 +8,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.project_files import ROOT
+from tools.aws_local.template import Template, load_template
 
-Template = dict[str, Any]
+__all__ = [
+    "CORE",
+    "OBSERVABILITY",
+    "TASKS",
+    "Template",
+    "listed",
+    "read_template",
+    "referred",
+    "resources",
+    "texts",
+]
 CORE = ROOT / "template.yaml"
 TASKS = ROOT / "infra/tasks.yaml"
 OBSERVABILITY = ROOT / "infra/observability.yaml"
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads `!Ref x` as {"Ref": "x"} and `!Sub x` as {"Fn::Sub": "x"}."""
-
-
-def _intrinsic(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.ScalarNode):
-        value: Any = loader.construct_scalar(node)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    else:
-        value = loader.construct_mapping(node, deep=True)
-    if tag == "GetAtt" and isinstance(value, str):
-        value = value.split(".", 1)
-    return {tag if tag in ("Ref", "Condition") else f"Fn::{tag}": value}
-
-
-_Loader.add_multi_constructor("!", _intrinsic)  # type: ignore[no-untyped-call]
-
-
 @cache
 def _read(path: Path) -> Template:
-    loaded: Template = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    return loaded
+    return load_template(path)
 
 
 def read_template(path: Path) -> Template:

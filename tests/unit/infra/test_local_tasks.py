@@ -1,0 +1,66 @@
+"""What `make aws-local` reads from the templates: each task's command and variables, worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tools.aws_local.emulator import Emulator
+from tools.aws_local.tasks import TaskSpec, on_this_machine, read_tasks
+from tools.aws_local.template import Scope
+from tools.stack_parameters import stack_parameters
+
+PARAMETERS = {**stack_parameters("acme/tiny", "[]"), "BaseUrl": "http://127.0.0.1:80"}
+RESOURCES = {
+    "ItemsTable": "tensafe-items",
+    "AnchorTable": "tensafe-anchors",
+    "BlobBucket": "blobs",
+    "DataKey": "1234",
+    "SigningKey": "5678",
+    "HttpApi": "abc",
+}
+
+
+@pytest.fixture
+def tasks() -> Mapping[str, TaskSpec]:
+    return {one.role: one for one in read_tasks(PARAMETERS, RESOURCES)}
+
+
+def test_commands_and_variables_are_the_template_s(tasks: Mapping[str, TaskSpec]) -> None:
+    for role in ("trainer", "sampler"):
+        assert tasks[role].command == ("python", "-m", f"tensafe_gpu.{role}", "--model", "acme/tiny")
+        variables = tasks[role].environment
+        assert variables["TENSAFE_TABLE"] == "tensafe-items"
+        assert variables["TENSAFE_KMS_KEY_ID"] == "arn:aws:kms:eu-central-1:000000000000:key/1234"
+        assert variables["TENSAFE_BASE_URL"] == "http://127.0.0.1:80"
+        assert variables["TENSAFE_QUEUE_PREFIX"] == "tensafe-"
+        assert variables["TENSAFE_DEVICE"] == "cuda"
+
+
+def test_without_a_base_url_it_is_the_api_s_own_address() -> None:
+    parameters = {**PARAMETERS, "BaseUrl": ""}
+    (trainer, _) = read_tasks(parameters, RESOURCES)
+    assert trainer.environment["TENSAFE_BASE_URL"] == "https://abc.execute-api.eu-central-1.amazonaws.com"
+
+
+def test_on_this_machine_a_task_differs_by_its_device_and_addresses_alone(
+    tasks: Mapping[str, TaskSpec], tmp_path: Path
+) -> None:
+    emulator = Emulator(4566, tmp_path / "log")
+    spec = on_this_machine(tasks["trainer"], emulator, tmp_path, TENSAFE_LEASE_S="3")
+    assert spec.command[1:] == ("-P", *tasks["trainer"].command[1:])
+    changed = {
+        name for name, value in tasks["trainer"].environment.items() if spec.environment[name] != value
+    }
+    assert changed == {"TENSAFE_DEVICE", "HOME"}
+    assert spec.environment["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4566"
+    assert spec.environment["TENSAFE_LEASE_S"] == "3"
+
+
+def test_what_is_not_known_is_refused() -> None:
+    scope = Scope({"Parameters": {}, "Resources": {"One": {"Type": "AWS::S3::Bucket"}}}, {}, {})
+    for given in ({"Ref": "Two"}, {"Fn::GetAtt": ["One", "Arn"]}, {"Fn::Select": [0, ["a"]]}):
+        with pytest.raises(KeyError):
+            scope.value(given)

@@ -1,0 +1,1 @@
+"""The service as AWS would run it, on one machine: `make aws-local`."""
