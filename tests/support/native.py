@@ -11,14 +11,19 @@ import httpx
 
 from tensafe.auth.keys import ApiKeys
 from tensafe.storage.sqlite_items import SqliteItems
+from tests.support.aws_service import AwsService
 from tests.support.service import MODEL_NAME, Service
 
 TOKENS = [5, 9, 301, 77, 45, 210, 33, 8, 120, 64, 199, 18]
 
 
 @contextmanager
-def api_keys(service: Service) -> Iterator[ApiKeys]:
+def api_keys(service: Service | AwsService) -> Iterator[ApiKeys]:
     """The service's key store, opened as a second process would."""
+    if isinstance(service, AwsService):
+        with service.services() as services:
+            yield services.api_keys
+        return
     items = SqliteItems(service.data_dir / "items.db")
     try:
         yield ApiKeys(items)
@@ -26,7 +31,7 @@ def api_keys(service: Service) -> Iterator[ApiKeys]:
         items.close()
 
 
-def make_key(service: Service, tenant: str, *scopes: str, lifetime_s: int | None = None) -> str:
+def make_key(service: Service | AwsService, tenant: str, *scopes: str, lifetime_s: int | None = None) -> str:
     """A key, without the second that the command line takes to start."""
     with api_keys(service) as keys:
         return keys.create(tenant, scopes or ("train", "sample"), lifetime_s=lifetime_s)[0]
@@ -46,7 +51,7 @@ def batch(*examples: dict[str, Any], loss_fn: str = "cross_entropy", **more: Any
 class Native:
     """The native face with one key."""
 
-    def __init__(self, service: Service, key: str) -> None:
+    def __init__(self, service: Service | AwsService, key: str) -> None:
         self.http = httpx.Client(base_url=service.url, headers={"X-API-Key": key}, timeout=60)
 
     def post(self, path: str, body: object = None, **headers: str) -> httpx.Response:
@@ -122,6 +127,6 @@ def problem(answer: httpx.Response) -> tuple[int, str, str | None]:
 def without_request_id(answer: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
     """All that a client can see, but for what is new with every request."""
     request_id = answer.headers["x-request-id"].encode()
-    volatile = ("x-request-id", "date")
+    volatile = ("x-request-id", "apigw-requestid", "date")
     headers = {name: value for name, value in answer.headers.items() if name not in volatile}
     return answer.status_code, answer.content.replace(request_id, b"REQUEST"), headers

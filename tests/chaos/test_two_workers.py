@@ -1,0 +1,193 @@
+"""Two trainers, killed and overtaken, and 200 operations of 20 runs: each is applied once and in order.
+
+Over SQLite and over the adapters of AWS, with a queue that loses, doubles and holds back messages. Results
+and final states are compared with those of one trainer that nothing happened to: an operation that was lost,
+applied twice or out of order shows in them. Nothing runs at the same time, so that a seed is a whole
+history: at a call of a port a worker dies, or time passes and the other one goes on in the middle of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tensafe.operations.records import OpState
+from tensafe.services import Ports, Services
+from tensafe.storage.aws_clients import LazyClient
+from tensafe.storage.dynamodb_items import DynamoDbItems
+from tensafe_gpu.trainer.__main__ import build_worker
+from tensafe_gpu.trainer.base_model import BaseModel
+from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
+from tests.support import training_log
+from tests.support.aws_stack import make_stack
+from tests.support.faulty_ports import BadQueue, Fate, Killed
+from tests.support.ministack import emulator_of_aws
+from tests.unit.operations.world import BASE, LEASE_S, World
+
+pytestmark = pytest.mark.slow
+
+RUNS = [f"s-1:train:{number}" for number in range(20)]
+NEVER = 10**9
+SETTINGS = WorkerSettings(
+    idle_snapshot_s=0.0,
+    idle_release_s=NEVER,
+    snapshot_every_s=NEVER,
+    snapshot_every_operations=4,
+    missing_seq_s=NEVER,
+    retry_s=0.0,
+    storage_retry_s=0.0,
+)
+
+
+def log_of(run: int) -> list[training_log.Step]:
+    """Ten operations whose outcome depends on all of them and on their order."""
+    steps = [training_log.create()]
+    for number in range(4):
+        steps += [training_log.forward_backward(10 * run + number, count=1), training_log.optim_step()]
+    return [*steps, training_log.save("end")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return BaseModel.load(training_log.smallest_model(tmp_path_factory.mktemp("model")), name=BASE)
+
+
+class AwsWorld(World):
+    """On ministack, whose transactions take 2 ms; moto's copy the whole table."""
+
+    def __init__(self, ports: Ports, table: str) -> None:
+        super().__init__()
+        self.items = DynamoDbItems(LazyClient("dynamodb"), table, clock=self.clock_s)
+        self.queues, self.blobs = ports.queues, ports.blobs
+        self.keyring, self.bell = ports.keyring, ports.bell
+        self.services = self.open()
+
+
+@pytest.fixture(params=["sqlite", "aws"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    if request.param == "sqlite":
+        yield World(tmp_path)
+        return
+    with emulator_of_aws(tmp_path) as emulator:
+        stack = make_stack(emulator.endpoint_url)
+        with stack.services() as services:
+            yield AwsWorld(services.ports, stack.environment["TENSAFE_TABLE"])
+
+
+class History:
+    """One seed's: who dies when, who is overtaken when, and what the queue does."""
+
+    def __init__(self, world: World, base: BaseModel, seed: int) -> None:
+        self.world, self.base, self.rng = world, base, random.Random(seed)
+        self.queues = BadQueue(world.queues, self.rng, lost=0.4, doubled=0.15, held_back=0.2)
+        self.killed = self.overtaken = self._hired = 0
+        self._at_hand: list[int] = []
+        """Places of the workers that are in the middle of a step, the overtaken one first."""
+        self.edge = self.opened(self.queues)
+        self.workers = [self.hired(), self.hired()]
+
+    def opened(self, queues: Any, **ports: Any) -> Services:
+        return self.world.open(queues=queues, **ports)
+
+    def hired(self) -> TrainerWorker:
+        self._hired += 1
+        fate = Fate(before=self.perhaps_die, after=self.perhaps_be_overtaken)
+        ports = fate.around({"items": self.world.items, "blobs": self.world.blobs, "queues": self.queues})
+        services = self.opened(**ports)
+        return build_worker(services, BASE, self.base, f"trainer-{self._hired}", SETTINGS)
+
+    def perhaps_die(self) -> None:
+        if self.rng.random() < 0.01:
+            self.killed += 1
+            raise Killed
+
+    def perhaps_be_overtaken(self) -> None:
+        """The worker at hand stands still for longer than its lease, and the other one works meanwhile."""
+        if len(self._at_hand) == 1 and self.rng.random() < 0.01:
+            self.overtaken += 1
+            self.pass_time()
+            self.step(1 - self._at_hand[0])
+
+    def pass_time(self) -> None:
+        self.world.later(LEASE_S + 1)
+        self.queues.time_out()
+
+    def step(self, place: int) -> bool:
+        self._at_hand.append(place)
+        try:
+            return self.workers[place].step()
+        except Killed:
+            self.workers[place] = self.hired()
+            return True
+        finally:
+            self._at_hand.pop()
+
+    def submit(self) -> None:
+        """Every run's operations in a mixed order; those of one run may arrive in any."""
+        for run_id in RUNS:
+            training_log.begin(self.edge, run_id, BASE)
+        waiting = [(number, seq) for number in range(len(RUNS)) for seq in range(1, 10)]
+        self.rng.shuffle(waiting)
+        for count, (number, seq) in enumerate(waiting):
+            training_log.submit(self.edge, RUNS[number], seq, log_of(number)[seq])
+            if count % 10 == 0:
+                self.step(self.rng.randrange(2))
+
+    def finish(self) -> None:
+        """Until nothing is open; the sweeper and the consumer of dead letters come on a schedule."""
+        for _ in range(400):
+            if not any([self.step(0), self.step(1)]):
+                if all(self.edge.outcomes.first_open(run_id) is None for run_id in RUNS):
+                    return
+                self.pass_time()
+                self.world.later(60)
+                self.edge.dead_letters.consume(self.world.queues, self.edge.ports.queue_specs)
+                self.edge.sweeper.sweep()
+        raise AssertionError("operations stay open")
+
+
+def outcome(services: Services) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, run_id in enumerate(RUNS):
+        log = services.outcomes.operations(run_id, limit=1000)
+        assert [one.state for one in log] == [OpState.COMPLETED] * len(log_of(number)), (run_id, log)
+        assert [one.seq for one in log] == list(range(len(log)))
+        results = [training_log.result_of(services, run_id, one.seq) for one in log[:-1]]
+        found[run_id] = (results, training_log.snapshot_of(services, run_id))
+    return found
+
+
+@pytest.fixture(scope="module")
+def unharmed(base: BaseModel) -> dict[str, Any]:
+    world = World()
+    services = world.open()
+    for number, run_id in enumerate(RUNS):
+        for seq, step in enumerate(log_of(number)):
+            if seq == 0:
+                training_log.begin(services, run_id, BASE)
+            else:
+                training_log.submit(services, run_id, seq, step)
+    worker = build_worker(world.open(), BASE, base, "trainer-0", SETTINGS)
+    while worker.step():
+        pass
+    worker.release_all()
+    return outcome(world.open())
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_apply_every_operation_once_and_in_order(
+    world: World, base: BaseModel, unharmed: dict[str, Any]
+) -> None:
+    history = History(world, base, seed=4)
+    history.submit()
+    history.finish()
+    assert outcome(history.edge) == unharmed
+    assert history.edge.dead_letters.list() == []
+    # The seed did what it was chosen for.
+    assert history.killed >= 10
+    assert history.overtaken >= 5
+    assert min(history.queues.counts.values()) >= 5, history.queues.counts
