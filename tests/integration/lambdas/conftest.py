@@ -1,10 +1,8 @@
-"""The functions' package, built once, over a moto that is a process of its own."""
+"""The functions' package over a moto that is a process of its own."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,28 +11,12 @@ import httpx
 import pytest
 
 from tensafe.services import Services
-from tests.project_files import ROOT
 from tests.support.aws_stack import Stack, make_stack
 from tests.support.lambda_runtime import Function, http_event, http_response
 from tests.support.moto_process import moto_process
 
 TENANT = "acme"
 URL = "https://tensafe.example"
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of tools/build_function.py, with its sizes in sizes.json."""
-    folder = tmp_path_factory.mktemp("function") / "built"
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/build_function.py", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (folder / "sizes.json").write_text(done.stdout)
-    return folder
 
 
 @pytest.fixture(scope="session")
