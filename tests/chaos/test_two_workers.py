@@ -2,8 +2,9 @@
 
 Over SQLite and over the adapters of AWS, with a queue that loses, doubles and holds back messages. Results
 and final states are compared with those of one trainer that nothing happened to: an operation that was lost,
-applied twice or out of order shows in them. Nothing runs at the same time, so that a seed is a whole
-history: at a call of a port a worker dies, or time passes and the other one goes on in the middle of it.
+applied twice or out of order shows in them. Nothing runs at the same time: at a
+call of a port a worker dies, or time passes and the other one goes on in the middle of it. Over SQLite a
+seed is a whole history; the emulator's queues keep time of their own.
 """
 
 from __future__ import annotations
@@ -101,16 +102,23 @@ class History:
         return build_worker(services, BASE, self.base, f"trainer-{self._hired}", SETTINGS)
 
     def perhaps_die(self) -> None:
-        if self.rng.random() < 0.01:
+        if self.rng.random() < 0.02 and not self._spared():
             self.killed += 1
             raise Killed
 
     def perhaps_be_overtaken(self) -> None:
         """The worker at hand stands still for longer than its lease, and the other one works meanwhile."""
-        if len(self._at_hand) == 1 and self.rng.random() < 0.01:
+        if len(self._at_hand) == 1 and self.rng.random() < 0.02 and not self._spared():
             self.overtaken += 1
             self.pass_time()
             self.step(1 - self._at_hand[0])
+
+    def _spared(self) -> bool:
+        """Whether one more death would make something poison, which it is not."""
+        if not self._at_hand:
+            return True
+        runs = self.workers[self._at_hand[-1]]._hot.all()
+        return any(run.lease.claims > 1 or (run.begun is not None and run.begun.tries > 1) for run in runs)
 
     def pass_time(self) -> None:
         self.world.later(LEASE_S + 1)
@@ -188,6 +196,6 @@ def test_two_workers_apply_every_operation_once_and_in_order(
     assert outcome(history.edge) == unharmed
     assert history.edge.dead_letters.list() == []
     # The seed did what it was chosen for.
-    assert history.killed >= 10
-    assert history.overtaken >= 5
+    assert history.killed >= 5
+    assert history.overtaken >= 3
     assert min(history.queues.counts.values()) >= 5, history.queues.counts
