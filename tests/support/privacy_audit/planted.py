@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tensafe.privacy import bisr, ledger, noise, release, rules
+from tensafe.privacy import accountant, bisr, noise, release, rules
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.noise import Float64Array
@@ -83,7 +83,7 @@ def bill_as_poisson(rate: float, steps: int) -> Plant:
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(rules, "epsilon", wrong)
-        patch.setattr(ledger, "epsilon", wrong)
+        patch.setattr(accountant, "epsilon", wrong)
 
     return plant
 
@@ -100,9 +100,9 @@ def bill_as_independent(patch: pytest.MonkeyPatch) -> None:
 def ledger_of_its_own(patch: pytest.MonkeyPatch) -> None:
     """Every run, forks included, begins a new account of the same data."""
 
-    def wrong(self: Ledger, tenant: str, run_id: str, mechanism: Mechanism, *, noise_key_id: str) -> RunRef:
+    def wrong(self: Ledger, tenant: str, run_id: str, mechanism: Mechanism, **options: Any) -> RunRef:
         own = hashlib.sha256(run_id.encode()).hexdigest()[:8]
         alone = replace(mechanism, domain=f"{mechanism.domain}-{own}")
-        return _real_open_run(self, tenant, run_id, alone, noise_key_id=noise_key_id)
+        return _real_open_run(self, tenant, run_id, alone, **options)
 
     patch.setattr(Ledger, "open_run", wrong)
