@@ -93,6 +93,8 @@ def running_ministack(folder: Path) -> Iterator[Emulator]:
     emulator = Emulator(free_port(), folder / "ministack.log")
     environment = os.environ | {
         "BIND_HOST": "127.0.0.1",  # its default is every address
+        "IOT_MTLS_ENABLED": "0",  # its MQTT listener has no other
+        "SFTP_ENABLED": "0",
         "GATEWAY_PORT": str(emulator.port),
         "STATE_DIR": str(folder / "state"),
         "TMPDIR": str(folder),
