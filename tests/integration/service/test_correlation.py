@@ -75,5 +75,6 @@ def test_the_numbers_follow(service: Service, key: str) -> None:
         assert time.monotonic() < deadline, page
         time.sleep(0.5)
     assert 'tensafe_requests_total{method="POST",route="/v1/training_clients",status="201"}' in page
-    for number in ("oldest_operation_age_seconds 0", 'scrape_failed{part="work"} 0', "dead_letters "):
+    # The service is shared: operations of other tests may still wait.
+    for number in ("oldest_operation_age_seconds ", 'scrape_failed{part="work"} 0', "dead_letters "):
         assert f"tensafe_{number}" in page
