@@ -82,7 +82,7 @@ def finished(services: Services) -> list[int]:
 
 def test_a_private_run_outlives_the_task_that_trains_it(stack: Stack, tmp_path: Path) -> None:
     log = tmp_path / "trainer.log"
-    steps = 3
+    steps = 8
     with stack.services() as services:
         training_log.begin(services, RUN, BASE, optimizer=training_log.private(batch_size=3))
         with trainer(stack, log) as first:
@@ -109,7 +109,8 @@ def test_a_private_run_outlives_the_task_that_trains_it(stack: Stack, tmp_path: 
             assert second.wait(timeout=60) == 0
         # Metrics (EMF) lie between the log's lines and have no event.
         events = [json.loads(line).get("event") for line in log.read_text().splitlines() if line[:1] == "{"]
-        assert events.count("run restored") == 2
+        # A first trainer that was quicker than its signal left nothing to take up.
+        assert events.count("run restored") == (2 if len(done) < 2 * steps + 1 else 1)
         ports = services.ports
         assert len(ports.anchors.all()) == 1
         exporter = Exporter(ports.items, services.vault, ports.signer, Anchoring(ports.items, ports.anchors))
