@@ -56,7 +56,7 @@ $(INSTALLED): $(LOCKED)
 test: install lint lint-infra ministack  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
 	@$(TESTING) $(PY) -m pytest -q
 
-test-fast: install  ## unit and contract tests, under two minutes
+test-fast: install  ## unit and contract tests
 	@$(TESTING) $(PY) -m pytest -q -m "not slow and not docker and not gpu" tests/unit $(wildcard tests/contract)
 
 lint: $(LOCKED)  ## ruff check, ruff format --check, mypy --strict
