@@ -27,6 +27,7 @@ from tensafe.contracts.errors import (
     Unavailable,
 )
 from tensafe.contracts.training import PrivateConfig
+from tensafe.operations.streams import now_ms
 from tensafe.privacy import amplified, deal_record
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.deal_record import DealRecord
@@ -51,10 +52,6 @@ _ATTEMPTS: Final = 200
 logger = logging.getLogger(__name__)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 @dataclass(frozen=True, slots=True)
 class Issued:
     """A deal that is charged: its row, and the domain's epsilon with every dealt run whole."""
@@ -74,7 +71,7 @@ class DealtLedger:
         signer: Signer,
         anchors: Anchors,
         *,
-        clock_ms: Callable[[], int] = _now_ms,
+        clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         self._items = items
         self._vault = vault

@@ -23,6 +23,7 @@ from tensafe.contracts.errors import (
     Unavailable,
 )
 from tensafe.operations.layout import after
+from tensafe.operations.streams import now_ms
 from tensafe.operations.unclaimed import Announcement
 from tensafe.privacy import content
 from tensafe.privacy.domain_records import (
@@ -71,14 +72,10 @@ _PAGES_AT_ONCE: Final = 10
 logger = logging.getLogger(__name__)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Domains:
     """Registry of privacy domains. Thread-safe; any number of processes may use one domain."""
 
-    def __init__(self, items: Items, vault: Vault, *, clock_ms: Callable[[], int] = _now_ms) -> None:
+    def __init__(self, items: Items, vault: Vault, *, clock_ms: Callable[[], int] = now_ms) -> None:
         self._items = items
         self._vault = vault
         self._clock_ms = clock_ms

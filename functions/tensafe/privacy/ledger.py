@@ -22,6 +22,7 @@ from tensafe.contracts.errors import (
     NotFound,
     Unavailable,
 )
+from tensafe.operations.streams import now_ms
 from tensafe.privacy import rules, units
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.counting import RunCounts
@@ -56,10 +57,6 @@ _ATTEMPTS: Final = 200
 logger = logging.getLogger(__name__)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Ledger:
     """Charges steps of private runs. Thread-safe; any number of processes may use one domain."""
 
@@ -70,7 +67,7 @@ class Ledger:
         signer: Signer,
         anchors: Anchors,
         *,
-        clock_ms: Callable[[], int] = _now_ms,
+        clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         """`signer` vouches for every row; `anchors` remember, outside `items`, how far the chain has come."""
         self._items = items

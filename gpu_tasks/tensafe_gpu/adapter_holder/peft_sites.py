@@ -14,6 +14,7 @@ from safetensors.numpy import load as load_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe_gpu.helora.adapter import LoraModule, LoraSite
+from tensafe_gpu.peft_settings import MUST_BE_OFF
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
@@ -29,17 +30,6 @@ _SITES: Final = {
     "mlp.down_proj": "mlp.down",
 }
 """Projections and the layer input that they read; modules of one input are stacked in this order."""
-_MUST_BE_OFF: Final = (
-    "use_dora",
-    "use_rslora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "lora_bias",
-)
 
 
 def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
@@ -78,7 +68,7 @@ def _scaling(files: Mapping[str, bytes]) -> float:
         raise InvalidRequest(
             f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
         ) from error
-    for name in _MUST_BE_OFF:
+    for name in MUST_BE_OFF:
         if config.get(name):
             raise Unsupported(f"the PEFT setting {name} is not supported; it must be off", field=CONFIG_FILE)
     if kind != "LORA" or config.get("bias", "none") != "none":

@@ -17,6 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.training import LORA_ALPHA, MAX_RANK, LoraSpec
+from tensafe_gpu.peft_settings import MUST_BE_OFF
 from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
 from tensafe_gpu.trainer.method import ADAMW, Method
 from tensafe_gpu.trainer.state import RunState, Shapes
@@ -24,18 +25,6 @@ from tensafe_gpu.trainer.state import RunState, Shapes
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
 _PREFIX: Final = "base_model.model."
-_MUST_BE_OFF: Final = (
-    "use_dora",
-    "use_rslora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "lora_bias",
-)
-"""PEFT settings that change what the two matrices mean; set, they are refused by name."""
 
 
 def export_peft(state: RunState, base_model_name: str) -> dict[str, bytes]:
@@ -103,7 +92,7 @@ def _read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
         ) from error
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise Unsupported("only plain LoRA without trained biases is supported", field=CONFIG_FILE)
-    for name in _MUST_BE_OFF:
+    for name in MUST_BE_OFF:
         if config.get(name):
             raise Unsupported(f"the PEFT setting {name} is not supported; it must be off", field=CONFIG_FILE)
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
