@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +28,7 @@ from tensafe.contracts.training import PrivateConfig
 from tensafe.operations.streams import now_ms
 from tensafe.privacy import amplified, deal_record
 from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.backing_off import back_off
 from tensafe.privacy.deal_record import DealRecord
 from tensafe.privacy.dealing import seed_commitment
 from tensafe.privacy.dealt_mechanism import resolve_dealt
@@ -124,7 +123,7 @@ class DealtLedger:
                     raise Conflict(
                         "another run draws its noise from this secret; a run needs its own"
                     ) from None
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             ids = {"run_id": ref.run_id, "domain": ref.domain}
             logger.info("dealt run charged whole", extra={**ids, "steps": mechanism.max_steps})
@@ -150,7 +149,7 @@ class DealtLedger:
             try:
                 self._charge(ref, domain, head, after, row)
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             ids = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
             logger.info("deal charged", extra={**ids, "abandoned": deals.abandoned})
@@ -167,7 +166,7 @@ class DealtLedger:
             try:
                 self._items.write([Put(ref.run_item, changed.to_body(), record.item_version)])
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             logger.info("deal abandoned", extra={"run_id": ref.run_id, "domain": ref.domain, "step": step})
         raise _busy(ref)
@@ -343,11 +342,6 @@ def _refuse_late(ref: RunRef, head: Head, config: PrivateConfig) -> None:
         )
     if head.has_released and not config.fixed_in_advance:
         raise InvalidRequest(LATE.format(domain=ref.domain), field="optimizer.fixed_in_advance")
-
-
-def _back_off(attempt: int) -> None:
-    """Wait for the writer that was faster; random, so that two do not meet again."""
-    time.sleep(random.uniform(0, 0.001 * min(attempt + 1, 20)))  # noqa: S311 - not for secrecy
 
 
 def _busy(ref: RunRef) -> Unavailable:

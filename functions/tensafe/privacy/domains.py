@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, cast
@@ -26,6 +24,7 @@ from tensafe.operations.layout import after
 from tensafe.operations.streams import now_ms
 from tensafe.operations.unclaimed import Announcement
 from tensafe.privacy import content
+from tensafe.privacy.backing_off import back_off
 from tensafe.privacy.domain_records import (
     PAGES_SORT,
     Domain,
@@ -103,7 +102,7 @@ class Domains:
                     self._creating(Domain(tenant, name, "registering", terms, self._clock_ms()))
                 )
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             logger.info("privacy domain created", extra={"domain": name})
         raise _busy(name)
@@ -140,7 +139,7 @@ class Domains:
                     [Put(key, body, 0 if stored is None else stored.version, sealed=sealed), _put(changed)]
                 )
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             return self.get(tenant, name)
         raise _busy(name)
@@ -161,7 +160,7 @@ class Domains:
             try:
                 self._items.write([Delete(stored.key, stored.version), _put(changed)])
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
         raise _busy(name)
 
     def finish(self, tenant: str, name: str, *, units: int | None = None, root: str | None = None) -> Domain:
@@ -187,7 +186,7 @@ class Domains:
             try:
                 self._items.write([_put(finished), holding(domain.scope, stored), *announce.claiming])
             except ConditionFailed:
-                _back_off(attempt)  # a page has come or gone: what was built is not the domain
+                back_off(attempt)  # a page has come or gone: what was built is not the domain
                 continue
             logger.info("privacy domain registered", extra={"domain": name, "units": manifest.units})
         raise _busy(name)
@@ -239,7 +238,7 @@ class Domains:
             try:
                 self._items.write([_put(replace(domain, state="closed", closed_ms=self._clock_ms()))])
             except ConditionFailed:
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             logger.info("privacy domain closed", extra={"domain": name})
         raise _busy(name)
@@ -293,10 +292,6 @@ class Domains:
 
 def _put(domain: Domain) -> Put:
     return Put(domain_item(domain.scope), domain.to_body(), domain.item_version, sealed=domain.sealed_secret)
-
-
-def _back_off(attempt: int) -> None:
-    time.sleep(random.uniform(0, 0.001 * min(attempt + 1, 20)))  # noqa: S311 - not for secrecy
 
 
 def _busy(name: str) -> Unavailable:

@@ -8,9 +8,7 @@ for the same sum. Scope is the privacy domain: forks, reruns and sweeps are runs
 from __future__ import annotations
 
 import logging
-import random
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -25,6 +23,7 @@ from tensafe.contracts.errors import (
 from tensafe.operations.streams import now_ms
 from tensafe.privacy import rules, units
 from tensafe.privacy.anchoring import Anchoring
+from tensafe.privacy.backing_off import back_off
 from tensafe.privacy.counting import RunCounts
 from tensafe.privacy.dealt_records import DealtRecord, read_record, read_runs
 from tensafe.privacy.domain_records import listing
@@ -113,7 +112,7 @@ class Ledger:
             except ConditionFailed as error:
                 if error.index == 0:
                     self._refuse_shared_secret(ref, noise_key_id)
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             self._anchoring.begin(ref.scope, mechanism.delta)
             logger.info("privacy run opened", extra={"run_id": run_id, "domain": mechanism.domain})
@@ -219,7 +218,7 @@ class Ledger:
             except ConditionFailed as error:
                 if error.index < len(extra_writes):
                     raise
-                _back_off(attempt)
+                back_off(attempt)
                 continue
             told = {"run_id": ref.run_id, "domain": ref.domain, "step": step}
             logger.info("privacy step charged", extra={**told, "epsilon": row.epsilon})
@@ -359,11 +358,6 @@ def _charging(ref: RunRef, state: rules.State, row: Row, row_hash: str) -> list[
         Put(ref.run_item, record.to_body(), record.item_version),
         Put(head_item(ref.scope), head.to_body(), head.item_version),
     ]
-
-
-def _back_off(attempt: int) -> None:
-    """Wait for the writer that was faster; random, so that two do not meet again."""
-    time.sleep(random.uniform(0, 0.001 * min(attempt + 1, 20)))  # noqa: S311 - not for secrecy
 
 
 def _busy(ref: RunRef) -> Unavailable:
