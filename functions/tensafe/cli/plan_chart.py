@@ -56,7 +56,13 @@ def svg_chart(bars: Sequence[Bar], title: str) -> str:
         parts.append(_text(12, _middle(index), bar.name))
     for column, (name, values) in enumerate(_groups(bars)):
         left = _NAME + column * (_BAR + _GAP)
-        parts.append(_text(left, 2 * _ROW - 10, name if column == 0 else "error relative to Poisson DP-SGD"))
+        parts.append(
+            _text(
+                left,
+                2 * _ROW - 10,
+                name if column == 0 else "error relative to Poisson DP-SGD (lower is better)",
+            )
+        )
         for index, (bar, value) in enumerate(zip(bars, values, strict=True)):
             length = max(2.0, _BAR * value / max(values))
             colour = _HONEST if bar.honest else _OTHER

@@ -146,6 +146,13 @@ def resolve_dealt(config: PrivateConfig, domain: Domain, spent: Spent) -> DealtM
     return mechanism
 
 
+def wide_cap(units: int, q: float) -> int:
+    """The batch cap of a run that names none: so many units that it practically never cuts a deal."""
+    mean = q * units
+    wide = math.ceil(mean + _CAP_DEVIATIONS * math.sqrt(mean) + _CAP_LEAST)
+    return min(units, wide, MAX_UNITS_PER_STEP)
+
+
 def _cap(config: PrivateConfig, units: int, q: float) -> int:
     mean = q * units
     if mean > MAX_UNITS_PER_STEP:
@@ -155,8 +162,7 @@ def _cap(config: PrivateConfig, units: int, q: float) -> int:
             field="optimizer.batch_size",
         )
     if config.batch_cap is None:
-        wide = math.ceil(mean + _CAP_DEVIATIONS * math.sqrt(mean) + _CAP_LEAST)
-        return min(units, wide, MAX_UNITS_PER_STEP)
+        return wide_cap(units, q)
     if config.batch_cap > MAX_UNITS_PER_STEP or config.batch_cap < mean:
         raise InvalidRequest(
             f"batch_cap must be from the mean of a deal, {mean:.1f} units, to {MAX_UNITS_PER_STEP}",

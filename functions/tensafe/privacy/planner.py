@@ -12,16 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import BISR_MAX_STEPS, WEAK_EPSILON
+from tensafe.privacy import amplified
 from tensafe.privacy.accountant import noise_multiplier_for
+from tensafe.privacy.amplified import DealtGaussian
 from tensafe.privacy.bisr import coefficients, sensitivity
-from tensafe.privacy.loops import ANY_LOOP, DEALT, FIXED_ORDER, HONEST, Loop
+from tensafe.privacy.dealing import exact_probability
+from tensafe.privacy.dealt_mechanism import wide_cap
+from tensafe.privacy.loops import ANY_LOOP, DEALT, FIXED_ORDER, HONEST, SAMPLED, WHY, Loop
+from tensafe.privacy.units import MAX_UNITS_PER_STEP
+from tensafe.storage.ports import JsonValue
 
 BANDWIDTHS: Final = (2, 4, 8, 16, 32, 64)
 """What is tried; the smallest whose error is within GOOD_ENOUGH of the best is suggested."""
@@ -50,14 +56,19 @@ class Question:
     def steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
+    @property
+    def sampling_probability(self) -> float:
+        return min(1.0, self.batch_size / self.units)
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One way to meet the target.
 
     `prefix_error` is the proxy, per coordinate over `clip_norm`; `relative_error` is it over that of
-    Poisson-sampled DP-SGD. `served`: whether this service runs it today. `honest_for` says in which
+    Poisson-sampled DP-SGD. `served`: whether this service runs it so. `honest_for` says in which
     training loop its epsilon is true. `min_separation`, `bisr_bandwidth`: what to configure, if anything.
+    `attested_epsilon`: the second number of an attested run, which nothing checks.
     """
 
     name: str
@@ -68,6 +79,7 @@ class Option:
     honest_for: str
     min_separation: int | None = None
     bisr_bandwidth: int | None = None
+    attested_epsilon: float | None = None
 
 
 def default_delta(units: int) -> float:
@@ -78,18 +90,42 @@ def default_delta(units: int) -> float:
 def plan(question: Question) -> tuple[Option, ...]:
     """Every mode's noise for the same target, Poisson last. Raises InvalidRequest naming the argument."""
     _check(question)
-    poisson = _poisson_noise(question)
+    poisson, dealable = _dealt_noise(question)
+    fits = question.batch_size <= MAX_UNITS_PER_STEP
     baseline = poisson * prefix_error(1, question.steps)
     epochs = question.epochs
     sigma = noise_multiplier_for(question.target_epsilon, epochs, question.delta)
     error = sigma * prefix_error(1, question.steps)
     options = [
-        Option("bounded, independent", sigma, error, error / baseline, True, ANY_LOOP),
+        Option("bounded, independent", sigma, error, error / baseline, fits, ANY_LOOP),
         _bisr(question, baseline, "bounded, bisr, reshuffled", 1, ANY_LOOP) if epochs > 1 else None,
         _bisr(question, baseline, *_kept_order(question)),
-        Option(_DEALT_NAME, poisson, baseline, 1.0, served=True, honest_for=DEALT),
+        _attested(question, sigma, error, error / baseline),
+        Option(_DEALT_NAME, poisson, baseline, 1.0, served=dealable, honest_for=DEALT),
     ]
     return tuple(option for option in options if option is not None)
+
+
+def settings_of(option: Option, question: Question) -> dict[str, JsonValue]:
+    """What to write into a run's optimizer to get the option, beside type, clip_norm and domain."""
+    settings: dict[str, JsonValue] = {
+        "mode": {DEALT: "dealt", SAMPLED: "attested"}.get(option.honest_for, "bounded"),
+        "noise_multiplier": option.noise_multiplier,
+        "delta": question.delta,
+        "batch_size": question.batch_size,
+        "max_steps": question.steps,
+    }
+    if option.honest_for != DEALT:
+        settings["max_participations"] = question.epochs
+    if option.honest_for == SAMPLED:
+        settings["sampling_probability"] = question.sampling_probability
+    if option.bisr_bandwidth is not None:
+        settings |= {
+            "min_separation": option.min_separation,
+            "noise": "bisr",
+            "bisr_bandwidth": option.bisr_bandwidth,
+        }
+    return settings
 
 
 def is_honest(option: Option, loop: Loop) -> bool:
@@ -101,6 +137,26 @@ def advised(options: Sequence[Option], loop: Loop) -> Option | None:
     """Of what is served and honest for the loop, the one with the least error; None if nothing is."""
     fitting = [option for option in options if option.served and is_honest(option, loop)]
     return min(fitting, key=lambda option: option.prefix_error, default=None)
+
+
+def verdict(question: Question, options: Sequence[Option], loop: Loop) -> dict[str, Any]:
+    """The plan as it is told: what was asked, which option is honest for the loop and which is advised."""
+    chosen = advised(options, loop)
+    return {
+        **asdict(question),
+        "steps": question.steps,
+        "loop": loop.value,
+        "advised": None if chosen is None else chosen.name,
+        "why": WHY[loop],
+        "options": [
+            {
+                **asdict(option),
+                "honest_here": is_honest(option, loop),
+                "settings": settings_of(option, question),
+            }
+            for option in options
+        ],
+    }
 
 
 def _kept_order(question: Question) -> tuple[str, int, str]:
@@ -136,7 +192,44 @@ def _bisr(question: Question, baseline: float, name: str, apart: int, honest_for
         return None
     best = min(error for error, _, _ in found)
     error, bandwidth, sigma = next(one for one in found if one[0] <= best * GOOD_ENOUGH)
-    return Option(name, sigma, error, error / baseline, True, honest_for, apart, bandwidth)
+    served = question.batch_size <= MAX_UNITS_PER_STEP
+    return Option(name, sigma, error, error / baseline, served, honest_for, apart, bandwidth)
+
+
+def _attested(question: Question, sigma: float, error: float, relative: float) -> Option:
+    """Bounded with independent noise, and epsilon of what the client says beside it."""
+    promised, served = None, question.batch_size <= MAX_UNITS_PER_STEP
+    try:
+        step = DealtGaussian(1, question.sampling_probability, 1, sigma)  # without a cap N has no part in it
+        found = amplified.epsilon(step, question.steps, question.delta)
+        promised = found if math.isfinite(found) else None
+    except InvalidRequest:
+        served = False  # a run is refused for the same reason
+    return Option("attested", sigma, error, relative, served, SAMPLED, attested_epsilon=promised)
+
+
+def _dealt_noise(question: Question) -> tuple[float, bool]:
+    """The noise that a dealt run finds for the target; of plain Poisson sampling, and False, if it cannot be.
+
+    A run that is created with it is charged at most the target.
+    """
+    q = exact_probability(question.sampling_probability)
+    cap = wide_cap(question.units, q)
+    if question.batch_size <= MAX_UNITS_PER_STEP:
+        try:
+            found = amplified.noise_multiplier_for(
+                question.target_epsilon,
+                question.delta,
+                units=question.units,
+                sampling_probability=q,
+                # A wide cap costs nothing, and without one every trial is computed once, not twice.
+                batch_cap=cap if cap == MAX_UNITS_PER_STEP else question.units,
+                steps=question.steps,
+            )
+        except InvalidRequest:  # delta is below what loss distributions resolve
+            return _poisson_noise(question), False
+        return found, True
+    return _poisson_noise(question), False
 
 
 def _poisson_noise(question: Question) -> float:
@@ -144,7 +237,7 @@ def _poisson_noise(question: Question) -> float:
     import dp_accounting  # noqa: PLC0415
     from dp_accounting import pld  # noqa: PLC0415
 
-    rate = min(1.0, question.batch_size / question.units)
+    rate = question.sampling_probability
 
     def fits(sigma: float) -> bool:
         event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(sigma))

@@ -170,6 +170,18 @@ def test_a_plan_takes_n_and_delta_from_the_domain(http: TestClient) -> None:
     plan = http.get(f"{LETTERS}/plan?batch_size=40&epochs=2").json()
     assert (plan["units"], plan["steps"], plan["delta"], plan["target_epsilon"]) == (400, 20, 1e-5, 6.6)
     assert plan["warnings"] == []
+    assert (plan["loop"], plan["advised"]) == ("reshuffled", "bounded, bisr, reshuffled")
+    assert "Shuffling must not be billed as Poisson" in plan["why"]
+    for loop, honest in (("sampled", {"attested"}), ("dealt", {"dealt Poisson"})):
+        asked = http.get(f"{LETTERS}/plan?batch_size=40&epochs=2&loop={loop}").json()
+        found = {option["name"] for option in asked["options"] if option["honest_here"]}
+        assert honest == {name for name in found if not name.startswith("bounded")}
+        assert asked["options"][-1]["settings"]["mode"] == "dealt"
+    assert code(http.get(f"{LETTERS}/plan?batch_size=40&epochs=2&loop=other")) == (
+        422,
+        "invalid_request",
+        "loop",
+    )
     other = http.get(f"{LETTERS}/plan?batch_size=40&epochs=2&epsilon=2").json()
     assert other["options"][0]["noise_multiplier"] > plan["options"][0]["noise_multiplier"]
     assert code(http.get(f"{LETTERS}/plan?epochs=2")) == (422, "invalid_request", "batch_size")

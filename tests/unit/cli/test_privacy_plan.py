@@ -26,28 +26,33 @@ def test_a_plan_is_a_table_a_chart_and_an_advice(tensafe: Tensafe) -> None:
         assert "░" not in row
         assert {char for char in noise + error if char in "█░"} == {bars}
     assert "Advised for your loop: bounded, bisr, reshuffled" in told.out
-    assert "Shuffling must not be\nbilled as Poisson sampling" in told.out
+    said = " ".join(told.out.split())
+    assert "Shuffling must not be billed as Poisson sampling" in said
+    assert 'mode="bounded"' in lines[-1]
+    assert 'noise="bisr"' in lines[-1]
 
 
 def test_a_fixed_order_is_advised_to_who_has_one_and_poisson_to_who_is_dealt(tensafe: Tensafe) -> None:
     """A client's own sampling is advised what any loop is; only who is dealt to is advised that."""
     for loop, advised, honest in (
-        ("reshuffled", "bounded, bisr, reshuffled", [True, True, False, False]),
-        ("fixed", "bounded, bisr, fixed order", [True, True, True, False]),
-        ("sampled", "bounded, bisr, reshuffled", [True, True, False, False]),
-        ("dealt", "dealt Poisson", [False, False, False, True]),
+        ("reshuffled", "bounded, bisr, reshuffled", [True, True, False, False, False]),
+        ("fixed", "bounded, bisr, fixed order", [True, True, True, False, False]),
+        ("sampled", "bounded, bisr, reshuffled", [True, True, False, True, False]),
+        ("dealt", "dealt Poisson", [False, False, False, False, True]),
     ):
         told = tensafe(*ASKED, "--loop", loop, "--json").json
         assert (told["loop"], told["advised"]) == (loop, advised)
         assert [option["honest_here"] for option in told["options"]] == honest
         assert (told["steps"], told["warning"]) == (20, None)
-        assert [option["served"] for option in told["options"]] == [True] * 4
+        assert [option["served"] for option in told["options"]] == [True] * 5
 
 
 def test_a_loop_that_the_service_deals_is_advised_its_own_mode(tensafe: Tensafe) -> None:
     told = tensafe(*ASKED, "--loop", "dealt")
     assert told.code == 0
-    assert "Advised for your loop: dealt Poisson (noise_multiplier=" in told.out
+    assert "Advised for your loop: dealt Poisson." in told.out
+    assert 'mode="dealt", noise_multiplier=' in told.out.splitlines()[-1]
+    assert told.out.endswith("batch_size=40, max_steps=20\n")
 
 
 def test_the_chart_is_drawn_into_a_file(tensafe: Tensafe, tmp_path: Path) -> None:
@@ -70,7 +75,7 @@ def test_the_chart_is_drawn_into_a_file(tensafe: Tensafe, tmp_path: Path) -> Non
             (option["honest_here"], bar.get("fill")) for bar, option in zip(mine, options, strict=True)
         }
         assert len(colours) == 2
-    assert "400 units, batches of 40, 2 epochs, epsilon 4, delta 1e-05" in texts
+    assert "400 units, batches of 40, 2 epochs, epsilon 4, delta 1e-05, loop: reshuffled" in texts
 
 
 def test_a_chart_that_cannot_be_written_ends_in_one_sentence(tensafe: Tensafe, tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import pld
 
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import DpAdamWConfig
+from tensafe.privacy import amplified
+from tensafe.privacy.amplified import Spent
 from tensafe.privacy.bisr import coefficients
+from tensafe.privacy.dealt_mechanism import resolve_dealt
+from tensafe.privacy.domain_records import Domain
 from tensafe.privacy.mechanism import resolve
-from tensafe.privacy.planner import Option, Question, default_delta, plan, prefix_error
+from tensafe.privacy.planner import Option, Question, default_delta, plan, prefix_error, settings_of
 
 QUESTION = Question(units=2000, batch_size=100, epochs=3, target_epsilon=4.0, delta=1e-5)
 
@@ -33,33 +39,47 @@ def test_the_proxy_is_that_of_the_matrices(bandwidth: int, steps: int) -> None:
     assert prefix_error(bandwidth, steps) == pytest.approx(exact, rel=1e-12)
 
 
+def configured(option: Option) -> DpAdamWConfig:
+    """A run's optimizer with what the plan says to write into it."""
+    rest = {"type": "tensafe_dp_adamw", "clip_norm": 1.0, "domain": "d"}
+    return DpAdamWConfig.model_validate({**rest, **settings_of(option, QUESTION)})
+
+
 @pytest.mark.parametrize(
-    "name", ["bounded, independent", "bounded, bisr, reshuffled", "bounded, bisr, fixed order"]
+    "name", ["bounded, independent", "bounded, bisr, reshuffled", "bounded, bisr, fixed order", "attested"]
 )
 def test_the_service_would_charge_what_was_planned(name: str) -> None:
     option = planned()[name]
     assert option.served
-    correlated = (
-        {}
-        if option.bisr_bandwidth is None
-        else {
-            "noise": "bisr",
-            "bisr_bandwidth": option.bisr_bandwidth,
-            "min_separation": option.min_separation,
-        }
-    )
-    config = DpAdamWConfig(
-        type="tensafe_dp_adamw",
-        clip_norm=1.0,
-        noise_multiplier=option.noise_multiplier,
-        delta=QUESTION.delta,
-        batch_size=QUESTION.batch_size,
-        max_steps=QUESTION.steps,
-        max_participations=QUESTION.epochs,
-        domain="d",
-        **correlated,
-    )
-    assert 3.999 < resolve(config).epsilon_bound <= 4.0
+    mechanism = resolve(configured(option))
+    assert 3.999 < mechanism.epsilon_bound <= 4.0
+    assert mechanism.attested_epsilon(QUESTION.steps) == option.attested_epsilon
+    assert (name == "attested") == (option.attested_epsilon is not None)
+
+
+@pytest.mark.parametrize("adjacency", ["zero_out_one_unit", "add_or_remove_one_unit"])
+def test_a_dealt_run_as_planned_fits_a_domain_of_that_budget(adjacency: Any) -> None:
+    """By a hair: whoever follows the plan is neither refused nor given more noise than it takes."""
+    option = planned()["dealt Poisson"]
+    assert option.served
+    terms = DomainTerms(unit="record", adjacency=adjacency, delta=QUESTION.delta, max_epsilon=4.0)
+    domain = Domain("acme", "d", "open", terms, 0, units=QUESTION.units, manifest_digest="0" * 64)
+    mechanism = resolve_dealt(configured(option), domain, Spent())
+    assert mechanism.max_steps == QUESTION.steps
+    assert 3.99 < amplified.epsilon(mechanism.gaussian, mechanism.max_steps, QUESTION.delta) <= 4.0
+
+
+def test_what_the_service_would_refuse_is_planned_as_not_served() -> None:
+    """More units in a step than one can charge; a delta that loss distributions do not resolve."""
+    large = plan(Question(100_000, 30_000, 2, 4.0, 1e-6))
+    assert [option.served for option in large] == [False] * 5
+    small = {option.name: option.served for option in plan(Question(2000, 100, 1, 4.0, 1e-12))}
+    assert small == {
+        "bounded, independent": True,
+        "bounded, bisr": True,
+        "attested": False,
+        "dealt Poisson": False,
+    }
 
 
 def test_poisson_meets_the_target_closely_and_is_served() -> None:
@@ -89,6 +109,7 @@ def test_the_measured_ratios_of_the_literature_table_hold() -> None:
 def test_runs_too_short_for_a_band_and_of_one_epoch() -> None:
     assert [option.name for option in plan(Question(1, 1, 1, 4.0, 1e-5))] == [
         "bounded, independent",
+        "attested",
         "dealt Poisson",
     ]
     assert [option.name for option in plan(Question(40, 10, 1, 4.0, 1e-5))][1] == "bounded, bisr"

@@ -29,6 +29,7 @@ from tensafe.contracts.domains import MAX_PAGE_UNITS, MAX_PAGES
 from tensafe.contracts.errors import TooManyRequests
 from tensafe.operations.streams import now_ms
 from tensafe.privacy.domain_rules import require_open
+from tensafe.privacy.loops import Loop
 from tensafe.privacy.manifest import ENTRY_BYTES
 from tensafe.privacy.planner import Question, plan
 
@@ -42,7 +43,7 @@ _PAGE_BODY: Final[dict[str, Any]] = {
     }
 }
 _planning = threading.BoundedSemaphore(2)
-"""A plan takes a second or two of a core."""
+"""A plan takes a few seconds of a core."""
 
 
 @router.post("", status_code=201, openapi_extra=documented(CreateDomain))
@@ -165,10 +166,12 @@ async def planned(
     batch_size: Annotated[int, Query(ge=1, le=10_000_000)],
     epochs: Annotated[int, Query(ge=1, le=1_000_000)],
     epsilon: Annotated[float | None, Query(gt=0, le=1e4, allow_inf_nan=False)] = None,
+    loop: Loop = Loop.RESHUFFLED,
 ) -> DomainPlan:
     """The noise that each mode needs for a training on the domain's N units at its delta.
 
-    `epsilon` is the target, by default the domain's whole `max_epsilon`, whatever is spent already.
+    `epsilon` is the target, by default the domain's whole `max_epsilon`, whatever is spent already. `loop`
+    says how the training comes by its batches; the answer marks what is honest for it.
     """
     domain = await context.call(context.services.domains.get, principal.tenant, name)
     require_open(domain)
@@ -180,7 +183,7 @@ async def planned(
         options = await context.call(plan, question)
     finally:
         _planning.release()
-    return DomainPlan.of(question, options, domain.warnings)
+    return DomainPlan.of(question, options, loop, domain.warnings)
 
 
 async def _shown(context: Context, principal: Principal, name: str) -> PrivacyDomain:

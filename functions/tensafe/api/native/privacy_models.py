@@ -9,7 +9,8 @@ from pydantic import Field
 
 from tensafe.contracts.domains import MAX_MANIFEST_UNITS, DomainTerms
 from tensafe.contracts.training import Strict
-from tensafe.privacy.planner import Option, Question
+from tensafe.privacy.loops import Loop
+from tensafe.privacy.planner import Option, Question, verdict
 from tensafe.privacy.reading import Overview, Summary
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -135,7 +136,12 @@ class LedgerRows(Strict):
 
 
 class PlanOption(Strict):
-    """One way to meet the target; `relative_error` (of sums over steps) is a proxy for utility."""
+    """One way to meet the target; `relative_error` (of sums over steps) is a proxy for utility.
+
+    `honest_here`: whether its epsilon is true for the loop that was asked about. `settings`: what to write
+    into a run's optimizer beside type, clip_norm and domain. `attested_epsilon`: if the client samples as it
+    says.
+    """
 
     name: str
     noise_multiplier: float
@@ -145,10 +151,16 @@ class PlanOption(Strict):
     honest_for: str
     min_separation: int | None
     bisr_bandwidth: int | None
+    attested_epsilon: float | None
+    honest_here: bool
+    settings: dict[str, Any]
 
 
 class DomainPlan(Strict):
-    """The noise that each mode needs for a training on the domain, and in which loop it is honest."""
+    """The noise that each mode needs for a training on the domain, and which is honest for the loop.
+
+    `advised` names the honest option with the least error, None if none is served; `why` says it in words.
+    """
 
     units: int
     batch_size: int
@@ -156,10 +168,14 @@ class DomainPlan(Strict):
     steps: int
     target_epsilon: float
     delta: float
+    loop: Loop
+    advised: str | None
+    why: str
     warnings: list[str]
     options: list[PlanOption]
 
     @classmethod
-    def of(cls, question: Question, options: tuple[Option, ...], warnings: tuple[str, ...]) -> DomainPlan:
-        told = {**asdict(question), "steps": question.steps, "warnings": list(warnings)}
-        return cls.model_validate({**told, "options": [asdict(option) for option in options]})
+    def of(
+        cls, question: Question, options: tuple[Option, ...], loop: Loop, warnings: tuple[str, ...]
+    ) -> DomainPlan:
+        return cls.model_validate({**verdict(question, options, loop), "warnings": list(warnings)})
