@@ -126,6 +126,7 @@ def private_statement(
             "run_max_epsilon": run.max_epsilon,
             "domain_max_epsilon": None if domain is None else domain.terms.max_epsilon,
         },
+        **_attested(run),
         "reading": "spent_if_schedule_was_fixed_else_bound",
         "ledger": {"rows": spent.steps, "head_hash": spent.head_hash},
         "warnings": [] if domain is None else _warnings(domain),
@@ -253,6 +254,17 @@ def _run_of(spent: DomainStatement, run_id: str) -> RunStatement:
         if run.run_id == run_id:
             return run
     raise IntegrityError(f"run {run_id} is not in the ledger of its domain {spent.domain}")
+
+
+def _attested(run: RunStatement) -> Statement:
+    """The second number of an attested run, which rests on what its client says."""
+    if run.attested_probability is None:
+        return {}
+    told: Statement = {
+        "sampling_probability": run.attested_probability,
+        "run_epsilon": run.attested_epsilon,
+    }
+    return {"attested": told}
 
 
 def _bound(run: RunStatement, delta: float) -> float:

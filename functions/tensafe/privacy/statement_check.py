@@ -11,6 +11,7 @@ import numpy as np
 
 from tensafe.privacy.artifact_statement import CHARGED_BEFORE
 from tensafe.privacy.closed_form import is_epsilon
+from tensafe.privacy.dealt_mechanism import DEALT_VERSION
 from tensafe.privacy.records import genesis
 from tensafe.privacy.verify_forms import LedgerRefused, RegisteredForm
 from tensafe.privacy.verify_replay import Report
@@ -59,9 +60,28 @@ def check_against_ledger(statement: Mapping[str, Any], ledger: BinaryIO, report:
     _close("run_epsilon", spent["run_epsilon"], own["run_epsilon"])
     _same("run_participations", spent["run_participations"], own.get("participations"))
     _same("run_steps", spent["run_steps"], steps)
+    _same("attested", statement.get("attested"), _attested(statement["mechanism"], own))
+    _check_bound(statement, report.delta)
     for name, mu in (("epsilon", "mu"), ("run_epsilon", "run_mu")):
         if spent[mu] is not None:
             _is_of(name, spent[name], spent[mu], report.delta)
+
+
+def _attested(mechanism: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the run's last row says of an attested run."""
+    q = mechanism.get("attested_probability")
+    return None if q is None else {"sampling_probability": q, "run_epsilon": row.get("attested_epsilon")}
+
+
+def _check_bound(statement: Mapping[str, Any], delta: float) -> None:
+    """What the run alone can still reach follows from its mechanism; of a dealt run all is charged."""
+    mechanism, stated = statement["mechanism"], statement["bound"]["run_epsilon"]
+    if mechanism["version"] == DEALT_VERSION:
+        _close("bound.run_epsilon", stated, statement["spent"]["run_epsilon"])
+        return
+    whole, sigma = mechanism.get("sensitivity"), mechanism["noise_multiplier"]
+    mu = math.sqrt(mechanism["max_participations"]) / sigma if whole is None else whole / sigma
+    _is_of("bound.run_epsilon", stated, mu, delta)
 
 
 def _check_registered(statement: Mapping[str, Any], registered: RegisteredForm | None, row: int) -> None:
@@ -112,4 +132,4 @@ def _close(name: str, stated: float, found: float) -> None:
 
 def _is_of(name: str, stated: float, mu: float, delta: float) -> None:
     if not bool(is_epsilon(np.array([stated]), np.array([mu**2]), delta)[0]):
-        raise LedgerRefused(_WHERE, f"its {name} {stated:.9g} is not that of its mu {mu:.9g}")
+        raise LedgerRefused(_WHERE, f"its {name} {stated:.9g} is not that of mu {mu:.9g}")

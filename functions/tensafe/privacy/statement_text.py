@@ -74,11 +74,14 @@ def _private(statement: Mapping[str, Any]) -> Iterator[str]:
         "batch_size",
         "max_participations",
         "max_steps",
+        "min_separation",
         "bisr_bandwidth",
+        "sampling_probability",
+        "batch_cap",
     )
     mechanism = statement["mechanism"]
     named = (f"{name} {mechanism[name]:g}" for name in shown if mechanism.get(name) is not None)
-    yield _fact("mechanism", ", ".join(named))
+    yield from _folded("mechanism", ", ".join(named))
     yield _fact(
         "spent", f"epsilon {rounded_up(spent['epsilon'])} at delta {spent['delta']!r}{_mu(spent['mu'])}"
     )
@@ -89,9 +92,28 @@ def _private(statement: Mapping[str, Any]) -> Iterator[str]:
         if bound[name] is not None:
             limits.append(f"{bound[name]:g} for the domain ({whose} max_epsilon)")
     yield _fact("bound", "epsilon " + ", ".join(limits))
+    if "attested" in statement:
+        yield from _folded("attested", _attested(statement["attested"]))
     yield _fact("which counts", "spent, if the schedule (steps, runs, noise) was fixed in advance;")
     yield _fact("", "the bound, if what was seen decided when to stop or what to train next")
     yield _fact("ledger", f"row {statement['ledger']['rows']}, hash {statement['ledger']['head_hash']}")
+
+
+def _attested(attested: Mapping[str, Any]) -> str:
+    epsilon, q = attested["run_epsilon"], attested["sampling_probability"]
+    number = "no useful epsilon" if epsilon is None else f"epsilon {rounded_up(epsilon)}"
+    return (
+        f"{number} for this run alone, if its client drew every unit independently with probability {q:g} in "
+        "every step, as it says: nobody checked that, and no budget counts it"
+    )
+
+
+def _folded(name: str, value: str) -> Iterator[str]:
+    """A fact over as many lines as it takes."""
+    first, *rest = textwrap.wrap(value, _COLUMNS - _WIDTH)
+    yield _fact(name, first)
+    for line in rest:
+        yield _fact("", line)
 
 
 def _mu(mu: float | None) -> str:

@@ -241,6 +241,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         ("domain", "manifest_digest", "0" * 64),
         ("domain", "max_epsilon", 1.0),
         ("domain", "registered", False),
+        ("bound", "run_epsilon", 0.1),
         ("bound", "run_max_epsilon", 1.0),
         ("bound", "domain_max_epsilon", 1.0),
         ("artifact", "run_id", OTHER),
@@ -268,6 +269,73 @@ def test_a_smaller_epsilon_is_refused_though_its_mu_fits(rig: Rig, epsilon: str,
     told["spent"] |= {epsilon: epsilon_of(0.01, 1e-5) * (1 + 1e-7), mu: 0.1}
     with pytest.raises(LedgerRefused, match=f"states {epsilon} "):
         check_against_ledger(told, exported, report)
+
+
+def test_what_is_attested_stands_beside_what_is_certified(rig: Rig) -> None:
+    """Both numbers, told apart; one that its client made up is caught like any other."""
+    register(rig, 1, 2, 3)
+    rig.begin(optimizer=private(mode="attested", sampling_probability=0.01, max_participations=3))
+    rig.do(1, save("before"))
+    rig.do(2, forward_backward(units=(1, 2)))
+    rig.do(3, optim_step())
+    rig.do(4, save("late"))
+    told, exported = statement(rig, "late"), export(rig)
+    report = verify(exported, keys(rig), processes=1)
+    attested = report.runs[0].attested_epsilon
+    assert attested is not None
+    assert told["attested"]["sampling_probability"] == 0.01
+    assert told["attested"]["run_epsilon"] == pytest.approx(attested, rel=1e-2)
+    assert told["attested"]["run_epsilon"] < told["spent"]["run_epsilon"] / 2
+    assert statement(rig, "before")["attested"]["run_epsilon"] is None
+    text = " ".join(text_of(told).split())
+    assert f"epsilon {rounded_up(told['attested']['run_epsilon'])} for this run alone, if its client" in text
+    assert "nobody checked that, and no budget counts it" in text
+    for name in ("before", "late"):
+        check_against_ledger(statement(rig, name), exported, report)
+    less = {**told["attested"], "run_epsilon": 0.001}
+    more = {**told["attested"], "sampling_probability": 0.001}
+    for forged in ({**told, "attested": less}, {**told, "attested": more}):
+        with pytest.raises(LedgerRefused, match="it states attested"):
+            check_against_ledger(forged, exported, report)
+    del told["attested"]
+    with pytest.raises(LedgerRefused, match="it states attested"):
+        check_against_ledger(told, exported, report)
+
+
+def test_the_bound_of_every_kind_of_run_is_held_to_its_mechanism(rig: Rig) -> None:
+    register(rig, *range(24))
+    correlated = private(
+        noise="bisr",
+        bisr_bandwidth=2,
+        max_steps=9,
+        max_participations=3,
+        min_separation=3,
+        noise_multiplier=3.0,
+    )
+    runs = {RUN: dealt(domain="letters"), OTHER: correlated, "s-1:train:2": private(max_participations=3)}
+    for run_id, optimizer in runs.items():
+        rig.begin(run_id, optimizer=optimizer)
+        rig.drain()
+        rig.do(1, save("new"), run_id)
+    exported = export(rig)
+    report = verify(exported, keys(rig), processes=1)
+    for run_id in runs:
+        told = statement(rig, "new", run_id)
+        check_against_ledger(told, exported, report)
+        told["bound"]["run_epsilon"] *= 0.9
+        with pytest.raises(LedgerRefused, match=r"bound\.run_epsilon"):
+            check_against_ledger(told, exported, report)
+
+
+def test_a_dealt_runs_statement_tells_people_how_units_are_drawn(rig: Rig) -> None:
+    register(rig, *range(24))
+    rig.begin(optimizer=dealt(domain="letters"))
+    rig.drain()
+    rig.do(1, save("new"))
+    told = statement(rig, "new")
+    cap = told["mechanism"]["batch_cap"]
+    assert f"sampling_probability 0.166667, batch_cap {cap}" in " ".join(text_of(told).split())
+    assert "attested" not in told
 
 
 def test_an_export_takes_its_statement_along(rig: Rig) -> None:
