@@ -16,16 +16,17 @@ from scipy import stats
 
 from tensafe.operations.records import OpState
 from tensafe.privacy import noise, release
+from tests.support.dealt_training import dealt, register, send
 from tests.support.privacy_audit.watching import Released, watch_releases
 from tests.support.training_log import Step, forward_backward, load, optim_step, private, save
 from tests.unit.trainer_worker.rig import RUN, Rig
 
-FORK, OTHER = "s-1:train:1", "s-1:train:2"
+FORK, OTHER, DEALT = "s-1:train:1", "s-1:train:2", "s-1:train:3"
 P_LIMIT = 1e-3
 
 
 def many_steps(new_rig: Callable[..., Rig], patch: pytest.MonkeyPatch) -> list[Released]:
-    """Steps with data and without, restarts, a checkpoint that is loaded again, a fork, and another run."""
+    """Steps with data and without, restarts, a checkpoint that is loaded again, a fork, a dealt run."""
     released = watch_releases(patch)
     optimizer = private(clip_norm=0.25, noise_multiplier=3.0, max_participations=20)
     rig = new_rig()
@@ -49,6 +50,18 @@ def many_steps(new_rig: Callable[..., Rig], patch: pytest.MonkeyPatch) -> list[R
     rig.begin(OTHER, optimizer=private(clip_norm=4.0, domain="elsewhere"))
     for run_id, seq in itertools.product((FORK, OTHER), range(1, 5)):
         do(run_id, seq, optim_step())
+    register(rig.services.domains)
+    rig.begin(DEALT, optimizer=dealt())
+    rig.drain()
+    stream, seq = rig.world.stream(DEALT), 1
+    for step in range(3):
+        if unit_ids := rig.services.deals.issue(stream, step).unit_ids:
+            do(DEALT, seq, send(unit_ids))
+            seq += 1
+        do(DEALT, seq, optim_step())
+        rig.restart()
+        seq += 1
+    assert rig.services.deals.shown(stream).completed == 3
     return released
 
 
@@ -80,8 +93,8 @@ def test_steps_restarts_restores_forks_and_runs_draw_independent_noise(
 ) -> None:
     released = many_steps(new_rig, monkeypatch)
     steps = one_per_step(released)
-    assert len(steps) == 14
-    assert len(released) > 14, "the restarts have replayed some"
+    assert len(steps) == 17
+    assert len(released) > 17, "the restarts have replayed some"
     found = p_values(np.stack([one.noise for one in steps.values()]))
     assert min(found.values()) > P_LIMIT, found
 

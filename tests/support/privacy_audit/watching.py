@@ -9,16 +9,17 @@ import numpy.typing as npt
 import pytest
 
 from tensafe.privacy import release
+from tensafe.privacy.dealt_rows import DealtCharge
 from tensafe.privacy.noise import Float64Array
 from tensafe.privacy.statements import Charge
-from tensafe_gpu.trainer import private_steps
+from tensafe_gpu.trainer import dealt_steps, private_steps
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
     """One release: the charge behind it, the clipped sum, and what left, times the public divisor."""
 
-    charge: Charge
+    charge: Charge | DealtCharge
     clipped_sum: Float64Array
     noisy_sum: Float64Array
 
@@ -32,11 +33,14 @@ def watch_releases(patch: pytest.MonkeyPatch) -> list[Released]:
     """The releases of all trainers of this process from now on, in order."""
     seen: list[Released] = []
 
-    def watched(charge: Charge, secret: bytes, total: npt.ArrayLike, *, offset: int = 0) -> Float64Array:
+    def watched(
+        charge: Charge | DealtCharge, secret: bytes, total: npt.ArrayLike, *, offset: int = 0
+    ) -> Float64Array:
         mean = release.noisy_mean(charge, secret, total, offset=offset)
         clipped_sum = np.array(total, dtype=np.float64)
         seen.append(Released(charge, clipped_sum, mean * charge.batch_size))
         return mean
 
     patch.setattr(private_steps, "noisy_mean", watched)
+    patch.setattr(dealt_steps, "noisy_mean", watched)
     return seen
