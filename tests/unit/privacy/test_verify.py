@@ -40,6 +40,11 @@ def place(line: int) -> str:
     return "header" if line == 0 else "trailer" if line == ROWS + 1 else f"row {line}"
 
 
+def line_of(at: int) -> int:
+    """The line that holds this byte."""
+    return max(number for number in range(len(LINES)) if STARTS[number] <= at)
+
+
 def names(error: LedgerRefused, line: int) -> bool:
     return error.where == place(line) or error.where.startswith(f"{place(line)} (")
 
@@ -85,8 +90,7 @@ def test_a_flipped_bit_is_caught_and_its_row_is_named(at: int, bit: int) -> None
     data[at] ^= 1 << bit
     with pytest.raises(LedgerRefused) as caught:
         EXPORTED.verify([bytes(data)])
-    line = max(number for number in range(len(LINES)) if STARTS[number] <= at)
-    assert names(caught.value, line), (at, bit, caught.value)
+    assert names(caught.value, line_of(at)), (at, bit, caught.value)
 
 
 @settings(max_examples=200, deadline=None)
@@ -94,7 +98,10 @@ def test_a_flipped_bit_is_caught_and_its_row_is_named(at: int, bit: int) -> None
 def test_a_byte_that_is_put_in_or_taken_out_is_caught(at: int, value: int, insert: bool) -> None:
     data = b"".join(LINES)
     changed = data[:at] + bytes([value]) + data[at:] if insert else data[:at] + data[at + 1 :]
-    refusal([changed])
+    line = line_of(at)
+    if insert and value == data[at] == 10:  # an empty line behind this one
+        line = min(line + 1, ROWS + 1)
+    assert names(refusal([changed]), line), (at, line)
 
 
 def test_every_byte_of_a_row_counts() -> None:
@@ -137,8 +144,8 @@ def test_a_cut_between_lines_is_named(kept: int) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(0, STARTS[-1] - 1))
-def test_a_cut_anywhere_is_caught(size: int) -> None:
-    refusal([b"".join(LINES)[:size]])
+def test_a_cut_anywhere_is_caught_and_the_first_row_that_is_not_whole_is_named(size: int) -> None:
+    assert names(refusal([b"".join(LINES)[:size]]), line_of(size))
 
 
 def test_something_behind_the_trailer_is_refused() -> None:
