@@ -11,13 +11,17 @@ from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
 from tensafe.operations.records import OpKind, OpState
+from tests.support.privacy_audit.watching import watch_releases
 from tests.support.sdk_data import supervised
+from tests.support.tinker_http import PROTOBUF, training_message
 from tests.support.training_log import private
 from tests.unit.operations.world import BASE
 from tests.unit.trainer_worker.rig import Rig
+from tests.unit.wire.messages import dense
 
 TOKENS = [5, 9, 2, 7, 30]
-PRIVATE = OptimizerConfigBase(**private(max_participations=9).model_dump(exclude_none=True))
+OPTIMIZER = private(max_participations=9).model_dump(exclude_none=True)
+PRIVATE = OptimizerConfigBase(**OPTIMIZER)
 COUNTS = {"non_dp/units:sum", "non_dp/clipped_units:sum", "non_dp/nonfinite_units:sum"}
 
 
@@ -101,3 +105,93 @@ def test_the_native_face_lists_what_is_not_private_and_saves_no_half_step(rig: R
     assert [op.state for op in saves] == [OpState.COMPLETED]
     assert result(http, rig, run, "optim_step", {}).status_code == 200
     assert result(http, rig, run, "save_state", {"name": "whole"}).status_code == 200
+
+
+class Native:
+    """A private run of the native face, whose retries carry an idempotency key."""
+
+    def __init__(self, http: TestClient, rig: Rig) -> None:
+        self.http = http
+        body = {"base_model": BASE, "lora": {"rank": 2, "seed": 7}, "optimizer": OPTIMIZER}
+        self.run = http.post("/v1/training_clients", json=body).json()["training_client"]["id"]
+        rig.drain()
+        inputs = {"target_tokens": TOKENS[1:], "weights": [1.0] * 4}
+        self._data = {"tokens": TOKENS[:-1], "loss_fn_inputs": inputs, "dp_unit_id": 1}
+
+    def data(self) -> str:
+        return self._sent("forward_backward", {"data": [self._data], "loss_fn": "cross_entropy"})
+
+    def step(self) -> str:
+        return self._sent("optim_step", {"learning_rate": 0.1})
+
+    def _sent(self, operation: str, body: dict[str, Any]) -> str:
+        path = f"/v1/training_clients/{self.run}/{operation}"
+        answer = self.http.post(path, json=body, headers={"Idempotency-Key": operation})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def result(self, request: str) -> bytes:
+        answer = self.http.get(f"/v1/futures/{request}/result")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+class OverTinker:
+    """The same of the SDK's face, whose retries carry the same number."""
+
+    def __init__(self, http: TestClient, rig: Rig) -> None:
+        self.http = http
+        session = http.post("/api/v1/create_session", json={"tags": [], "sdk_version": "0.38.0"}).json()
+        body = {
+            "session_id": session["session_id"],
+            "model_seq_id": 0,
+            "base_model": BASE,
+            "lora_config": {"rank": 2, "seed": 7},
+            "optimizer_config": OPTIMIZER,
+        }
+        assert http.post("/api/v1/create_model", json=body).status_code == 200
+        self.run = f"{session['session_id']}:train:0"
+        rig.drain()
+
+    def data(self) -> str:
+        message = training_message(self.run, 1, TOKENS)
+        message.data[0].loss_fn_inputs["dp_unit_id"].CopyFrom(dense([1], "int64"))
+        headers = {"Content-Type": PROTOBUF}
+        return self._id(
+            self.http.post("/api/v1/forward_backward", content=message.SerializeToString(), headers=headers)
+        )
+
+    def step(self) -> str:
+        body = {"model_id": self.run, "seq_id": 2, "adam_params": {"learning_rate": 0.1}}
+        return self._id(self.http.post("/api/v1/optim_step", json=body))
+
+    def _id(self, answer: Any) -> str:
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["request_id"])
+
+    def result(self, request: str) -> bytes:
+        answer = self.http.post("/api/v1/retrieve_future", json={"request_id": request})
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+
+@pytest.mark.parametrize("face", [Native, OverTinker])
+def test_a_step_that_is_sent_again_is_charged_once_and_answered_as_before(
+    rig: Rig, http: TestClient, face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it has run, after that, and after another trainer has taken over: one sum, row and noise."""
+    released = watch_releases(monkeypatch)
+    client = face(http, rig)
+    sent = [client.data() for _ in range(2)]
+    steps = [client.step() for _ in range(2)]
+    rig.drain()
+    first = client.result(steps[0])
+    rig.restart()
+    sent.append(client.data())
+    steps.append(client.step())
+    rig.drain()
+    assert len(set(sent)) == len(set(steps)) == 1
+    assert [client.result(one) for one in steps] == [first] * 3
+    assert len({one.noisy_sum.tobytes() for one in released}) == 1
+    shown = http.get("/v1/privacy/domains/letters").json()
+    assert (shown["steps"], shown["runs"][0]["participations"]) == (1, 1)
