@@ -66,7 +66,18 @@ def show(
         print_object({**facts, "runs": runs}, as_json=True)
         return
     print_object(facts, as_json=False)
-    columns = ("run_id", "epsilon", "steps", "participations", "max_participations", "noise_multiplier")
+    columns = (
+        "run_id",
+        "mode",
+        "epsilon",
+        "attested_epsilon",
+        "steps",
+        "max_steps",
+        "abandoned",
+        "participations",
+        "max_participations",
+        "noise_multiplier",
+    )
     typer.echo("")
     print_rows(runs, as_json=False, columns=columns, empty="no runs")
 

@@ -113,8 +113,12 @@ def verify(
     print_object({"valid": True, **report}, as_json=False)
     columns = (
         "run_id",
+        "mode",
         "epsilon",
+        "attested_epsilon",
         "steps",
+        "max_steps",
+        "abandoned",
         "units",
         "participations",
         "max_participations",
