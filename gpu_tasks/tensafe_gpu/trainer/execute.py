@@ -146,7 +146,7 @@ class Executor:
                 labels |= self._private.metrics(run)
         logprobs, metrics, writes = self._compute(run, operation, request)
         try:
-            if _withholds(run) and not request.forward_only:
+            if _withholds(run, request):
                 del labels[NON_DP]
                 result = _withheld_result(operation, len(request.data), {**labels, WITHHELD: 1.0})
                 return Executed(result, writes)
@@ -198,10 +198,15 @@ def _forward_backward_result(operation: Operation, logprobs: Logprobs, metrics: 
     return _json(forward_backward_json(logprobs, metrics))
 
 
-def _withholds(run: HotRun) -> bool:
-    """Whether the run keeps what is not private of its training data to itself."""
+def _withholds(run: HotRun, request: ForwardBackward) -> bool:
+    """Whether the run keeps what is not private of these data to itself.
+
+    A forward may evaluate what is no training data; such data name no unit.
+    """
     mechanism = None if run.private is None else run.private.mechanism
-    return isinstance(mechanism, DealtMechanism) and not mechanism.reveal_non_dp
+    if not isinstance(mechanism, DealtMechanism) or mechanism.reveal_non_dp:
+        return False
+    return not request.forward_only or any(datum.unit_id is not None for datum in request.data)
 
 
 def _withheld_result(operation: Operation, examples: int, metrics: dict[str, float]) -> Result:

@@ -366,10 +366,15 @@ def test_what_was_accumulated_of_a_deal_that_was_given_up_is_dropped(
 
 
 def test_forward_is_free_and_says_what_is_not_private(client: Client, rig: Rig) -> None:
+    """Of data that name no unit, as an evaluation's: those of units are training data, and withheld."""
     client.deal(0)
-    answer = client.send([1, 2, 3], forward_only=True).json()
+    held_out = [{**row, "dp_unit_id": None} for row in body([1, 2, 3])["data"]]
+    answer = client.send([], data=held_out, forward_only=True).json()
     assert answer["non_dp"]
     assert answer["metrics"]["loss:sum"] > 0
+    for some in (body([1, 2, 3])["data"], [*held_out, *rows_of(1)]):
+        withheld = client.send([], data=some, forward_only=True).json()
+        assert withheld == {"loss_fn_outputs": None, "metrics": {"dp_outputs_withheld:max": 1.0}}
     assert rows(rig) == 2
 
 
@@ -572,6 +577,11 @@ def test_the_sdk_is_dealt_beside_its_own_protocol(
             done = training.forward_backward(data, "cross_entropy").result(timeout=30)
             assert set(done.metrics) == {"dp_epsilon:max", "dp_delta:max", "dp_outputs_withheld:max"}
             assert done.loss_fn_outputs == [{}] * len(data)
+            looked = training.forward(data, "cross_entropy").result(timeout=30)
+            assert (set(looked.metrics), looked.loss_fn_outputs) == (
+                {"dp_outputs_withheld:max"},
+                done.loss_fn_outputs,
+            )
             sent += len(data)
         metrics = training.optim_step(types.AdamParams()).result(timeout=30).metrics
         assert metrics is not None
