@@ -77,10 +77,10 @@ class PrivacyDomains:
         sent and units in all. Interrupted, call it again. Raises InvalidRequest (the data), Conflict (other
         data or terms have the name), ServiceError, Unavailable.
         """
-        body = {"name": name, **terms.model_dump()}
-        told = self._service.post(_PATH, body)
+        hashes = _hashes_of(data, terms, unit_ids)
+        told = self._service.post(_PATH, {"name": name, **terms.model_dump()})
         known = RegisteredDomain.of(told)
-        manifest = manifest_of(self.content_key(name), data, terms, unit_ids=unit_ids)
+        manifest = hashes.manifest(self.content_key(name))
         if known.state == "registering":
             known = self._send(name, manifest, int(told["pages"]), progress)
         if known.root != manifest.root.hex():
@@ -133,7 +133,11 @@ def manifest_of(
     key: bytes, data: Iterable[object], terms: DomainTerms, *, unit_ids: Sequence[int] | None = None
 ) -> Manifest:
     """The manifest of a data set under a domain's content key, computed here. Raises InvalidRequest."""
-    hashes = UnitHashes(key, terms)
+    return _hashes_of(data, terms, unit_ids).manifest(key)
+
+
+def _hashes_of(data: Iterable[object], terms: DomainTerms, unit_ids: Sequence[int] | None) -> UnitHashes:
+    hashes = UnitHashes(terms)
     for example in data:
         position = hashes.data
         if unit_ids is not None and position >= len(unit_ids):
@@ -147,4 +151,5 @@ def manifest_of(
         hashes.add(datum)
     if unit_ids is not None and hashes.data != len(unit_ids):
         raise InvalidRequest(f"there are {len(unit_ids)} unit_ids and {hashes.data} data; give one per datum")
-    return hashes.manifest()
+    hashes.require_some()
+    return hashes

@@ -45,11 +45,12 @@ def create_domain(
     """Register the data set in a JSONL file; again with the same file and terms, it does nothing.
 
     Every line is a datum of the native face: {"dp_unit_id": 7, "tokens": [...], "loss_fn_inputs": {...}}.
+    A file that cannot be registered leaves no domain behind, whose terms could not be changed.
     `progress` is told how many data have been read. Raises InvalidRequest naming the line, Conflict.
     """
-    domains = services.domains
-    domain = domains.create(tenant, name, terms)
-    hashes = UnitHashes(domains.content_key(domain), terms)
+    domains, hashes = services.domains, UnitHashes(terms)
+    if domains.find(tenant, name) is not None:
+        domains.create(tenant, name, terms)  # says so if its terms are others, before the file is read
     for number, datum in enumerate(_data(data), start=1):
         try:
             hashes.add(datum)
@@ -57,7 +58,9 @@ def create_domain(
             raise InvalidRequest(f"{data}, line {number}: {error.message}") from None
         if progress is not None:
             progress(number)
-    manifest = hashes.manifest()
+    hashes.require_some()
+    domain = domains.create(tenant, name, terms)
+    manifest = hashes.manifest(domains.content_key(domain))
     if domain.state == "registering":
         pages = 0
         for pages, entries in enumerate(manifest.pages(MAX_PAGE_UNITS), start=1):

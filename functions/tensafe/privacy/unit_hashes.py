@@ -15,11 +15,13 @@ MAX_DATA: Final = 2 * MAX_MANIFEST_UNITS
 
 
 class UnitHashes:
-    """Takes the data of all units in any order; holds digests, never the data."""
+    """Takes the data of all units in any order; holds digests, never the data.
 
-    def __init__(self, key: bytes, terms: DomainTerms) -> None:
-        """`key` is the domain's content key."""
-        self._key = key
+    It needs the domain's key at the end alone: what is wrong with the data is told before there is a domain,
+    whose terms would never change.
+    """
+
+    def __init__(self, terms: DomainTerms) -> None:
         self._terms = terms
         self._digests: dict[int, list[bytes]] = {}
         self._data = 0
@@ -51,9 +53,19 @@ class UnitHashes:
         owned.append(datum_digest(datum))
         self._data += 1
 
-    def manifest(self) -> Manifest:
-        """The manifest of all that has come, as the service will build it. Raises InvalidRequest."""
+    def require_some(self) -> None:
+        """Raises InvalidRequest if nothing has come: a domain has at least one unit."""
+        if not self._digests:
+            raise InvalidRequest(
+                "there are no data, and a privacy domain has at least one unit", field="units"
+            )
+
+    def manifest(self, key: bytes) -> Manifest:
+        """The manifest of all that has come, as the service will build it under the domain's content key.
+
+        Raises InvalidRequest.
+        """
         builder = ManifestBuilder(self._terms)
         for unit_id, digests in self._digests.items():
-            builder.add(unit_id, unit_hash_of_digests(self._key, unit_id, digests))
+            builder.add(unit_id, unit_hash_of_digests(key, unit_id, digests))
         return builder.finish()

@@ -15,7 +15,7 @@ from tensafe.client.domains import PrivacyDomains
 from tensafe.client.service import Service as Connection
 from tensafe.client.service import ServiceError
 from tensafe.contracts.domains import DomainTerms
-from tensafe.contracts.errors import Conflict, Unavailable
+from tensafe.contracts.errors import Conflict, InvalidRequest, Unavailable
 from tensafe.privacy.artifact_statement import check_statement
 from tensafe.privacy.closed_form import epsilon_of
 from tensafe.storage.signing import PublicKey
@@ -133,9 +133,22 @@ def test_other_data_under_the_same_name_and_an_earlier_longer_upload(
     with pytest.raises(Conflict, match="open with other data"):
         domains.register("letters", map(letter, range(6)), TERMS)
     with pytest.raises(ServiceError) as caught:
-        domains.register("letters", [], TERMS.model_copy(update={"max_epsilon": 3.0}))
+        domains.register("letters", [letter(0)], TERMS.model_copy(update={"max_epsilon": 3.0}))
     assert (caught.value.status, caught.value.code) == (409, "conflict")
     assert caught.value.request_id is not None
+
+
+def test_data_that_cannot_be_registered_leave_no_domain_whose_terms_could_not_be_changed(
+    domains: PrivacyDomains,
+) -> None:
+    for data, problem in (([], "at least one unit"), ([letter(1), letter(1)], "has a second datum")):
+        with pytest.raises(InvalidRequest, match=problem):
+            domains.register("mails", data, TERMS)
+        with pytest.raises(ServiceError) as caught:
+            domains.show("mails")
+        assert caught.value.status == 404
+    users = TERMS.model_copy(update={"unit": "user"})
+    assert domains.register("mails", [letter(1), letter(1)], users).units == 1
 
 
 def test_a_service_that_does_not_answer_is_told_so(service: Service) -> None:

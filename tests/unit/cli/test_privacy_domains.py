@@ -89,8 +89,9 @@ def test_data_that_are_none_are_refused_by_their_line(
     refused = tensafe("privacy", "create", "bad", "--data", file, *TERMS, "--tenant", "acme")
     assert refused.code != 0
     assert words in refused.err
-    fixed = write(file, [datum(1, 2)])
-    assert tensafe("privacy", "create", "bad", "--data", fixed, *TERMS, "--tenant", "acme").code == 0
+    assert tensafe("privacy", "show", "bad").code == 3, "nothing is left, whose terms could not be changed"
+    fixed, others = write(file, [datum(1, 2)]), (*TERMS[:-1], 9)
+    assert tensafe("privacy", "create", "bad", "--data", fixed, *others, "--tenant", "acme").code == 0
 
 
 def test_what_else_is_wrong_is_said(tensafe: Tensafe, created: dict, letters: Path, tmp_path: Path) -> None:
