@@ -95,7 +95,7 @@ def ledger(
 ) -> None:
     """Show the rows of a domain's ledger: one charged step each, oldest first."""
     with opened(data_dir, key_file) as services:
-        from tensafe.local.admin import ledger_rows
+        from tensafe.local.domain_admin import ledger_rows
 
         rows = ledger_rows(services, domain, tenant, limit=limit)
     if not as_json:

@@ -44,7 +44,7 @@ def export(
     It shows how often and together with which others each unit took part, under pseudonyms; no unit ids.
     """
     with opened(data_dir, key_file, doing="exporting") as services:
-        from tensafe.local.admin import export_ledger
+        from tensafe.local.domain_admin import export_ledger
 
         facts = export_ledger(services, domain, tenant, output)
     print_object(facts, as_json=as_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,13 +12,8 @@ from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.dead_letters import DeadLetter
 from tensafe.operations.reader import snapshot_seq
 from tensafe.operations.records import Operation, OpState, StreamKind, StreamRecord, StreamState
-from tensafe.operations.streams import now_ms
 from tensafe.privacy.anchoring import Anchoring
-from tensafe.privacy.export import rows_in_order
-from tensafe.privacy.ledger import show_domain as show_statement
-from tensafe.privacy.reading import row_fields
 from tensafe.privacy.records import head_item
-from tensafe.privacy.statements import DomainStatement
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue
 from tensafe.storage.sqlite_items import SqliteItems
@@ -160,47 +154,6 @@ def write_new_file(output: Path, parts: Iterable[bytes]) -> None:
     except BaseException:
         output.unlink(missing_ok=True)
         raise
-
-
-def show_domain(services: Services, domain: str, tenant: str | None) -> DomainStatement:
-    """What the domain has spent. Raises NotFound, InvalidRequest if several tenants have one of this name."""
-    items = services.ports.items
-    anchoring = Anchoring(items, services.ports.anchors)
-    found: list[DomainStatement] = []
-    for name in tenants(services) if tenant is None else [tenant]:
-        try:
-            found.append(show_statement(items, anchoring, name, domain))
-        except (InvalidRequest, NotFound):
-            continue
-    if not found:
-        raise NotFound(f"there is no privacy domain {domain[:128]!r}; a run with dp settings creates its own")
-    if len(found) > 1:
-        names = ", ".join(statement.tenant for statement in found)
-        raise InvalidRequest(f"several tenants have a domain {domain!r}: choose one with --tenant ({names})")
-    return found[0]
-
-
-def ledger_rows(
-    services: Services, domain: str, tenant: str | None, *, limit: int
-) -> list[dict[str, JsonValue]]:
-    """The last rows of the domain's ledger, oldest first. Raises as `show_domain`."""
-    statement = show_domain(services, domain, tenant)
-    scope = domain_scope(statement.tenant, statement.domain)
-    last = deque(rows_in_order(services.ports.items, scope, up_to=statement.steps), maxlen=limit)
-    return [row_fields(item) for item in last]
-
-
-def export_ledger(services: Services, domain: str, tenant: str | None, output: Path) -> dict[str, JsonValue]:
-    """Write the domain's signed ledger to a new file; what it is. Raises as `show_domain` and `Exporter`."""
-    statement = show_domain(services, domain, tenant)
-    lines = services.domain_reader.export(statement.tenant, statement.domain, at_ms=now_ms())
-    write_new_file(output, lines)
-    return {
-        "file": str(output),
-        "tenant": statement.tenant,
-        "domain": statement.domain,
-        "key_id": services.ports.signer.key_id,
-    }
 
 
 def abandon_domain(services: Services, tenant: str, domain: str) -> None:

@@ -1,7 +1,8 @@
-"""Registering, listing and closing privacy domains of a data directory, for the command line."""
+"""Registering, listing, showing and exporting privacy domains, for the command line."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -10,12 +11,16 @@ from tensafe.auth.principal import check_tenant
 from tensafe.contracts.domains import MAX_PAGE_UNITS, DomainTerms
 from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound, TensafeError
 from tensafe.contracts.training import Datum
-from tensafe.local.admin import find_checkpoint, tenants
+from tensafe.local.admin import find_checkpoint, tenants, write_new_file
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.streams import now_ms
 from tensafe.privacy.domain_records import Domain
-from tensafe.privacy.reading import Overview, Summary
+from tensafe.privacy.export import rows_in_order
+from tensafe.privacy.reading import Overview, Summary, row_fields
 from tensafe.privacy.unit_hashes import UnitHashes
 from tensafe.services import Services
+from tensafe.storage.ports import JsonValue
+from tensafe.vault.scope import domain_scope
 from tensafe.wire.forward_backward_json import DatumJson
 from tensafe.wire.json_body import parse_json
 
@@ -100,6 +105,26 @@ def find_overview(services: Services, name: str, tenant: str | None) -> Overview
         owners = ", ".join(one.tenant for one in found)
         raise InvalidRequest(f"several tenants have a domain {name!r}: choose one with --tenant ({owners})")
     return found[0]
+
+
+def ledger_rows(
+    services: Services, domain: str, tenant: str | None, *, limit: int
+) -> list[dict[str, JsonValue]]:
+    """The last rows of the domain's ledger, oldest first; none if nothing was charged. As `find_overview`."""
+    overview = find_overview(services, domain, tenant)
+    if overview.spent is None:
+        return []
+    scope = domain_scope(overview.tenant, domain)
+    last = deque(rows_in_order(services.ports.items, scope, up_to=overview.spent.steps), maxlen=limit)
+    return [row_fields(item) for item in last]
+
+
+def export_ledger(services: Services, domain: str, tenant: str | None, output: Path) -> dict[str, JsonValue]:
+    """Write the domain's signed ledger to a new file; what it is. As `find_overview`, and `Exporter`."""
+    owner = find_overview(services, domain, tenant).tenant
+    write_new_file(output, services.domain_reader.export(owner, domain, at_ms=now_ms()))
+    signer = services.ports.signer
+    return {"file": str(output), "tenant": owner, "domain": domain, "key_id": signer.key_id}
 
 
 def find_saved(services: Services, what: str) -> Checkpoint:

@@ -64,6 +64,8 @@ class Exporter:
         scope = domain_scope(tenant, domain)
         self._anchoring.check(scope)
         item = self._items.get(head_item(scope))
+        if item is None and find_domain(self._items, scope) is not None:
+            raise NotFound(f"no run was opened in privacy domain {domain!r} yet: it has no ledger to export")
         if item is None:
             raise NotFound(f"there is no privacy domain {domain!r}")
         # The head before runs and rows: rows are only ever added, and its runs are there by then.

@@ -58,6 +58,11 @@ def test_a_data_set_is_registered_from_a_file(
     assert "open" in shown
     assert created["root"] in shown
     assert "no runs" in shown
+    assert tensafe("privacy", "ledger", "letters").out == "no step was charged yet\n"
+    assert tensafe("privacy", "ledger", "letters", "--json").json == []
+    early = tensafe("privacy", "export", "letters", "-o", letters.with_name("early"))
+    assert (early.code, "has no ledger to export" in early.err) == (3, True)
+    assert not letters.with_name("early").exists()
 
 
 def test_a_large_delta_is_warned_of_on_standard_error(tensafe: Tensafe, run_id: str, tmp_path: Path) -> None:
