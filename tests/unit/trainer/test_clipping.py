@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -79,13 +80,21 @@ def test_a_bound_that_none_reaches_gives_the_plain_sum(engine):
     assert metrics["non_dp/clipped_units:sum"] == 0
 
 
-def test_any_split_into_calls_gives_the_same_sum(engine):
-    request = random_request(LENGTHS, units=range(7))
-    whole, _ = clipped_sum(engine, request, 5.0)
-    state = warm_run(engine)
-    for part in (request.data[:2], request.data[2:3], request.data[3:]):
-        engine.forward_backward(state, ForwardBackward(part, "cross_entropy", {}, False), clip_norm=5.0)
+@pytest.mark.parametrize("cuts", itertools.product((False, True), repeat=5))
+def test_any_split_into_calls_gives_the_same_sum(engine, cuts):
+    """All 32 ways to cut six units, one of them of two examples, into calls."""
+    request = random_request(LENGTHS, units=(0, 1, 2, 2, 3, 4, 5))
+    whole, metrics = clipped_sum(engine, request, 60.0)
+    assert 1 <= metrics["non_dp/clipped_units:sum"] < 6
+    state, part = warm_run(engine), []
+    for unit, last in enumerate((*cuts, True)):
+        part += [datum for datum in request.data if datum.unit_id == unit]
+        if last:
+            call = ForwardBackward(tuple(part), "cross_entropy", {}, False)
+            engine.forward_backward(state, call, clip_norm=60.0)
+            part = []
     assert relative(accumulated_sum(state), whole) <= 1e-5
+    assert state.pending_data == len(request.data)
 
 
 @settings(max_examples=12, deadline=None)
