@@ -103,6 +103,8 @@ def verify(
                 print_object({"valid": False, "where": error.where, "problem": error.problem}, as_json=True)
             raise
     runs = [dict(run) for run in report.pop("runs")]
+    if statement is not None:
+        report["statement"] = "holds"
     if as_json:
         print_object({"valid": True, **report, "registered": registered, "runs": runs}, as_json=True)
         return

@@ -80,7 +80,10 @@ def _private(statement: Mapping[str, Any]) -> Iterator[str]:
         "batch_cap",
     )
     mechanism = statement["mechanism"]
-    named = (f"{name} {mechanism[name]:g}" for name in shown if mechanism.get(name) is not None)
+    given = {name: mechanism.get(name) for name in shown}
+    if given["min_separation"] == 1:  # none
+        del given["min_separation"]
+    named = (f"{name} {value:g}" for name, value in given.items() if value is not None)
     yield from _folded("mechanism", ", ".join(named))
     yield _fact(
         "spent", f"epsilon {rounded_up(spent['epsilon'])} at delta {spent['delta']!r}{_mu(spent['mu'])}"

@@ -174,7 +174,9 @@ def test_a_statement_is_shown_and_held_to_the_exported_ledger(
     key_id = tensafe("privacy", "public-key", "--json").json["key_id"]
     verify = ("privacy", "verify", export, "--key-id", key_id, "--statement", statement)
     statement.write_text(told.out)
-    assert tensafe(*verify).code == 0
+    assert tensafe(*verify, "--json").json["statement"] == "holds"
+    assert "statement        holds" in tensafe(*verify).out
+    assert "statement" not in tensafe(*verify[:-2], "--json").json
     statement.write_text(told.out.replace('"epsilon": ', '"epsilon": 0'))
     assert tensafe(*verify).code != 0
     statement.write_text(json.dumps({**told.json, "summary": "nothing was spent"}))
