@@ -10,13 +10,12 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tensafe.correlation import correlated, well_formed_traceparent
-from tensafe.metrics.requests import Answered, RequestMeter
+from tensafe.metrics.requests import PROBES, Answered, RequestMeter
 
 log = logging.getLogger(__name__)
 
 HEADER: Final = b"x-request-id"
 _STATE_KEY: Final = "tensafe_request_id"
-_QUIET: Final = ("/healthz", "/readyz")
 
 
 def request_id_of(scope: Scope) -> str:
@@ -61,7 +60,7 @@ class RequestIdMiddleware:
 
     def _log(self, scope: Scope, status: int, request_id: str, began: float) -> None:
         path = _route(scope)
-        if path in _QUIET and status < 500:
+        if path in PROBES and status < 500:
             return
         log.info(
             "request answered",

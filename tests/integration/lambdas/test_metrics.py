@@ -30,7 +30,7 @@ def told(text: str) -> list[dict[str, Any]]:
 def alarm(metric: Metric) -> dict[str, Any]:
     """The template's alarm on it, as CloudWatch would see it."""
     alarms = resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm").values()
-    (one,) = [one for one in alarms if one["MetricName"] == metric.value]
+    (one,) = [one for one in alarms if one.get("MetricName") == metric.value]
     return dict(one)
 
 

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from tensafe.api.openapi import PUBLIC_PATHS
 from tensafe.metrics.counters import SERIES_MAX, Counters, from_json, to_json
 from tensafe.metrics.emf import EmfMetrics
 from tensafe.metrics.port import Metric, NoMetrics, Series, domain_label
-from tensafe.metrics.requests import Answered, ServerErrors
+from tensafe.metrics.requests import PROBES, Answered, ServerErrors
 
 
 def test_counts_add_up_and_levels_are_set() -> None:
@@ -58,6 +59,17 @@ def test_answers_that_are_our_fault_are_counted(status: int, counted: int) -> No
     kept = Counters()
     ServerErrors(kept).answered(Answered("/v1/x", "GET", status, 0.1))
     assert len(kept.series()) == counted
+
+
+@pytest.mark.parametrize("route", sorted(PROBES))
+def test_a_probe_that_hears_the_truth_is_nobodys_failure(route: str) -> None:
+    kept = Counters()
+    ServerErrors(kept).answered(Answered(route, "GET", 503, 0.1))
+    assert kept.series() == []
+
+
+def test_every_probe_is_a_public_route_of_the_application() -> None:
+    assert PROBES <= PUBLIC_PATHS
 
 
 def test_a_domain_is_not_named() -> None:
