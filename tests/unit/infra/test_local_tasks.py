@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tensafe.cloud.settings import read_cloud_settings
 from tools.aws_local.emulator import Emulator
 from tools.aws_local.tasks import TaskSpec, on_this_machine, read_tasks
 from tools.aws_local.template import Scope
@@ -37,6 +38,20 @@ def test_commands_and_variables_are_the_template_s(tasks: Mapping[str, TaskSpec]
         assert variables["TENSAFE_BASE_URL"] == "http://127.0.0.1:80"
         assert variables["TENSAFE_QUEUE_PREFIX"] == "tensafe-"
         assert variables["TENSAFE_DEVICE"] == "cuda"
+
+
+def test_spans_go_nowhere_unless_the_parameter_names_a_collector(tasks: Mapping[str, TaskSpec]) -> None:
+    collector = "https://otel.example/v1/traces"
+    told = {one.role: one for one in read_tasks({**PARAMETERS, "OtlpEndpoint": collector}, RESOURCES)}
+    for role in ("trainer", "sampler"):
+        for spec, endpoint in ((tasks[role], None), (told[role], collector)):
+            given = {
+                name.removeprefix("TENSAFE_").lower(): value
+                for name, value in spec.environment.items()
+                if name.startswith("TENSAFE_")
+            }
+            assert given["otlp_endpoint"] == (endpoint or "")
+            assert read_cloud_settings(**given).otlp_endpoint == endpoint
 
 
 def test_without_a_base_url_it_is_the_api_s_own_address() -> None:
