@@ -218,6 +218,14 @@ class DealtLedger:
             raise IntegrityError(f"privacy domain {ref.domain} has a dealt run and states no epsilon")
         return stated_epsilon
 
+    def budget_used(self, ref: RunRef) -> float:
+        """The domain's epsilon over the smaller of its own limit and the run's, as charged: all deals."""
+        domain, own = find_domain(self._items, ref.scope), self.get(ref).mechanism.max_epsilon
+        if domain is None:
+            raise IntegrityError(f"privacy domain {ref.domain} has a dealt run and is not registered")
+        limit = domain.terms.max_epsilon
+        return self.epsilon(ref) / (limit if own is None else min(own, limit))
+
     def _opened(
         self, ref: RunRef, known: DealtRecord, config: PrivateConfig, noise_key_id: str
     ) -> DealtRecord:

@@ -16,6 +16,7 @@ import torch
 
 from tensafe.contracts.errors import Conflict, IntegrityError, InvalidRequest
 from tensafe.contracts.training import ForwardBackward, PrivateConfig, StepParams
+from tensafe.metrics.port import Metric, Metrics, domain_label
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
 from tensafe.privacy import amplified
@@ -24,6 +25,7 @@ from tensafe.privacy.deals import Deals, dealt_ref
 from tensafe.privacy.dealt_ledger import NO_DEAL, Issued, charged_so_far
 from tensafe.privacy.dealt_records import DealtRecord
 from tensafe.privacy.noise import noise_key_id
+from tensafe.privacy.records import RunRef
 from tensafe.privacy.release import noisy_mean
 from tensafe.storage.ports import Items, Key, Put, Write
 from tensafe_gpu.trainer.dealt_loss import fixing_loss
@@ -39,8 +41,9 @@ _KEPT_DEALS: Final = 64
 class DealtSteps:
     """What the trainer does for dealt runs in place of `PrivateSteps`."""
 
-    def __init__(self, items: Items, engine: Engine, deals: Deals) -> None:
+    def __init__(self, items: Items, engine: Engine, deals: Deals, metrics: Metrics) -> None:
         self._items = items
+        self._metrics = metrics
         self._engine = engine
         self._deals = deals
         self._ledger = deals.ledger
@@ -52,6 +55,7 @@ class DealtSteps:
         record = self._ledger.open_run(
             ref, config, noise_key_id=noise_key_id(secret), deal_seed=self._deals.seed(stream)
         )
+        self._tell_budget(ref)
         return PrivateRun(ref, record.mechanism, secret)
 
     def restored(self, stream: StreamRecord, secret: bytes) -> PrivateRun:
@@ -111,6 +115,7 @@ class DealtSteps:
         release = partial(noisy_mean, charge, private.noise_secret)
         metrics = self._engine.optim_step(state, params, release=release)
         private.units, private.deal = set(), None
+        self._tell_budget(private.ref)
         if applied is not None:
             return metrics, writes
         record = self._ledger.get(private.ref)
@@ -120,6 +125,11 @@ class DealtSteps:
         """What is charged, under names that the SDK's chunk merging accepts."""
         private = _private(run)
         return {"dp_epsilon:max": self._ledger.epsilon(private.ref), "dp_delta:max": private.mechanism.delta}
+
+    def _tell_budget(self, ref: RunRef) -> None:
+        """All of the run is charged when it is opened; other runs of the domain may have spent since."""
+        label = domain_label(ref.tenant, ref.domain)
+        self._metrics.set(Metric.BUDGET_USED, self._ledger.budget_used(ref), domain=label)
 
     def _open_deal(self, run: HotRun) -> Issued:
         private = _private(run)

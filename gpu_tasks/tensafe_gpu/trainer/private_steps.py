@@ -48,7 +48,7 @@ class PrivateSteps:
         self._services = services
         self._engine = engine
         self._ledger = ledger
-        self._dealt = DealtSteps(services.ports.items, engine, deals)
+        self._dealt = DealtSteps(services.ports.items, engine, deals, services.metrics)
 
     def open(self, run: HotRun, config: PrivateConfig) -> Sequence[Write]:
         """Freeze the mechanism and register the run in its domain. Idempotent."""

@@ -20,6 +20,8 @@ from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import Conflict, NotFound
+from tensafe.metrics.counters import Counters
+from tensafe.metrics.port import Metric, domain_label
 from tensafe.operations.doorbell import queue_specs
 from tensafe.privacy import deals, release
 from tensafe.privacy.anchoring import Anchoring
@@ -36,6 +38,7 @@ from tensafe.services import wire
 from tensafe.storage.signing import PublicKey
 from tensafe.wire.forward_backward_json import request_json_to_forward_backward
 from tensafe_gpu.trainer import dealt_steps, private_steps
+from tensafe_gpu.trainer.__main__ import build_worker
 from tests.support.dealt_training import DOMAIN, UNITS, body, dealt, register, rows_of, texts_of
 from tests.support.sdk_data import supervised
 from tests.support.training_log import forward_backward, optim_step, private
@@ -597,3 +600,24 @@ def test_an_attested_run_tells_both_epsilons(rig: Rig) -> None:
     metrics = [rig.result(seq)["metrics"] for seq in (2, 4)]
     assert all(0 < one["dp/attested_epsilon"] < one["dp/epsilon"] for one in metrics)
     assert metrics[0]["dp/attested_epsilon"] < metrics[1]["dp/attested_epsilon"]
+
+
+@pytest.mark.parametrize(("own", "limit"), [(20.0, 20.0), (None, 30.0)], ids=["its own", "the domain's"])
+def test_what_a_dealt_run_uses_of_its_budget_is_told_at_its_opening_and_at_each_step(
+    registered: None, http: TestClient, rig: Rig, own: float | None, limit: float
+) -> None:
+    counted, label = Counters(), domain_label("acme", DOMAIN)
+    rig.services = replace(rig.services, metrics=counted)
+    rig.worker = build_worker(rig.services, BASE, rig.base, "trainer-counted", rig.settings)
+    client = Client(http, rig, max_epsilon=own)
+    assert client.created.status_code == 200, client.created.text
+
+    def told() -> float:
+        (one,) = [series for series in counted.series() if series.metric is Metric.BUDGET_USED]
+        assert one.labels == (("domain", label),)
+        return one.value
+
+    opened = told()
+    counted.set(Metric.BUDGET_USED, 0.0, domain=label)
+    epsilon = client.train(0)["dp/epsilon"]
+    assert told() == opened == epsilon / limit
