@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -29,16 +30,23 @@ log = logging.getLogger(__name__)
 
 
 def build_worker(
-    services: Services, name: str, base: BaseModel, owner: str, settings: WorkerSettings | None = None
+    services: Services,
+    name: str,
+    base: BaseModel,
+    owner: str,
+    settings: WorkerSettings | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainerWorker:
-    """The trainer's parts, put together."""
+    """The trainer's parts, put together; `clock` (seconds) says how long messages are held."""
     engine = Engine(base)
     ports = services.ports
     ledger = Ledger(ports.items, services.vault, ports.signer, ports.anchors)
     private_steps = PrivateSteps(services, engine, ledger, services.deals)
     executor = Executor(services, engine, private_steps)
     snapshots = Snapshots(services, engine)
-    return TrainerWorker(services, name, executor, snapshots, private_steps, owner=owner, settings=settings)
+    return TrainerWorker(
+        services, name, executor, snapshots, private_steps, owner=owner, settings=settings, clock=clock
+    )
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ class HotRun:
     last_worked_s: float = 0.0
     last_snapshot_s: float = 0.0
     lost: bool = False
+    received_s: float | None = None
+    """When the message in hand was received; None while a new one waits in the queue."""
     begun: Operation | None = None
     """The operation that was begun last, as it stood then."""
 

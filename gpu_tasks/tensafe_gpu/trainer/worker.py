@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from tensafe.contracts.errors import InvalidRequest, TensafeError, Unavailable
@@ -53,6 +54,7 @@ class TrainerWorker:
         *,
         owner: str,
         settings: WorkerSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._services = services
         self._queue = train_queue(base_model)
@@ -68,6 +70,7 @@ class TrainerWorker:
             self._queue,
             visibility_s=self._settings.visibility_s,
             heartbeat_s=self._settings.heartbeat_s,
+            clock=clock,
         )
 
     @property

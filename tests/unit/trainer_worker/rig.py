@@ -43,7 +43,8 @@ class Rig:
         """A second trainer over the same stores; `ports` replace some of its own."""
         services = self.world.open(**ports)
         owner = f"trainer-{next(self._numbers)}"
-        return services, build_worker(services, BASE, self.base, owner, self.settings)
+        clock = self.world.clock_s
+        return services, build_worker(services, BASE, self.base, owner, self.settings, clock)
 
     def restart(self, **ports: Any) -> None:
         """The worker is gone without a word; its lease and its message run out; a new one begins."""
