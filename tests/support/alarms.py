@@ -1,33 +1,64 @@
-"""The alarms of infra/observability.yaml, held against what the service writes."""
+"""The alarms of the templates, held against what a deployment counts and writes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
-from tests.support.templates import OBSERVABILITY, read_template, resources
+from tests.support.metric_math import worked_out
+from tests.support.templates import OBSERVABILITY, TASKS, Template, read_template, resources
+
+STATISTICS: Final = {"Sum": sum, "Maximum": max, "Average": lambda values: sum(values) / len(values)}
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One metric of an alarm."""
+
+    namespace: str
+    metric: str
+    statistic: str
+    dimensions: Mapping[str, Any]
+
+    def over(self, values: Iterable[float]) -> float | None:
+        """Its statistic over one period with these values; None without any."""
+        given = list(values)
+        return float(STATISTICS[self.statistic](given)) if given else None
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One alarm: what it watches, and when a period of it is in alarm."""
+    """One alarm: what it watches, and when a period is in alarm. How many periods it takes is not asked."""
 
     name: str
-    namespace: str
-    metric: str
-    statistic: str
+    runbook: str
     threshold: float
     comparison: str
-    runbook: str
+    all_watched: Mapping[str, Watched]
+    """By the name that the expression has for each; the one metric of an alarm without math is `value`."""
+    expression: str
 
-    def in_alarm(self, values: Iterable[float]) -> bool:
-        """Whether one period with these values breaches the threshold."""
-        given = list(values)
-        value = {"Sum": sum(given), "Maximum": max(given, default=0.0)}[self.statistic]
-        return value > self.threshold or (
-            value == self.threshold and self.comparison == "GreaterThanOrEqualToThreshold"
-        )
+    @property
+    def watched(self) -> Watched:
+        """The one metric of an alarm that has one."""
+        (one,) = self.all_watched.values()
+        return one
+
+    def in_alarm(self, values: Iterable[float] | Mapping[str, Iterable[float]]) -> bool:
+        """Whether one period with these values breaches the threshold; without any, none does."""
+        given = values if isinstance(values, Mapping) else {"value": values}
+        assert given.keys() == self.all_watched.keys()
+        found = {name: one.over(given[name]) for name, one in self.all_watched.items()}
+        value = worked_out(self.expression, found)
+        if value is None:
+            return False
+        return {
+            "GreaterThanThreshold": value > self.threshold,
+            "GreaterThanOrEqualToThreshold": value >= self.threshold,
+            "LessThanOrEqualToThreshold": value <= self.threshold,
+        }[self.comparison]
 
     def told(self, text: str, service: str = "tensafe") -> list[float]:
         """Its metric's values among the lines of a log, in CloudWatch's embedded format."""
@@ -37,22 +68,43 @@ class Alarm:
                 continue
             written = json.loads(line[line.index("{") :])
             (directive,) = written["_aws"]["CloudWatchMetrics"]
-            if directive["Namespace"] == self.namespace and written["service"] == service:
-                found += written.get(self.metric, [])
+            if directive["Namespace"] == self.watched.namespace and written["service"] == service:
+                found += written.get(self.watched.metric, [])
         return found
 
 
+def alarms() -> dict[str, Alarm]:
+    """Every alarm of the templates, by its name without the deployment's."""
+    found = [
+        _read(one)
+        for path in (OBSERVABILITY, TASKS)
+        for one in resources(read_template(path), "AWS::CloudWatch::Alarm").values()
+    ]
+    return {one.name: one for one in found}
+
+
 def alarm(name: str) -> Alarm:
-    """The alarm whose name ends with `name`."""
-    for one in resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm").values():
-        if one["AlarmName"]["Fn::Sub"] == f"${{ServiceName}}-{name}":
-            return Alarm(
-                name,
-                one["Namespace"],
-                one["MetricName"],
-                one["Statistic"],
-                float(one["Threshold"]),
-                one["ComparisonOperator"],
-                one["AlarmDescription"].rpartition(" ")[2],
-            )
-    raise KeyError(name)
+    """One of them. Raises KeyError."""
+    return alarms()[name]
+
+
+def _read(one: Template) -> Alarm:
+    if "MetricName" in one:
+        watched, expression = {"value": _watched(one, one["Statistic"])}, "value"
+    else:
+        stats = {metric["Id"]: metric["MetricStat"] for metric in one["Metrics"] if "MetricStat" in metric}
+        watched = {name: _watched(stat["Metric"], stat["Stat"]) for name, stat in stats.items()}
+        (expression,) = [metric["Expression"] for metric in one["Metrics"] if metric["ReturnData"]]
+    return Alarm(
+        one["AlarmName"]["Fn::Sub"].removeprefix("${ServiceName}-"),
+        one["AlarmDescription"].rpartition("infra/runbooks/")[2].removesuffix(".md"),
+        float(one["Threshold"]),
+        one["ComparisonOperator"],
+        watched,
+        expression,
+    )
+
+
+def _watched(metric: Template, statistic: str) -> Watched:
+    dimensions = {one["Name"]: one["Value"] for one in metric["Dimensions"]}
+    return Watched(metric["Namespace"], metric["MetricName"], statistic, dimensions)

@@ -22,6 +22,7 @@ class HolderProcess:
     def __init__(self, data_dir: Path, *, tls: TlsFiles | None = None) -> None:
         """On a unix socket, or with `tls` on a port of the loopback."""
         self.data_dir, self.socket, self.tls = data_dir, data_dir / "s", tls
+        self.log = data_dir / "holder.log"
         self.port = 0 if tls is None else free_port()
         self.command("init")
         self.process: subprocess.Popen[bytes] | None = None
@@ -36,15 +37,17 @@ class HolderProcess:
         done = subprocess.run(command, capture_output=True, check=True)
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
-    def start(self) -> None:
+    def start(self, given: list[str] | None = None) -> None:
+        """By the command that is given, or the one that serves this directory."""
         self.socket.unlink(missing_ok=True)
-        command = [*COMMAND, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
+        command = given or [*COMMAND, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
         if self.tls is not None:
             command += ["--tls-cert", str(self.tls.certificate), "--tls-key", str(self.tls.key)]
             command += ["--tls-ca", str(self.tls.authority)]
-        self.process = subprocess.Popen(command)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         while not self._listens():
-            assert self.process.poll() is None
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
             time.sleep(0.05)
 
     def _listens(self) -> bool:

@@ -90,6 +90,8 @@ class Tasks:
         self._specs = {one.role: one for one in specs}
         self._logs = logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._unwanted: set[str] = set()
+        self._told: set[str] = set()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         # The kernel ends a task with the thread that started it.
@@ -115,6 +117,12 @@ class Tasks:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def scale(self, role: str, count: int) -> None:
+        """As an ECS service's desired count: keep a process of the role (1), or end it and start none (0)."""
+        with self._lock:
+            (self._unwanted.add if count == 0 else self._unwanted.discard)(role)
+            self._told.discard(role)
+
     def close(self) -> None:
         """SIGTERM, the time that ECS gives, and SIGKILL."""
         self._stopping.set()
@@ -124,7 +132,12 @@ class Tasks:
         while not self._stopping.is_set():
             for role, spec in self._specs.items():
                 process = self._running.get(role)
-                if process is None or process.poll() is not None:
+                alive = process is not None and process.poll() is None
+                if role in self._unwanted:
+                    if process is not None and alive and role not in self._told:
+                        process.terminate()
+                        self._told.add(role)
+                elif not alive:
                     with self.log(role).open("ab") as output, self._lock:
                         self._running[role] = subprocess.Popen(
                             spec.command,

@@ -26,13 +26,14 @@ from tensafe.services import Services
 
 log = logging.getLogger(__name__)
 
-_NAMES: Final = {
+NAMES: Final = {
     Metric.OPERATIONS_ENDED: ("tensafe_operations_ended", "Operations that ended, by kind and outcome."),
     Metric.LEASE_LOST: ("tensafe_leases_lost", "Runs that a trainer had to drop."),
     Metric.HE_UNAVAILABLE: ("tensafe_he_unavailable", "Requests refused because HE could not run."),
     Metric.DEAD_LETTERED: ("tensafe_dead_lettered", "Operations set aside as dead letters."),
     Metric.BUDGET_USED: ("tensafe_privacy_budget_used_ratio", "Epsilon of a domain over its run's limit."),
 }
+"""Name and help of each series; a counter's name gets `_total` behind it."""
 _SECONDS: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
 _LETTERS_MAX: Final = 10_000
 
@@ -103,7 +104,7 @@ class StoreCollector(Collector):
         for worker in self._services.workers.list():
             counts[worker.role, worker.base_model] = counts.get((worker.role, worker.base_model), 0) + 1
             for one in worker.series:
-                if one.metric in _NAMES:
+                if one.metric in NAMES:
                     labels = {"role": worker.role, "instance": worker.owner, **dict(one.labels)}
                     family = families.setdefault(one.metric, _family(one.metric))
                     suffix = "" if one.metric.level else "_total"
@@ -114,7 +115,7 @@ class StoreCollector(Collector):
 
 
 def _family(metric: Metric) -> Family:
-    name, words = _NAMES[metric]
+    name, words = NAMES[metric]
     return GaugeMetricFamily(name, words) if metric.level else CounterMetricFamily(name, words)
 
 

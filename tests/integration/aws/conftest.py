@@ -10,7 +10,9 @@ import pytest
 import tinker
 
 from tensafe.local.models import ModelSource
+from tests.support.aws_operator import AwsOperator
 from tests.support.aws_service import AwsService
+from tests.support.aws_tasks import EcsServices
 from tests.support.ministack import emulator_of_aws
 from tests.support.service import MODEL_NAME
 from tests.support.tiny_models import tiny_model
@@ -37,6 +39,17 @@ def service(tmp_path_factory: pytest.TempPathFactory, built: Path, model_path: P
     ):
         stack.wait_ready()
         yield AwsService(stack)
+
+
+@pytest.fixture(scope="session")
+def ecs(service: AwsService) -> EcsServices:
+    return EcsServices(service)
+
+
+@pytest.fixture(scope="session")
+def operator(service: AwsService) -> AwsOperator:
+    """Who follows the runbooks."""
+    return AwsOperator(service)
 
 
 @pytest.fixture
