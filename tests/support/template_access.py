@@ -22,9 +22,26 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
             "SubmitAttachmentStateChanges",
             "SubmitContainerStateChange",
             "SubmitTaskStateChange",
-            "UpdateContainerInstancesState",
         )
     },
+    (
+        "ecs:UpdateContainerInstancesState",
+        "*",
+    ): "the agent and operators, bound to this cluster by a condition",
+    ("ecs:ListTasks", "*"): "operators, bound to this cluster by a condition",
+    **{
+        (action, "*"): "AWS knows no resources for it; it reads, and tells counts and names"
+        for action in (
+            "lambda:GetAccountSettings",
+            "ecs:DescribeCapacityProviders",
+            "application-autoscaling:DescribeScalingActivities",
+            "autoscaling:DescribeScalingActivities",
+        )
+    },
+    (
+        "logs:FilterLogEvents",
+        "arn:${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}:log-group:/${ServiceName}/*",
+    ): "the log groups of this deployment, which hold no data of tenants",
     **{
         (f"s3:{action}", "${BlobBucket.Arn}/*"): "the objects of one bucket, whose keys are made as they come"
         for action in ("GetObject", "PutObject", "DeleteObject")
@@ -102,11 +119,16 @@ def _pairs(statement: Template) -> Iterator[tuple[str, str]]:
             yield action, text
 
 
+def key_statements(key: Template) -> list[Template]:
+    """The statements of a key's policy, those behind a condition of the template too."""
+    return [one["Fn::If"][1] if "Fn::If" in one else one for one in key["KeyPolicy"]["Statement"]]
+
+
 def open_keys(template: Template) -> list[str]:
     """Key policies that let somebody use a key without a condition, or let an administrator use it."""
     wrong = []
     for name, properties in resources(template, "AWS::KMS::Key").items():
-        for statement in properties["KeyPolicy"]["Statement"]:
+        for statement in key_statements(properties):
             use = [action for action in statement["Action"] if _is_use(action)]
             where = f"{name}/{statement['Sid']}"
             if any("*" in action for action in statement["Action"]) or "*" in listed(statement["Principal"]):
@@ -134,7 +156,7 @@ def contexts_unchecked(template: Template) -> list[str]:
     """Keys of data keys that can be used with another encryption context than the vault's."""
     wrong = []
     for name in ("DataKey", "AdapterKey"):
-        for statement in template["Resources"][name]["Properties"]["KeyPolicy"]["Statement"]:
+        for statement in key_statements(template["Resources"][name]["Properties"]):
             if not any(_is_use(action) for action in statement["Action"]):
                 continue
             condition = statement.get("Condition", {})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import template_access as rules
-from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template
+from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template, resources, texts
 
 Rule = Callable[[Template], list[str]]
 
@@ -51,7 +51,7 @@ def _statement(template: Template, policy: str, index: int = 0) -> Any:
 
 
 def _key_statement(template: Template, key: str, sid: str) -> Any:
-    statements = _properties(template, key)["KeyPolicy"]["Statement"]
+    statements = rules.key_statements(_properties(template, key))
     return next(one for one in statements if one["Sid"] == sid)
 
 
@@ -153,6 +153,30 @@ def test_a_wildcard_of_an_instance_is_seen() -> None:
 def test_only_the_adapter_holder_uses_its_key() -> None:
     statement = _key_statement(read_template(CORE), "AdapterKey", "DataKeysOfATenant")
     assert statement["Principal"] == {"AWS": [{"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}]}
+
+
+def test_an_operator_opens_no_data_key_and_signs_nothing() -> None:
+    template = read_template(CORE)
+    named = {
+        (key, statement["Sid"]): statement
+        for key, properties in resources(template, "AWS::KMS::Key").items()
+        for statement in rules.key_statements(properties)
+        if "OperatorRole" in set(texts(statement["Principal"]))
+    }
+    assert set(named) == {
+        ("StorageKey", "TablesThroughDynamoDB"),
+        ("SigningKey", "ReadThePublicHalf"),
+    }
+
+
+def test_there_is_no_operator_unless_one_is_named() -> None:
+    template = read_template(CORE)
+    assert template["Parameters"]["OperatorArn"]["Default"] == ""
+    for name, one in template["Resources"].items():
+        if name.startswith("Operator"):
+            assert one["Condition"] == "HasOperator"
+    trust = _properties(template, "OperatorRole")["AssumeRolePolicyDocument"]["Statement"]
+    assert [one["Principal"] for one in trust] == [{"AWS": {"Ref": "OperatorArn"}}]
 
 
 def test_nobody_deletes_from_the_anchors() -> None:

@@ -1,0 +1,89 @@
+"""What code calls on AWS, as IAM's actions on the template's resources, and what a role may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pytest
+from botocore.client import BaseClient
+
+from tests.support.template_access import key_statements
+from tests.support.templates import CORE, listed, read_template, texts
+
+Call = tuple[str, str]
+"""An action, and the logical id of what it is done to."""
+_WRITES: Final = {
+    "Put": "dynamodb:PutItem",
+    "Delete": "dynamodb:DeleteItem",
+    "ConditionCheck": "dynamodb:ConditionCheckItem",
+}
+_OF_S3: Final = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket"}
+
+
+class Recorded:
+    """Calls by what they need, and the encryption contexts of the keys that were opened."""
+
+    def __init__(self) -> None:
+        self.calls: set[Call] = set()
+        self.opened: list[Mapping[str, str]] = []
+
+    def note(self, service: str, operation: str, given: Mapping[str, Any]) -> None:
+        if service == "dynamodb" and operation == "TransactWriteItems":
+            for item in given["TransactItems"]:
+                ((kind, inner),) = item.items()
+                self.calls.add((_WRITES[kind], _table(inner["TableName"])))
+        elif service == "dynamodb":
+            self.calls.add((f"dynamodb:{operation}", _table(given["TableName"])))
+        elif service == "sqs":
+            name = str(given.get("QueueUrl") or given["QueueName"]).rpartition("/")[2]
+            self.calls.add((f"sqs:{operation}", "TrainQueue" if "train-" in name else "SampleQueue"))
+        elif service == "s3":
+            self.calls.add((f"s3:{_OF_S3.get(operation, operation)}", "BlobBucket"))
+        elif (service, operation) == ("kms", "Decrypt"):
+            self.opened.append(given["EncryptionContext"])
+        else:
+            self.calls.add((f"{service}:{operation}", ""))
+
+
+def _table(name: str) -> str:
+    return {"tensafe-items": "ItemsTable", "tensafe-anchors": "AnchorTable"}[name]
+
+
+@contextmanager
+def recorded() -> Iterator[Recorded]:
+    """Every call of boto3 in the block, and in this process."""
+    found = Recorded()
+    call = BaseClient._make_api_call  # type: ignore[attr-defined]
+
+    def noted(client: Any, operation: str, given: dict[str, Any]) -> Any:
+        found.note(client.meta.service_model.service_name, operation, given)
+        return call(client, operation, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseClient, "_make_api_call", noted)
+        yield found
+
+
+def allowed(policy: str = "OperatorPolicy") -> set[Call]:
+    """What a policy allows, one action on one resource each; a resource that has no logical id is ''."""
+    template = read_template(CORE)
+    found = set[Call]()
+    for statement in template["Resources"][policy]["Properties"]["PolicyDocument"]["Statement"]:
+        for resource in listed(statement["Resource"]):
+            words = list(texts(resource))
+            named = {one for one in template["Resources"] if any(_names(word, one) for word in words)}
+            found |= {(action, name) for action in statement["Action"] for name in named or {""}}
+    return found
+
+
+def may_use(key: str, action: str) -> set[str]:
+    """The roles that a key's policy lets do this, as it names them."""
+    statements = key_statements(read_template(CORE)["Resources"][key]["Properties"])
+    named = [set(texts(one["Principal"])) for one in statements if action in one["Action"]]
+    return {name for names in named for name in names if name.endswith("Role")}
+
+
+def _names(text: str, logical_id: str) -> bool:
+    return text == logical_id or text.startswith(f"${{{logical_id}.")
