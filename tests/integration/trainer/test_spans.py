@@ -17,22 +17,34 @@ from tensafe.correlation import correlated, well_formed_traceparent
 from tensafe.tracing.otlp import OtlpTracer
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
-from tests.support.training_log import forward_backward, smallest_model
+from tests.integration.service.test_canaries import Canaries
+from tests.support.training_log import forward_backward, optim_step, private, smallest_model
 from tests.unit.operations.world import BASE
 from tests.unit.trainer_worker.rig import Rig
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
+TOKENS = [251, 13, 307, 29, 283, 17, 311, 7, 263, 19]
+UNIT = 0x7ACEC0DE12345678
+
+
+class Collected(list[Span]):
+    """Spans that a collector was sent, and the bodies of the requests that they came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies: list[bytes] = []
 
 
 @pytest.fixture
-def collector() -> Iterator[tuple[str, list[Span]]]:
-    """Its URL, and the spans that it was sent."""
-    spans: list[Span] = []
+def collector() -> Iterator[tuple[str, Collected]]:
+    """Its URL, and what it was sent."""
+    spans = Collected()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            spans.bodies.append(body)
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 spans.extend(span for scope in resource.scope_spans for span in scope.spans)
             self.send_response(200)
@@ -50,7 +62,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
     thread.join(5)
 
 
-def test_an_operation_is_a_span_below_the_clients(collector: tuple[str, list[Span]], tmp_path: Path) -> None:
+def test_an_operation_is_a_span_below_the_clients(collector: tuple[str, Collected], tmp_path: Path) -> None:
     url, spans = collector
     tracer = OtlpTracer(url)
     base = BaseModel.load(smallest_model(tmp_path), name=BASE)
@@ -77,7 +89,7 @@ def test_an_operation_is_a_span_below_the_clients(collector: tuple[str, list[Spa
     assert all(span.end_time_unix_nano > span.start_time_unix_nano for span in spans)
 
 
-def test_of_an_error_only_its_type_leaves(collector: tuple[str, list[Span]]) -> None:
+def test_of_an_error_only_its_type_leaves(collector: tuple[str, Collected]) -> None:
     url, spans = collector
     tracer = OtlpTracer(url)
     with pytest.raises(ValueError, match="secret"), tracer.span("train", None):
@@ -86,6 +98,37 @@ def test_of_an_error_only_its_type_leaves(collector: tuple[str, list[Span]]) -> 
     (span,) = spans
     assert (span.status.code, span.status.message) == (Status.STATUS_CODE_ERROR, "ValueError")
     assert b"secret" not in span.SerializeToString()
+
+
+def test_no_span_holds_what_was_worked_on(collector: tuple[str, Collected], tmp_path: Path) -> None:
+    url, spans = collector
+    tracer, canaries = OtlpTracer(url), Canaries()
+    base = BaseModel.load(smallest_model(tmp_path), name=BASE)
+    rig = Rig(base)
+    rig.worker = build_worker(
+        replace(rig.services, tracer=tracer), BASE, base, "trainer-traced", rig.settings
+    )
+    rig.begin(optimizer=private())
+    rig.submit(1, forward_backward(tokens=[TOKENS, TOKENS[:7]], units=[UNIT, UNIT + 1]))
+    rig.submit(2, forward_backward(tokens=[[*TOKENS, 99999]], units=[UNIT + 2]))  # refused
+    rig.submit(3, optim_step(5e-2))
+    rig.drain()
+    (run,) = rig.worker._hot.all()
+    assert run.state is not None
+    assert run.private is not None
+    canaries.tokens("a training example", TOKENS[:5])
+    canaries.tokens("a target", TOKENS[1:6])
+    canaries.number("a unit id", UNIT)
+    canaries.floats("weights, and so a gradient", run.state.params.numpy())
+    canaries.patterns[run.private.noise_secret] = "the noise secret"
+    canaries.patterns |= {key: "a data key" for _, key in rig.services.vault._keys.values()}
+    tracer.flush()
+    assert [span.name for span in spans] == ["train"] * 4
+    path = tmp_path / "sent"
+    path.write_bytes(b"".join(spans.bodies))
+    assert b"forward_backward" in path.read_bytes()
+    assert len(canaries.patterns) > 15
+    assert canaries.found_in([path]) == []
 
 
 def test_only_a_well_formed_traceparent_is_carried() -> None:
