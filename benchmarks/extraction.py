@@ -5,7 +5,8 @@ it needs them. From n tokens it can estimate A. This trains the demo's base mode
 the demo's corpus, collects the inputs of every attention site, and solves for A by ridge regression with
 the penalty that is best against the truth: no attacker knows it, so the curve is on the safe side.
 
-Printed and saved (benchmarks/results/extraction.json, docs/extraction.svg): the error of the stolen delta
+Printed and saved (benchmarks/results/extraction.json, docs/extraction.svg, and the figures that publishing
+prints, which are shipped with the adapter holder): the error of the stolen delta
 on inputs of conversations that nobody has seen, relative to the delta's own size, by tokens seen per site.
 The set-up is that of attack 3 of docs/threat-model.md; nothing here depends on how products are hidden.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ from benchmarks.trained_adapter import BATCH, RANK, ROOT, SITES, STEPS, batches,
 
 RESULT: Final = ROOT / "benchmarks" / "results" / "extraction.json"
 PLOT: Final = ROOT / "docs" / "extraction.svg"
+SHIPPED: Final = ROOT / "gpu_tasks/tensafe_gpu/adapter_holder/extraction.json"
 SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0, 1.5, 2.0)
 """Tokens seen, in units of the site's input width d."""
 PENALTIES: Final = tuple(10.0**power for power in range(-12, 3))
@@ -175,6 +177,22 @@ def plot(points: Sequence[Point], width: int) -> str:
     )
 
 
+def shipped(result: Mapping[str, Any]) -> str:
+    """What the adapter holder tells a publisher: the points, and which adapter they are of."""
+    adapter = (
+        f"a trained adapter of rank {result['rank']} with {result['sites']} sites of width {result['width']} "
+        f"(the demo's base model and corpus, {result['training_steps']} steps, held-out loss "
+        f"{result['heldout_loss_base']:.2f} to {result['heldout_loss_adapter']:.2f})"
+    )
+    told = {
+        "source": "python -m benchmarks.extraction",
+        "adapter": adapter,
+        "width": result["width"],
+        "points": result["points"],
+    }
+    return json.dumps(told, indent=1) + "\n"
+
+
 def main() -> None:
     """Train, attack, print, save."""
     sites, facts = trained_sites()
@@ -193,6 +211,7 @@ def main() -> None:
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     PLOT.write_text(plot(points, width))
+    SHIPPED.write_text(shipped(result))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest, TensafeError
 from tensafe.local.process import forbid_core_dumps
 from tensafe.observability import configure_logging
+from tensafe_gpu.adapter_holder.extraction import extraction_note
 from tensafe_gpu.adapter_holder.listener import Listener, tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
-from tensafe_gpu.adapter_holder.policy import Policy, extraction_note
+from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.store import AdapterStore, Published, initialise
 from tensafe_gpu.helora.accepted import AcceptLog, spent_tokens
@@ -64,7 +65,8 @@ def _publish(options: argparse.Namespace) -> None:
     finally:
         store.close()
     widths = [site.d_in for site in adapter.info.sites]
-    _print({**_shown(published), "sites": _sites(adapter), "extraction": extraction_note(policy, widths)})
+    note = extraction_note(policy.tokens_per_site, widths)
+    _print({**_shown(published), "sites": _sites(adapter), "extraction": note})
 
 
 def _rotate(options: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from safetensors.numpy import save as save_tensors
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, Unsupported
 from tensafe_gpu.adapter_holder import served_codec
+from tensafe_gpu.adapter_holder.extraction import extraction_note, measured
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, read_peft
-from tensafe_gpu.adapter_holder.policy import Policy, extraction_note
+from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.helora.adapter import Naming, orthogonal, serve
 from tests.support.helora import PlainReference, peft_files
 
@@ -129,9 +130,14 @@ def test_a_policy_has_no_defaults(fields: dict[str, object]) -> None:
 
 def test_publishing_says_what_the_budget_gives_away() -> None:
     def note(tokens: int) -> str:
-        return extraction_note(Policy(tenants=["t"], tokens_per_site=tokens), [896, 4864])
+        return extraction_note(tokens, [896, 4864])
 
-    assert "exactly" in note(896)
-    assert "0.16" in note(500)
-    assert "0.32" in note(200)
-    assert "above 0.3" in note(50)
+    by_tokens = {point.tokens: point for point in measured().points}
+    # 896 inputs: the point with at least this share of them, in tokens of the adapter with 256.
+    for tokens, of_256 in ((896, 256), (500, 192), (448, 128), (200, 64), (10, 4), (1, 4), (10**6, 512)):
+        point, told = by_tokens[of_256], note(tokens)
+        assert f"after {of_256} answers" in told
+        assert f"error of {point.mean:.2g} on average" in told
+        assert f"{point.least:.1g} at the best known" in told
+        assert ("weights exactly" in told) is (tokens >= 896)
+        assert "benchmarks.extraction" in told

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 
-from benchmarks.extraction import PLOT, RESULT, Point, Site, plot, stolen_error
+from benchmarks.extraction import PLOT, RESULT, SHIPPED, Point, Site, plot, shipped, stolen_error
+from tensafe_gpu.adapter_holder.extraction import measured
 from tests.project_files import ROOT
 
 
@@ -37,3 +39,13 @@ def test_the_published_table_and_plot_are_the_measured_ones() -> None:
         row = f"| {point.tokens} ({point.share_of_width:.3g} d) | {point.mean:.3f} | {point.least:.3f} |"
         assert row in text, row
     assert PLOT.read_text() == plot(points, result["width"])
+
+
+def test_what_publishing_prints_is_what_was_measured() -> None:
+    result = json.loads(RESULT.read_text())
+    assert SHIPPED.read_text() == shipped(result)
+    curve = measured()  # of the installed package
+    assert [dataclasses.asdict(point) for point in curve.points] == result["points"]
+    assert curve.width == result["width"]
+    for words in (f"rank {result['rank']}", f"{result['sites']} sites", f"{result['training_steps']} steps"):
+        assert words in curve.adapter
