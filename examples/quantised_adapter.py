@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM
 
-from tensafe_gpu.adapter_holder.store import AdapterStore
+from tensafe_gpu.adapter_holder.composition import directory_store
 
 
 class QuantisedAdapter:
     """The base model in transformers, float32, with what an adapter holder serves of one adapter added."""
 
     def __init__(self, model_path: str, holder_dir: Path, adapter: str, version: int | None = None) -> None:
-        store = AdapterStore(holder_dir)
+        store = directory_store(holder_dir)
         try:
             served = store.load(adapter, version).adapter
         finally:

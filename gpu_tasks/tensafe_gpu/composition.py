@@ -17,18 +17,23 @@ CLOUD: Final = "TENSAFE_TABLE"
 TaskSettings = LocalSettings | CloudSettings
 
 
-def read_task_settings() -> TaskSettings:
-    """The settings of the mode whose store the environment names.
-
-    Raises ConfigurationError if it names both stores, or none, or lacks what the mode needs.
-    """
+def on_aws() -> bool:
+    """Whether the environment names the store of AWS. Raises ConfigurationError if it names both, or none."""
     local, cloud = bool(os.environ.get(LOCAL)), bool(os.environ.get(CLOUD))
     if local is cloud:
         raise ConfigurationError(
             f"set {LOCAL} for the data directory of one machine, or {CLOUD} and what goes with it for AWS; "
             f"{'both are' if local else 'neither is'} set"
         )
-    return read_settings() if local else read_cloud_settings()
+    return cloud
+
+
+def read_task_settings() -> TaskSettings:
+    """The settings of the mode whose store the environment names.
+
+    Raises ConfigurationError if it names both stores, or none, or lacks what the mode needs.
+    """
+    return read_cloud_settings() if on_aws() else read_settings()
 
 
 def open_task_services(settings: TaskSettings) -> Services:

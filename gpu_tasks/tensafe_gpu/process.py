@@ -8,6 +8,7 @@ import secrets
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from tensafe.local.process import OWNER_VARIABLE, die_with_parent
@@ -15,7 +16,7 @@ from tensafe.operations.worker_status import TTL_S, Role
 from tensafe.services import Services
 from tensafe_gpu.healthcheck import mark_alive
 
-__all__ = ["announce_forever", "die_with_parent", "owner_name", "stop_on_signals"]
+__all__ = ["alive_until", "announce_forever", "die_with_parent", "owner_name", "stop_on_signals"]
 
 log = logging.getLogger(__name__)
 
@@ -64,3 +65,15 @@ def announce_forever(
                 pause_s = _AFTER_FAILURE_S
 
     threading.Thread(target=repeat, name="announce", daemon=True).start()
+
+
+def alive_until(stop: threading.Event, works: Callable[[], bool], every_s: float = _EVERY_S) -> None:
+    """Wait for `stop`, and mark this task alive now and every so often as long as `works` says so.
+
+    For a task that announces itself to no store: what it does instead says whether it works.
+    """
+    while True:
+        if works():
+            mark_alive()
+        if stop.wait(every_s):
+            return

@@ -14,7 +14,7 @@ from tensafe.contracts.training import LoraSpec
 from tensafe.local import publishing
 from tensafe.operations.records import OpKind
 from tensafe.services import Services
-from tensafe_gpu.adapter_holder import store
+from tensafe_gpu.adapter_holder import composition
 from tensafe_gpu.adapter_holder.commands import main
 from tests.support.killing_ports import FATAL, Killer
 from tests.support.training_log import begin, create, forward_backward, optim_step, save, submit
@@ -58,5 +58,5 @@ def put_under_the_knife(killer: Killer) -> None:
     def killing(make: Callable[..., Any], port: str) -> Callable[..., Any]:
         return lambda *args, **given: killer.wrapped(make(*args, **given), FATAL[port])
 
-    store.SqliteItems = killing(store.SqliteItems, "items")  # type: ignore[misc,assignment]
-    store.FileBlobs = killing(store.FileBlobs, "blobs")  # type: ignore[misc,assignment]
+    composition.SqliteItems = killing(composition.SqliteItems, "items")  # type: ignore[misc,assignment]
+    composition.FileBlobs = killing(composition.FileBlobs, "blobs")  # type: ignore[misc,assignment]

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save as save_tensors
 
+from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, unix_listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
-from tensafe_gpu.adapter_holder.store import AdapterStore, initialise
+from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.adapter import ServedAdapter
 from tensafe_gpu.helora.burned import BurnLog
@@ -103,7 +104,8 @@ def adapter_holder(
     """Serve a data directory, made if it is not there, until the end of the block."""
     if not (data_dir / "key.json").exists():
         initialise(data_dir)
-    store, accepted = AdapterStore(data_dir), AcceptLog(data_dir / "accepted.db")
+    ports = open_ports(DirectorySettings(data_dir=data_dir))
+    store, accepted = AdapterStore(ports), AcceptLog(ports.items)
     service = HolderService(store, accepted, evaluation=evaluation)
     path = data_dir / "s"
     listener = Listener(service, unix_listener(path), patience=patience)
@@ -114,7 +116,6 @@ def adapter_holder(
     finally:
         listener.close()
         thread.join()
-        accepted.close()
         store.close()
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from tensafe_gpu.adapter_holder.store import AdapterStore
+from tensafe_gpu.adapter_holder.composition import directory_store
 from tests.support.private_evaluator import quantised, shapes
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -39,7 +39,7 @@ def quantised_sites(folder: Path, *, alpha: float = 32, rank: int = 4) -> dict[s
 
 def served_integers(data_dir: Path, name: str) -> dict[str, dict[str, object]]:
     """What an adapter holder serves of its newest version in this epoch, out of its own store."""
-    store = AdapterStore(data_dir)
+    store = directory_store(data_dir)
     adapter = store.load(name).adapter
     store.close()
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -43,8 +44,12 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
         "arn:${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}:log-group:/${ServiceName}/*",
     ): "the log groups of this deployment, which hold no data of tenants",
     **{
-        (f"s3:{action}", "${BlobBucket.Arn}/*"): "the objects of one bucket, whose keys are made as they come"
+        (
+            f"s3:{action}",
+            f"${{{bucket}.Arn}}/*",
+        ): "the objects of one bucket; keys are made as they come"
         for action in ("GetObject", "PutObject", "DeleteObject")
+        for bucket in ("BlobBucket", "AdapterBucket")
     },
     (
         "s3:GetObject",
@@ -163,7 +168,7 @@ def contexts_unchecked(template: Template) -> list[str]:
             through_s3 = "kms:ViaService" in condition.get("StringEquals", {})
             bound = (
                 condition.get("StringEquals", {}).get("kms:EncryptionContext:purpose") == "tensafe-data-key"
-                and condition.get("Null", {}).get("kms:EncryptionContext:tenant") == "false"
+                and _tenant_is_named(condition)
                 and sorted(
                     condition.get("ForAllValues:StringEquals", {}).get("kms:EncryptionContextKeys", [])
                 )
@@ -174,6 +179,58 @@ def contexts_unchecked(template: Template) -> list[str]:
             ):
                 wrong.append(f"{name}/{statement['Sid']}")
     return wrong
+
+
+def _tenant_is_named(condition: Template) -> bool:
+    name = "kms:EncryptionContext:tenant"
+    one = condition.get("StringEquals", {}).get(name)
+    return condition.get("Null", {}).get(name) == "false" or one == "adapter-holder"
+
+
+HOLDERS: Final = frozenset({"AdapterTable", "AdapterBucket", "AdapterKey"})
+"""What belongs to the adapter holder, in template.yaml."""
+SERVICES: Final = frozenset({"ItemsTable", "AnchorTable", "BlobBucket", "DataKey", "SigningKey"})
+"""What belongs to the service."""
+_PUBLISHER_MAY: Final = frozenset({"kms:GenerateDataKey"})
+
+
+def domains_crossed(core: Template, tasks: Template) -> list[str]:
+    """Where the service may use what is the adapter holder's, or the adapter holder what is the service's."""
+    wrong = []
+    for name, statement in _role_statements(core):
+        whose = SERVICES if name.startswith("AdapterHolder") else HOLDERS
+        wrong += [f"{name}: {one}" for one in sorted(_named(statement) & whose)]
+    for name in sorted((HOLDERS | SERVICES) & set(resources(core, "AWS::KMS::Key"))):
+        for statement in core["Resources"][name]["Properties"]["KeyPolicy"]["Statement"]:
+            roles = {one for one in _named(statement["Principal"]) if one.endswith("Role")}
+            theirs = roles - {"AdapterHolderRole"} if name in HOLDERS else roles & {"AdapterHolderRole"}
+            wrong += [f"{name}/{statement['Sid']}: {one}" for one in sorted(theirs)]
+            if "PublisherArn" in _named(statement["Principal"]):
+                more = set(statement["Action"]) - _PUBLISHER_MAY if name in HOLDERS else {"everything"}
+                wrong += [f"{name}/{statement['Sid']}: a publisher has {one}" for one in sorted(more)]
+    handed = core["Resources"]["Tasks"]["Properties"]["Parameters"]
+    for name, task in resources(tasks, "AWS::ECS::TaskDefinition").items():
+        named = _named([container["Environment"] for container in task["ContainerDefinitions"]])
+        reached = {one for parameter in named & set(handed) for one in _named(handed[parameter])}
+        whose = SERVICES if name.startswith("AdapterHolder") else HOLDERS
+        wrong += [f"{name}: {one}" for one in sorted(reached & whose)]
+    return wrong
+
+
+def _named(value: object) -> set[str]:
+    """Logical ids and parameters that `value` refers to, however deep."""
+    if isinstance(value, list):
+        return {name for one in value for name in _named(one)}
+    if not isinstance(value, dict):
+        return set()
+    found = {referred(value)} if len(value) == 1 else set()
+    for key, inner in value.items():
+        if key == "Fn::Sub":
+            found |= {
+                one.partition(".")[0] for text in texts(inner) for one in re.findall(r"\$\{([^}!]+)\}", text)
+            }
+        found |= _named(inner)
+    return {one for one in found if isinstance(one, str)}
 
 
 def public_buckets(template: Template) -> list[str]:

@@ -53,10 +53,13 @@ def unread_dead_queues(template: Template) -> list[str]:
     return sorted(str(name) for name in dead - read)
 
 
-def missing_variables(template: Template, tasks: Template, wanted: Mapping[str, bool]) -> list[str]:
+def missing_variables(
+    template: Template, tasks: Template, wanted: Mapping[str, bool], of_holder: Mapping[str, bool]
+) -> list[str]:
     """Variables that the settings require and a function or task is not given; and unknown ones.
 
-    `wanted` has every variable of the settings, and whether it must be there.
+    `wanted` has every variable of the service's settings, `of_holder` those of the adapter holder's, and
+    whether it must be there.
     """
     wrong = []
     given: dict[str, set[str]] = {}
@@ -67,11 +70,12 @@ def missing_variables(template: Template, tasks: Template, wanted: Mapping[str, 
         for container in task["ContainerDefinitions"]:
             given[name] = {one["Name"] for one in container["Environment"]}
     for name, variables in given.items():
+        known = of_holder if name.startswith("AdapterHolder") else wanted
         ours = {one for one in variables if one.startswith("TENSAFE_")}
         wrong += [
-            f"{name}: {one} is not given" for one, needed in wanted.items() if needed and one not in ours
+            f"{name}: {one} is not given" for one, needed in known.items() if needed and one not in ours
         ]
-        wrong += [f"{name}: {one} is no setting" for one in sorted(ours - set(wanted))]
+        wrong += [f"{name}: {one} is no setting" for one in sorted(ours - set(known))]
     return wrong
 
 

@@ -7,9 +7,9 @@ role, and region and endpoint from boto3's own variables.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tensafe.auth.oidc_settings import SCOPE_CLAIM, TENANT_CLAIM
@@ -19,7 +19,18 @@ from tensafe.contracts.training import ModelInfo
 ENV_PREFIX: Final = "TENSAFE_"
 _MODELS_MAX_CHARS: Final = 64 * 1024
 _ABSENT: Final = frozenset({"missing", "string_too_short"})
-_Name = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def _names_a_key(value: str) -> str:
+    """The key ring says it more exactly; the authorizer has none, and is not to start either."""
+    if not value.startswith("arn:") or ":key/" not in value:
+        raise ValueError("a KMS key is named by its ARN, arn:aws:kms:REGION:ACCOUNT:key/ID")
+    return value
+
+
+KeyArn = Annotated[Name, AfterValidator(_names_a_key)]
 
 
 class CloudSettings(BaseSettings):
@@ -28,14 +39,14 @@ class CloudSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
     environment: Literal["production", "staging", "development"]
-    table: _Name
+    table: Name
     """The table of the items: keys `pk` and `sk`, TTL on `x`."""
-    anchor_table: _Name
+    anchor_table: Name
     """The table of the ledger's anchors, with the same keys; another account's or role's, if it can be."""
-    bucket: _Name
-    kms_key_id: _Name
+    bucket: Name
+    kms_key_id: KeyArn
     """ARN of the key that wraps data keys, and that S3 encrypts objects under."""
-    signing_key_id: _Name
+    signing_key_id: Name
     """Id or ARN of the KMS key (ECC_NIST_P256, SIGN_VERIFY) that signs the ledger."""
     queue_prefix: str = Field(pattern=r"^[A-Za-z0-9_-]{0,14}$")
     """What the names of the queues begin with. SQS allows 80 characters, of which ours take 66."""
@@ -48,7 +59,7 @@ class CloudSettings(BaseSettings):
     oidc_audience: str | None = None
     oidc_tenant_claim: str = TENANT_CLAIM
     oidc_scope_claim: str = SCOPE_CLAIM
-    service_name: _Name
+    service_name: Name
     """Names the deployment; the dimension `service` of its metrics, which the alarms look for."""
     otlp_endpoint: str | None = None
     """Where tasks send spans (docs/observability.md); None sends none, and functions never do."""
@@ -68,14 +79,6 @@ class CloudSettings(BaseSettings):
             raise ValueError(f"at most {_MODELS_MAX_CHARS} characters")
         return json.loads(value)
 
-    @field_validator("kms_key_id")
-    @classmethod
-    def _names_a_key(cls, value: str) -> str:
-        """The key ring says it more exactly; the authorizer has none, and is not to start either."""
-        if not value.startswith("arn:") or ":key/" not in value:
-            raise ValueError("a KMS key is named by its ARN, arn:aws:kms:REGION:ACCOUNT:key/ID")
-        return value
-
     @field_validator("oidc_issuer", "oidc_audience", "otlp_endpoint", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
@@ -83,22 +86,28 @@ class CloudSettings(BaseSettings):
 
 
 def read_cloud_settings(**given: Any) -> CloudSettings:  # noqa: ANN401 - checked by the model
-    """The environment's settings with `given` above them.
+    """The environment's settings with `given` above them. Raises as `read_environment`."""
+    return read_environment(CloudSettings, **given)
+
+
+def read_environment(kind: type[Settings], **given: Any) -> Settings:  # noqa: ANN401 - checked by the model
+    """The environment as these settings, with `given` above it.
 
     Raises ConfigurationError that names every variable which is absent or cannot be used, and no value.
     """
     try:
-        return CloudSettings(**given)
+        return kind(**given)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
-        named = [(_variable(problem["loc"]), problem) for problem in problems]
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        named = [(_variable(prefix, problem["loc"]), problem) for problem in problems]
         absent = sorted(name for name, problem in named if problem["type"] in _ABSENT)
         wrong = [f"{name}: {problem['msg']}" for name, problem in named if problem["type"] not in _ABSENT]
         told = [f"not set: {', '.join(absent)}"] if absent else []
         raise ConfigurationError(f"settings that cannot be used: {'; '.join([*told, *wrong])}") from None
 
 
-def _variable(place: tuple[int | str, ...]) -> str:
+def _variable(prefix: str, place: tuple[int | str, ...]) -> str:
     """`TENSAFE_MODELS.0.NAME` for a place within a value; pydantic-settings names a field or its variable."""
     name = ".".join(str(part) for part in place).upper()
-    return name if name.startswith(ENV_PREFIX) else f"{ENV_PREFIX}{name}"
+    return name if name.startswith(prefix) else f"{prefix}{name}"

@@ -58,6 +58,18 @@ class Vault:
         wrapped = self._keyring.wrap(aead.new_data_key(), scope.context())
         return Put(scope.key_item, {"key_id": self._keyring.key_id}, 0, sealed=wrapped)
 
+    def begin(self, scope: Scope) -> Put:
+        """As `new_key`, and hold the key: the scope's first contents can be sealed before the write.
+
+        Whoever does so needs no right to unwrap. `forget` it if the write does not come about.
+        """
+        key = aead.new_data_key()
+        wrapped = self._keyring.wrap(key, scope.context())
+        with self._lock:
+            self._keys[scope] = (self._clock(), key)
+        forgetting.WATCH.add(self)
+        return Put(scope.key_item, {"key_id": self._keyring.key_id}, 0, sealed=wrapped)
+
     def ensure_key(self, scope: Scope) -> None:
         """Create the scope's key unless it has one."""
         if self._items.get(scope.key_item) is None:

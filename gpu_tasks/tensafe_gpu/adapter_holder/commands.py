@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import ssl
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -17,27 +18,34 @@ from pydantic import ValidationError
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest, TensafeError
 from tensafe.local.process import forbid_core_dumps
 from tensafe.observability import configure_logging
+from tensafe_gpu.adapter_holder.certificates import keep, kept
+from tensafe_gpu.adapter_holder.composition import (
+    CloudHolderSettings,
+    initialise,
+    open_ports,
+    read_holder_settings,
+    serving_alone,
+)
 from tensafe_gpu.adapter_holder.extraction import extraction_note
 from tensafe_gpu.adapter_holder.listener import Listener, tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
-from tensafe_gpu.adapter_holder.store import AdapterStore, Published, initialise
+from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts, Published
 from tensafe_gpu.helora.accepted import AcceptLog, spent_tokens
 from tensafe_gpu.helora.adapter import ServedAdapter
-from tensafe_gpu.helora.tls import TlsFiles, server_context
-from tensafe_gpu.process import die_with_parent, stop_on_signals
+from tensafe_gpu.helora.tls import TlsFiles, server_context, server_context_of
+from tensafe_gpu.process import alive_until, die_with_parent, stop_on_signals
 
 log = logging.getLogger(__name__)
 
-ACCEPTED: Final = "accepted.db"
 _MAX_FILE_BYTES: Final = 2 << 30
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, do, print."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0].startswith("--data-dir"):
+    if given and given[0].startswith("--") and given[0] != "--help":
         given.insert(0, "serve")
     options = _parser().parse_args(given)
     forbid_core_dumps()
@@ -48,7 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _init(options: argparse.Namespace) -> None:
-    _print({"key_id": initialise(options.data_dir, options.key_file)})
+    settings = read_holder_settings(options.data_dir)
+    if isinstance(settings, CloudHolderSettings):
+        raise ConfigurationError(
+            "on AWS the template makes the table, the bucket and the key; nothing to init"
+        )
+    _print({"key_id": initialise(settings.data_dir, options.key_file)})
+
+
+def _tls(options: argparse.Namespace) -> None:
+    with _opened(options) as ports:
+        keep(ports, TlsFiles(options.tls_cert, options.tls_key, options.tls_ca))
+    _print({"kept": True})
 
 
 def _publish(options: argparse.Namespace) -> None:
@@ -57,71 +76,92 @@ def _publish(options: argparse.Namespace) -> None:
     except ValidationError as error:
         fields = sorted({str(one["loc"][0]) for one in error.errors()})
         raise InvalidRequest(f"the policy is wrong: {', '.join(fields)}") from None
-    store = AdapterStore(options.data_dir, options.key_file)
-    try:
-        published, adapter = store.publish(
+    with _opened(options) as ports:
+        published, adapter = AdapterStore(ports).publish(
             options.name, _files(options.peft), base_model=options.base_model, policy=policy
         )
-    finally:
-        store.close()
     widths = [site.d_in for site in adapter.info.sites]
-    note = extraction_note(policy.tokens_per_site, widths)
-    _print({**_shown(published), "sites": _sites(adapter), "extraction": note})
+    _print(
+        {
+            **_shown(published),
+            "sites": _sites(adapter),
+            "extraction": extraction_note(policy.tokens_per_site, widths),
+        }
+    )
 
 
 def _rotate(options: argparse.Namespace) -> None:
-    _with_store(options, lambda store: _shown(store.rotate(options.name, options.version)))
+    with _opened(options) as ports:
+        _print(_shown(AdapterStore(ports).rotate(options.name, options.version)))
 
 
 def _revoke(options: argparse.Namespace) -> None:
-    _with_store(options, lambda store: _shown(store.revoke(options.name, options.version)))
+    with _opened(options) as ports:
+        _print(_shown(AdapterStore(ports).revoke(options.name, options.version)))
 
 
 def _list(options: argparse.Namespace) -> None:
-    def everything(store: AdapterStore) -> dict[str, object]:
-        return {"adapters": [_shown(one) for name in store.names() for one in store.versions(name)]}
-
-    _with_store(options, everything)
+    with _opened(options) as ports:
+        store = AdapterStore(ports)
+        _print({"adapters": [_shown(one) for name in store.names() for one in store.versions(name)]})
 
 
 def _show(options: argparse.Namespace) -> None:
-    def one(store: AdapterStore) -> dict[str, object]:
-        published = store.get(options.name, options.version)
-        spent = spent_tokens(options.data_dir / ACCEPTED, published.name, published.version, published.epoch)
-        return {**_shown(published), "tokens_by_site_and_tenant": spent}
-
-    _with_store(options, one)
+    with _opened(options) as ports:
+        published = AdapterStore(ports).get(options.name, options.version)
+        spent = spent_tokens(ports.items, published.name, published.version, published.epoch)
+    _print({**_shown(published), "tokens_by_site_and_tenant": spent})
 
 
 def _serve(options: argparse.Namespace) -> None:
     die_with_parent()
-    configure_logging("adapter-holder")
+    settings = read_holder_settings(options.data_dir)
+    configure_logging("adapter-holder", settings.log_level)
     stop = stop_on_signals()
     with ExitStack() as opened:
-        store = AdapterStore(options.data_dir, options.key_file)
-        opened.callback(store.close)
-        accepted = AcceptLog(options.data_dir / ACCEPTED)
-        opened.callback(accepted.close)
-        service = HolderService(store, accepted)
-        listener = _listener(service, options)
+        opened.enter_context(serving_alone(settings))
+        ports = opened.enter_context(_opened(options))
+        service = HolderService(AdapterStore(ports), AcceptLog(ports.items))
+        listener = _listener(service, ports, options)
         opened.callback(listener.close)
-        threading.Thread(target=listener.serve_forever, name="listener", daemon=True).start()
+        listening = threading.Thread(target=listener.serve_forever, name="listener", daemon=True)
+        listening.start()
         log.info("adapter holder ready", extra={"listen": options.listen})
-        stop.wait()
+        alive_until(stop, listening.is_alive)
     log.info("adapter holder stopped", extra={"counts": dict(service.counters)})
 
 
-def _listener(service: HolderService, options: argparse.Namespace) -> Listener:
+def _listener(service: HolderService, ports: HolderPorts, options: argparse.Namespace) -> Listener:
     kind, _, rest = options.listen.partition(":")
     if kind == "unix" and rest:
         return Listener(service, unix_listener(Path(rest)))
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal():
         raise ConfigurationError("--listen is unix:PATH or tcp:HOST:PORT", field="listen")
-    if None in (options.tls_cert, options.tls_key, options.tls_ca):
-        raise ConfigurationError("tcp needs --tls-cert, --tls-key and --tls-ca", field="listen")
-    tls = server_context(TlsFiles(options.tls_cert, options.tls_key, options.tls_ca))
-    return Listener(service, tcp_listener(host, int(port)), tls=tls)
+    return Listener(service, tcp_listener(host, int(port)), tls=_tls_context(ports, options))
+
+
+def _tls_context(ports: HolderPorts, options: argparse.Namespace) -> ssl.SSLContext:
+    """Of the files that are named, or of what the command `tls` has sealed."""
+    files = (options.tls_cert, options.tls_key, options.tls_ca)
+    if None not in files:
+        return server_context(TlsFiles(*files))
+    texts = kept(ports) if files == (None, None, None) else None
+    if texts is None:
+        raise ConfigurationError(
+            "tcp needs --tls-cert, --tls-key and --tls-ca, now or given to the command `tls`", field="listen"
+        )
+    return server_context_of(texts)
+
+
+@contextmanager
+def _opened(options: argparse.Namespace) -> Iterator[HolderPorts]:
+    """What the options or the environment name."""
+    ports = open_ports(read_holder_settings(options.data_dir), options.key_file)
+    try:
+        yield ports
+    finally:
+        ports.close()
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -135,14 +175,6 @@ def _files(folder: Path) -> dict[str, bytes]:
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
     return files
-
-
-def _with_store(options: argparse.Namespace, do: object) -> None:
-    store = AdapterStore(options.data_dir, options.key_file)
-    try:
-        _print(do(store))  # type: ignore[operator]
-    finally:
-        store.close()
 
 
 def _shown(published: Published) -> dict[str, object]:
@@ -186,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text)
         one.set_defaults(run=run)
-        one.add_argument("--data-dir", type=Path, required=True)
+        one.add_argument("--data-dir", type=Path, help="or TENSAFE_DATA_DIR, or TENSAFE_TABLE etc. for AWS")
         one.add_argument("--key-file", type=Path)
         return one
 
@@ -208,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--version", type=int)
     serve = command("serve", _serve, "answer key holders")
     serve.add_argument("--listen", required=True, help="unix:PATH or tcp:HOST:PORT")
+    tls = command("tls", _tls, "seal the certificate, for an adapter holder that is not given one")
     for name in ("cert", "key", "ca"):
         serve.add_argument(f"--tls-{name}", type=Path)
+        tls.add_argument(f"--tls-{name}", type=Path, required=True)
     return parser

@@ -167,6 +167,9 @@ class Listener:
         except HeUnavailable as error:
             self._refuse(sock, frame, error)
             return None
+        except TensafeError as error:
+            self._refuse(sock, frame, _store_failed(error))
+            return None
         send(sock, kind, frame.request, parts, self._patience.frame_s)
         facts = {"tenant": session.offer.tenant, "adapter": session.offer.adapter}
         log.info("key holder greeted", extra=facts)
@@ -179,9 +182,7 @@ class Listener:
             self._refuse(sock, frame, error)
             return
         except TensafeError as error:
-            log.error("request failed", extra={"error": type(error).__name__, "code": error.code})
-            failed = HeUnavailable(HOLDER_ABSENT, "the adapter holder's store does not answer")
-            self._refuse(sock, frame, failed)
+            self._refuse(sock, frame, _store_failed(error))
             return
         send(sock, kind, frame.request, parts, self._patience.frame_s)
 
@@ -194,3 +195,8 @@ class Listener:
         refusal = packed(Refusal(code=code, message=message[:2000]))
         with suppress(PeerGone, PeerSlow, OSError):
             send(sock, Kind.ERROR, request, [refusal], self._patience.greeting_s)
+
+
+def _store_failed(error: TensafeError) -> HeUnavailable:
+    log.error("request failed", extra={"error": type(error).__name__, "code": error.code})
+    return HeUnavailable(HOLDER_ABSENT, "the adapter holder's store does not answer")

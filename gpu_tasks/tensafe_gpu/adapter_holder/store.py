@@ -1,27 +1,27 @@
-"""Private adapters at rest: sealed in the adapter holder's own vault, under its own key file."""
+"""Private adapters at rest: sealed in the adapter holder's own vault, under its own key."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
-from tensafe.contracts.errors import (
-    ConfigurationError,
-    Conflict,
-    Gone,
-    IntegrityError,
-    InvalidRequest,
-    NotFound,
-)
+from tensafe.contracts.errors import Conflict, Gone, IntegrityError, InvalidRequest, NotFound
 from tensafe.packages.bundle import pack_files, unpack_files
-from tensafe.storage.durable import make_directory
-from tensafe.storage.file_blobs import FileBlobs
-from tensafe.storage.keyfile import KeyFileRing, create_key_file
-from tensafe.storage.ports import BlobMissing, ConditionFailed, Delete, Item, JsonValue, Key, Put
+from tensafe.storage.ports import (
+    BlobMissing,
+    Blobs,
+    ConditionFailed,
+    Delete,
+    Item,
+    Items,
+    JsonValue,
+    Key,
+    KeyRing,
+    Put,
+)
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.vault.scope import Scope
 from tensafe.vault.vault import Vault
@@ -31,20 +31,23 @@ from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.helora.adapter import Naming, ServedAdapter, serve
 from tensafe_gpu.helora.keystream import new_key
 
-KEY_FILE: Final = "key.json"
-_ITEMS: Final = "items.db"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _INDEX: Final = "adapters"
 _ACTIVE, _REVOKED = "active", "revoked"
 
 
-def initialise(data_dir: Path, key_file: Path | None = None) -> str:
-    """Make the data directory and its key file, by default in it; the key's id. Raises ConfigurationError."""
-    try:
-        make_directory(data_dir, mode=0o700)
-    except OSError as error:
-        raise ConfigurationError(f"{data_dir} cannot be made: {error.strerror}") from error
-    return create_key_file(key_file or data_dir / KEY_FILE)
+@dataclass(frozen=True, slots=True)
+class HolderPorts:
+    """Where an adapter holder keeps what it has; `composition` chooses them."""
+
+    items: Items
+    blobs: Blobs
+    keyring: KeyRing
+
+    def close(self) -> None:
+        """Let go of the files, where there are any."""
+        if isinstance(self.items, SqliteItems):
+            self.items.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,9 @@ class Loaded:
 class AdapterStore:
     """Publish, rotate, revoke, list and load. Several processes may have one open."""
 
-    def __init__(self, data_dir: Path, key_file: Path | None = None) -> None:
-        """Raises ConfigurationError without a key file: nothing here makes one."""
-        keyring = KeyFileRing(key_file or data_dir / KEY_FILE)
-        self._items = SqliteItems(data_dir / _ITEMS)
-        self._blobs = FileBlobs(
-            data_dir / "blobs", url_secret=keyring.derive(b"url"), base_url="http://localhost"
-        )
-        self._vault = Vault(self._items, self._blobs, keyring)
+    def __init__(self, ports: HolderPorts) -> None:
+        self._ports, self._items, self._blobs = ports, ports.items, ports.blobs
+        self._vault = Vault(ports.items, ports.blobs, ports.keyring)
 
     def publish(
         self, name: str, files: Mapping[str, bytes], *, base_model: str, policy: Policy
@@ -100,7 +98,10 @@ class AdapterStore:
         scope = _scope(name, version)
         naming = Naming(name, version, 1, base_model, policy.tokens_per_site)
         adapter = serve(sites, naming, secret)
-        self._vault.ensure_key(scope)
+        # Written with the record: a publication that was cut short leaves no key, and whoever publishes needs
+        # to wrap and never to unwrap.
+        key = self._vault.begin(scope)
+        left = self._items.get(scope.key_item)  # by an older release; nothing that is kept lies under it
         body: dict[str, JsonValue] = {
             "policy": cast(JsonValue, policy.model_dump()),
             "base_model": base_model,
@@ -109,13 +110,16 @@ class AdapterStore:
             **self._epoch(scope, adapter),
         }
         sealed = self._vault.seal(scope, "secret", secret)
-        writes = [Put(_key(name, version), body, 0, sealed=sealed)]
+        key = replace(key, if_version=0 if left is None else left.version)
+        writes = [Put(_key(name, version), body, 0, sealed=sealed), key]
         if version == 1:
             writes.append(Put(Key(_INDEX, name), {}, 0))
         try:
             self._items.write(writes)
         except ConditionFailed as error:
             raise Conflict(f"another version of {name} was published meanwhile; publish again") from error
+        finally:
+            self._vault.forget(scope)
         return self.get(name, version), adapter
 
     def rotate(self, name: str, version: int | None = None) -> Published:
@@ -145,7 +149,8 @@ class AdapterStore:
         body = dict(item.body) | {"status": _REVOKED}
         self._items.write([Put(item.key, body, item.version, sealed=b""), Delete(scope.key_item, None)])
         self._vault.forget(scope)
-        self._items.scrub()
+        if isinstance(self._items, SqliteItems):  # DynamoDB has no log of its own that keeps the key
+            self._items.scrub()
         for part in ("source", "served"):
             self._blobs.delete(str(item.body[part]))
         return self.get(name, published.version)
@@ -175,8 +180,8 @@ class AdapterStore:
         return Loaded(published, served_codec.from_bytes(content, naming, published.digest), secret)
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._items.close()
+        """Let go of the ports."""
+        self._ports.close()
 
     def _epoch(self, scope: Scope, adapter: ServedAdapter) -> dict[str, JsonValue]:
         info = adapter.info

@@ -1,37 +1,54 @@
-"""Indices that the adapter holder answered and tokens that it metered: on disk before an answer leaves.
+"""Indices that the adapter holder answered and tokens that it metered: durable before an answer leaves.
 
 An index that is answered twice cancels its share of the mask and gives A times a difference for nothing. So a
 block's indices are accepted in rising order, once, across restarts; what is metered is never refunded.
+
+Both are reserved in steps of RESERVE in the item store, a file or a table of DynamoDB, by writes on condition
+that nobody else did. What is reserved belongs to the process that reserved it, and counts as used for every
+other one, and after a restart. So of two adapter holders over one table, while one replaces the other, none
+answers what the other one has.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, cast
 
-from tensafe.contracts.errors import ConfigurationError
-from tensafe.storage.sqlite_database import Database, Schema
+from tensafe.contracts.errors import Unavailable
+from tensafe.storage.ports import (
+    TRANSACTION_MAX_WRITES,
+    ConditionFailed,
+    Delete,
+    Item,
+    Items,
+    JsonValue,
+    Key,
+    Put,
+)
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, HeUnavailable, SiteId
 
-_BLOCKS: Final = """
-CREATE TABLE IF NOT EXISTS blocks (
-    block BLOB PRIMARY KEY, adapter TEXT NOT NULL, version INTEGER NOT NULL, epoch INTEGER NOT NULL,
-    site TEXT NOT NULL, tenant TEXT NOT NULL, until INTEGER NOT NULL
-) STRICT, WITHOUT ROWID"""
-_METERS: Final = """
-CREATE TABLE IF NOT EXISTS meters (
-    adapter TEXT, version INTEGER, epoch INTEGER, site TEXT, tenant TEXT, tokens INTEGER NOT NULL,
-    PRIMARY KEY (adapter, version, epoch, site, tenant)
-) STRICT, WITHOUT ROWID"""
-SCHEMA: Final = Schema("helora-accepted", 1, (_BLOCKS, _METERS))
+_TRIES: Final = 4
+"""How often a request is looked at again because another process reserved something of the same."""
+_METERS_READ: Final = 10_000
+
+
+class Epoch(NamedTuple):
+    """An adapter's version in one of its bases: what blocks and meters belong to."""
+
+    adapter: str
+    version: int
+    number: int
+
+    def block(self, block_id: bytes) -> Key:
+        return Key(f"accepted/{self.adapter}/{self.version}/blocks", f"{self.number:010d}/{block_id.hex()}")
+
+    def meter(self, site: SiteId) -> Key:
+        return Key(f"accepted/{self.adapter}/{self.version}/meters", f"{self.number:010d}/{site}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +60,10 @@ class Offer:
     epoch: int
     tenant: str
     tokens_per_site: int
+    of: Epoch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "of", Epoch(self.adapter, self.version, self.epoch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,46 +77,47 @@ class Range:
 
 @dataclass(slots=True)
 class _Block:
+    """`next` is the first index that is not used, `until` the first that is not reserved here."""
+
     site: SiteId
-    owner: tuple[str, int, int, str]
+    tenant: str
     next: int
     until: int
+    stored: int
+
+
+@dataclass(slots=True)
+class _Meter:
+    """Tokens of a site by tenant: used, and reserved in the store. `total` is the sum of what is used."""
+
+    used: dict[str, int]
+    reserved: dict[str, int]
+    total: int
+    stored: int
 
 
 class AcceptLog:
-    """Blocks and meters of one adapter holder, in one SQLite file. Thread-safe.
+    """Blocks and meters of the adapters in an item store. Thread-safe."""
 
-    One process at a time, by a lock of the kernel: two would answer one index twice.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigurationError while another process has it open."""
-        self._lock_fd = _locked(path)
-        self._database = Database(path, SCHEMA)
+    def __init__(self, items: Items) -> None:
+        self._items = items
         self._lock = threading.Lock()
-        self._blocks: dict[bytes, _Block] = {}
-        self._used: dict[tuple[str, int, int, SiteId, str], int] = {}
-        self._reserved: dict[tuple[str, int, int, SiteId, str], int] = {}
-        self._totals: dict[tuple[str, int, int, SiteId], int] = defaultdict(int)
-        self._read()
+        self._blocks: dict[tuple[Epoch, bytes], _Block] = {}
+        self._meters: dict[tuple[Epoch, SiteId], _Meter] = {}
 
     def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> None:
-        """Take a block's id, once for ever: a second block of the same id would use the same shares.
+        """Take a block's id, once in an epoch: a second block of the same id would use the same shares.
 
         Raises HeUnavailable: taken, or nothing left of the budget.
         """
         with self._lock:
-            if self._spent(offer, site) >= offer.tokens_per_site:
-                raise HeUnavailable(BUDGET_SPENT, f"the token budget of {site} is spent for this epoch")
-            if block_id in self._blocks:
-                raise HeUnavailable(GARBAGE, "this block id has been used")
-            owner = (offer.adapter, offer.version, offer.epoch, offer.tenant)
-            with self._database.writing() as connection:
-                connection.execute(
-                    "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, 0)",
-                    (block_id, offer.adapter, offer.version, offer.epoch, site, offer.tenant),
-                )
-            self._blocks[block_id] = _Block(site, owner, 0, 0)
+            self._check_budget(offer, {site: 1})
+            body: dict[str, JsonValue] = {"site": site, "tenant": offer.tenant, "until": 0}
+            try:
+                self._items.write([Put(offer.of.block(block_id), body, 0)])
+            except ConditionFailed:
+                raise HeUnavailable(GARBAGE, "this block id has been used") from None
+            self._blocks[offer.of, block_id] = _Block(site, offer.tenant, 0, 0, 1)
 
     def sites(self, offer: Offer, ranges: Sequence[Range]) -> list[SiteId]:
         """The site of each range, as `accept` would find it; nothing is accepted. Raises HeUnavailable."""
@@ -106,60 +128,54 @@ class AcceptLog:
         """Accept and meter all ranges durably, or none.
 
         Raises HeUnavailable: a block that this tenant did not prepare in this epoch, an index that is not
-        new, or more tokens than the budget has left.
+        new, or more tokens than the budget has left. Unavailable when the store does not answer.
         """
         with self._lock:
-            _, nexts, wanted = self._checked(offer, ranges)
-            self._make_durable(offer, nexts, wanted)
-            for block_id, index in nexts.items():
-                self._blocks[block_id].next = index
-            self._count(offer, wanted)
+            for _ in range(_TRIES):
+                _, nexts, wanted = self._checked(offer, ranges)
+                if self._reserved(offer, nexts, wanted):
+                    for block_id, index in nexts.items():
+                        self._blocks[offer.of, block_id].next = index
+                    return self._count(offer, wanted)
+            raise Unavailable("another adapter holder uses the same store all the time")
 
     def meter(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
         """Meter tokens of the direct mode durably, all or none. Raises HeUnavailable beyond the budget."""
         with self._lock:
-            self._check_budget(offer, wanted)
-            self._make_durable(offer, {}, wanted)
-            self._count(offer, wanted)
+            for _ in range(_TRIES):
+                self._check_budget(offer, wanted)
+                if self._reserved(offer, {}, wanted):
+                    return self._count(offer, wanted)
+            raise Unavailable("another adapter holder uses the same store all the time")
 
     def forget_blocks_before(self, adapter: str, version: int, epoch: int) -> None:
-        """Drop the blocks of earlier epochs, which nobody can use again; meters stay."""
+        """Drop the blocks of earlier epochs, which nobody can use again; meters stay in the store."""
+        partition = Epoch(adapter, version, epoch).block(b"\0").partition
         with self._lock:
-            with self._database.writing() as connection:
-                connection.execute(
-                    "DELETE FROM blocks WHERE adapter = ? AND version = ? AND epoch < ?",
-                    (adapter, version, epoch),
-                )
-            for block_id, block in list(self._blocks.items()):
-                if block.owner[:2] == (adapter, version) and block.owner[2] < epoch:
-                    del self._blocks[block_id]
+            for known in [key for key in self._blocks if _before(key[0], adapter, version, epoch)]:
+                del self._blocks[known]
+            for metered in [key for key in self._meters if _before(key[0], adapter, version, epoch)]:
+                del self._meters[metered]
+            while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
+                self._items.write([Delete(one.key, None) for one in old])
 
     def spent(self, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
         """Tokens metered by site and tenant; after a crash rounded up to what was reserved."""
+        of = Epoch(adapter, version, epoch)
         with self._lock:
-            result: dict[SiteId, dict[str, int]] = defaultdict(dict)
-            for (name, number, at, site, tenant), tokens in self._used.items():
-                if (name, number, at) == (adapter, version, epoch):
-                    result[site][tenant] = tokens
-            return dict(result)
-
-    def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
-        self._database.close()
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            stored = spent_tokens(self._items, adapter, version, epoch)
+            here = {site: meter.used for (one, site), meter in self._meters.items() if one == of}
+            return stored | {site: dict(used) for site, used in here.items() if used}
 
     def _checked(
         self, offer: Offer, ranges: Sequence[Range]
     ) -> tuple[list[SiteId], dict[bytes, int], dict[SiteId, int]]:
-        owner = (offer.adapter, offer.version, offer.epoch, offer.tenant)
         sites: list[SiteId] = []
         nexts: dict[bytes, int] = {}
         wanted: dict[SiteId, int] = defaultdict(int)
         for one in ranges:
-            block = self._blocks.get(one.block_id)
-            if block is None or block.owner != owner:
+            block = self._block(offer.of, one.block_id)
+            if block is None or block.tenant != offer.tenant:
                 raise HeUnavailable(VERSION_MISMATCH, "a block that was not prepared here in this epoch")
             first_new = nexts.get(one.block_id, block.next)
             if one.count < 1 or one.first < first_new or one.first + one.count > N:
@@ -171,91 +187,106 @@ class AcceptLog:
         return sites, nexts, wanted
 
     def _check_budget(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
+        """Of all tenants together: who has several must not learn more."""
         for site, count in wanted.items():
-            if self._spent(offer, site) + count > offer.tokens_per_site:
+            if self._meter(offer.of, site).total + count > offer.tokens_per_site:
                 raise HeUnavailable(BUDGET_SPENT, f"the token budget of {site} is spent for this epoch")
 
     def _count(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
         for site, count in wanted.items():
-            meter = self._meter(offer, site)
-            self._used[meter] = self._used.get(meter, 0) + count
-            self._totals[meter[:4]] += count
+            meter = self._meter(offer.of, site)
+            meter.used[offer.tenant] = meter.used.get(offer.tenant, 0) + count
+            meter.total += count
 
-    def _make_durable(self, offer: Offer, nexts: dict[bytes, int], wanted: Mapping[SiteId, int]) -> None:
-        blocks = [
-            (_rounded_up(index), block_id)
+    def _reserved(self, offer: Offer, nexts: Mapping[bytes, int], wanted: Mapping[SiteId, int]) -> bool:
+        """Reserve durably what is not yet; False, with nothing of it believed any more, if others did.
+
+        More may be reserved than was asked for in the end, never less.
+        """
+        blocks = {
+            block_id: _rounded_up(index)
             for block_id, index in nexts.items()
-            if index > self._blocks[block_id].until
-        ]
-        meters = {}
+            if index > self._blocks[offer.of, block_id].until
+        }
+        tokens = {}
         for site, count in wanted.items():
-            key = self._meter(offer, site)
-            if self._used.get(key, 0) + count > self._reserved.get(key, 0):
-                meters[key] = _rounded_up(self._used.get(key, 0) + count)
-        if not blocks and not meters:
-            return
-        with self._database.writing() as connection:
-            connection.executemany("UPDATE blocks SET until = ? WHERE block = ?", blocks)
-            connection.executemany(
-                "INSERT OR REPLACE INTO meters VALUES (?, ?, ?, ?, ?, ?)",
-                [(*key, tokens) for key, tokens in meters.items()],
-            )
-        for until, block_id in blocks:
-            self._blocks[block_id].until = until
-        self._reserved.update(meters)
+            meter = self._meter(offer.of, site)
+            after = meter.used.get(offer.tenant, 0) + count
+            if after > meter.reserved.get(offer.tenant, 0):
+                tokens[site] = _rounded_up(after)
+        return not (blocks or tokens) or self._written(offer, blocks, tokens)
 
-    def _spent(self, offer: Offer, site: SiteId) -> int:
-        """Of all tenants together: who has several must not learn more."""
-        return self._totals[(offer.adapter, offer.version, offer.epoch, site)]
+    def _written(self, offer: Offer, blocks: Mapping[bytes, int], tokens: Mapping[SiteId, int]) -> bool:
+        writes, done = list(self._writes(offer, blocks, tokens)), False
+        try:
+            for first in range(0, len(writes), TRANSACTION_MAX_WRITES):
+                self._items.write(writes[first : first + TRANSACTION_MAX_WRITES])
+            done = True
+        except ConditionFailed:
+            return False
+        finally:
+            if not done:  # nor is it known whether a write that failed was carried out
+                self._forget(offer.of, blocks, tokens)
+        for block_id, until in blocks.items():
+            block = self._blocks[offer.of, block_id]
+            block.until, block.stored = until, block.stored + 1
+        for site, reserved in tokens.items():
+            meter = self._meters[offer.of, site]
+            meter.reserved[offer.tenant], meter.stored = reserved, meter.stored + 1
+        return True
 
-    @staticmethod
-    def _meter(offer: Offer, site: SiteId) -> tuple[str, int, int, SiteId, str]:
-        return (offer.adapter, offer.version, offer.epoch, site, offer.tenant)
+    def _writes(
+        self, offer: Offer, blocks: Mapping[bytes, int], tokens: Mapping[SiteId, int]
+    ) -> Iterable[Put]:
+        for block_id, until in blocks.items():
+            block = self._blocks[offer.of, block_id]
+            body: dict[str, JsonValue] = {"site": block.site, "tenant": block.tenant, "until": until}
+            yield Put(offer.of.block(block_id), body, block.stored)
+        for site, reserved in tokens.items():
+            meter = self._meters[offer.of, site]
+            yield Put(offer.of.meter(site), {**meter.reserved, offer.tenant: reserved}, meter.stored)
 
-    def _read(self) -> None:
-        """What was reserved counts as used: whether it was answered is not known."""
-        with self._database.reading() as connection:
-            for block_id, adapter, version, epoch, site, tenant, until in connection.execute(
-                "SELECT * FROM blocks"
-            ):
-                self._blocks[block_id] = _Block(site, (adapter, version, epoch, tenant), until, until)
-        with self._database.reading() as connection:
-            for *key, tokens in connection.execute("SELECT * FROM meters"):
-                adapter, version, epoch, site, tenant = key
-                self._used[(adapter, version, epoch, site, tenant)] = tokens
-                self._totals[(adapter, version, epoch, site)] += tokens
-        self._reserved = dict(self._used)
+    def _forget(self, of: Epoch, blocks: Iterable[bytes], sites: Iterable[SiteId]) -> None:
+        for block_id in blocks:
+            self._blocks.pop((of, block_id), None)
+        for site in sites:
+            self._meters.pop((of, site), None)
+
+    def _block(self, of: Epoch, block_id: bytes) -> _Block | None:
+        """As it is known here, or as it is stored: what was reserved counts as used then."""
+        block = self._blocks.get((of, block_id))
+        if block is None:
+            item = self._items.get(of.block(block_id))
+            if item is None:
+                return None
+            until = int(cast(int, item.body["until"]))
+            block = _Block(str(item.body["site"]), str(item.body["tenant"]), until, until, item.version)
+            self._blocks[of, block_id] = block
+        return block
+
+    def _meter(self, of: Epoch, site: SiteId) -> _Meter:
+        meter = self._meters.get((of, site))
+        if meter is None:
+            item = self._items.get(of.meter(site))
+            tokens = {} if item is None else _tokens(item)
+            stored = 0 if item is None else item.version
+            meter = self._meters[of, site] = _Meter(tokens, dict(tokens), sum(tokens.values()), stored)
+        return meter
 
 
-def spent_tokens(path: Path, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
-    """What is metered on the disk, by site and tenant; also while an adapter holder serves."""
-    result: dict[SiteId, dict[str, int]] = defaultdict(dict)
-    if not path.exists():
-        return dict(result)
-    database = Database(path, SCHEMA)
-    try:
-        with database.reading() as connection:
-            for site, tenant, tokens in connection.execute(
-                "SELECT site, tenant, tokens FROM meters WHERE adapter = ? AND version = ? AND epoch = ?",
-                (adapter, version, epoch),
-            ):
-                result[site][tenant] = tokens
-    finally:
-        database.close()
-    return dict(result)
+def spent_tokens(items: Items, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
+    """What is metered in the store, by site and tenant; also while an adapter holder serves."""
+    first = Epoch(adapter, version, epoch).meter("")
+    found = items.query(first.partition, first=first.sort, last=f"{epoch:010d}0", limit=_METERS_READ)
+    return {one.key.sort.partition("/")[2]: _tokens(one) for one in found}
 
 
-def _locked(path: Path) -> int:
-    try:
-        lock_fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock_fd)
-        raise ConfigurationError(f"another adapter holder serves {path.parent}; stop it first") from None
-    return lock_fd
+def _tokens(item: Item) -> dict[str, int]:
+    return {tenant: int(cast(int, tokens)) for tenant, tokens in item.body.items()}
+
+
+def _before(of: Epoch, adapter: str, version: int, epoch: int) -> bool:
+    return (of.adapter, of.version) == (adapter, version) and of.number < epoch
 
 
 def _rounded_up(index: int) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +20,25 @@ class TlsFiles:
     certificate: Path
     key: Path
     authority: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TlsTexts:
+    """The same as PEM texts."""
+
+    certificate: str
+    key: str = field(repr=False)
+    authority: str
+
+
+def server_context_of(texts: TlsTexts) -> ssl.SSLContext:
+    """As `server_context`; the key is not written to a disk. Raises ConfigurationError."""
+    with (
+        _in_memory(texts.certificate) as certificate,
+        _in_memory(texts.key) as key,
+        _in_memory(texts.authority) as authority,
+    ):
+        return server_context(TlsFiles(certificate, key, authority))
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
@@ -41,6 +63,18 @@ def tenant_of(sock: ssl.SSLSocket) -> str:
     if len(names) != 1 or not names[0]:
         raise ssl.SSLError("the client's certificate does not name a tenant")
     return names[0]
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[Path]:
+    """A file without a name, since OpenSSL reads certificates from files alone."""
+    fd = os.memfd_create("pem", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "w", encoding="utf-8", closefd=False) as file:
+            file.write(text)
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
 
 
 def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:

@@ -19,9 +19,8 @@ import pytest
 
 from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu.adapter_holder.commands import main
+from tensafe_gpu.adapter_holder.composition import DirectorySettings, directory_store, serving_alone
 from tensafe_gpu.adapter_holder.peft_sites import WEIGHTS_FILE
-from tensafe_gpu.adapter_holder.store import AdapterStore
-from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
@@ -131,7 +130,7 @@ def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_mete
 ) -> None:
     path = tmp_path / "s"
     burn_log = BurnLog(tmp_path / "burned.db")
-    store = AdapterStore(data_dir)
+    store = directory_store(data_dir)
     plain = PlainReference(store.load("a").adapter)
     store.close()
     x = np.random.default_rng(0).standard_normal((3, D)).astype(np.float32)
@@ -150,20 +149,20 @@ def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_mete
     with serving(data_dir, path):
         assert np.array_equal(private.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])
         answered += len(x)
-        with pytest.raises(ConfigurationError, match="another adapter holder"):
-            AcceptLog(data_dir / "accepted.db")
+        settings = DirectorySettings(data_dir=data_dir)
+        with pytest.raises(ConfigurationError, match="another adapter holder"), serving_alone(settings):
+            pass
         assert command("show", "--data-dir", str(data_dir), "--name", "a").returncode == 0
         block = private._supplies[OUT]._cursors[0]
         assert (block.next, block.burned) == (256 + 3, 512)
         private.close()
-    accepted = AcceptLog(data_dir / "accepted.db")
-    assert accepted.spent("a", 1, 1)[OUT][TENANT] >= answered
-    accepted.close()
+    shown = json.loads(command("show", "--data-dir", str(data_dir), "--name", "a").stdout)
+    assert shown["tokens_by_site_and_tenant"][OUT][TENANT] >= answered
     burn_log.close()
 
 
 def test_the_data_directory_holds_no_weights_in_clear(data_dir: Path) -> None:
-    store = AdapterStore(data_dir)
+    store = directory_store(data_dir)
     served = store.load("a").adapter.sites[OUT]
     store.close()
     needles = [served.a[0].tobytes(), served.b[f"{OUT}_proj"][0].tobytes(), served.a[0, :8].tobytes()]

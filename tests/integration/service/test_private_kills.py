@@ -13,7 +13,8 @@ import pytest
 import tinker
 from tinker import types
 
-from tensafe_gpu.adapter_holder.commands import ACCEPTED
+from tensafe.storage.sqlite_items import SqliteItems
+from tensafe_gpu.helora.accepted import Epoch
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.helora.messages import unpack_ranges
 from tests.integration.service.test_sdk import train
@@ -67,10 +68,18 @@ def indices_sent(tap: Tap) -> list[tuple[bytes, int]]:
     ]
 
 
-def logged(path: Path, table: str) -> dict[bytes, int]:
-    """Block -> the index up to which this side's log says that it is used up."""
+def burned_until(path: Path) -> dict[bytes, int]:
+    """Block -> the index up to which the key holder's log says that it is used up."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        return dict(database.execute(f"SELECT block, until FROM {table}"))  # noqa: S608 - a constant
+        return dict(database.execute("SELECT block, until FROM burned"))
+
+
+def accepted_until(data_dir: Path, adapter: str) -> dict[bytes, int]:
+    """The same of the adapter holder's first version and epoch."""
+    items = SqliteItems(data_dir / "items.db")
+    found = items.query(Epoch(adapter, 1, 1).block(b"\0").partition, limit=10_000)
+    items.close()
+    return {bytes.fromhex(one.key.sort.partition("/")[2]): int(str(one.body["until"])) for one in found}
 
 
 @pytest.mark.timeout(400)
@@ -121,10 +130,12 @@ def test_he_01_whoever_is_killed_no_index_is_used_twice_and_no_token_comes_witho
 
     sent_indices = indices_sent(tap)
     assert len(set(sent_indices)) == len(sent_indices) > 4 * 60 * answered
-    burned = logged(own_service.data_dir / "burned.db", "burned")
-    accepted = logged(holder.data_dir / ACCEPTED, "blocks")
+    burned = burned_until(own_service.data_dir / "burned.db")
+    name = holder.command("list")["adapters"][0]["name"]
+    accepted = accepted_until(holder.data_dir, name)
+    assert accepted
     assert all(index < burned[block] for block, index in sent_indices)
     assert all(until <= burned.get(block, 0) for block, until in accepted.items())
-    shown = holder.command("show", "--name", holder.command("list")["adapters"][0]["name"])
+    shown = holder.command("show", "--name", name)
     for tenants in shown["tokens_by_site_and_tenant"].values():
         assert tenants["sampler"] >= answered * (4 + 60 - 1)

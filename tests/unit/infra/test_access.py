@@ -150,9 +150,61 @@ def test_a_wildcard_of_an_instance_is_seen() -> None:
     assert rules.wildcards(template) != []
 
 
-def test_only_the_adapter_holder_uses_its_key() -> None:
-    statement = _key_statement(read_template(CORE), "AdapterKey", "DataKeysOfATenant")
-    assert statement["Principal"] == {"AWS": [{"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}]}
+CROSSED: dict[str, Callable[[Template, Template], object]] = {
+    "a sampler that reads private adapters": lambda core, tasks: _statement(core, "SamplerPolicy").update(
+        Resource=[{"Fn::GetAtt": ["ItemsTable", "Arn"]}, {"Fn::GetAtt": ["AdapterTable", "Arn"]}]
+    ),
+    "an API that reads their bucket": lambda core, tasks: _statement(core, "ApiPolicy", 1).update(
+        Resource={"Fn::Sub": "${AdapterBucket.Arn}/*"}
+    ),
+    "an adapter holder that reads the service's items": lambda core, tasks: _statement(
+        core, "AdapterHolderPolicy"
+    ).update(Resource={"Fn::GetAtt": ["ItemsTable", "Arn"]}),
+    "a sampler that unwraps adapters": lambda core, tasks: _key_statement(
+        core, "AdapterKey", "UnwrapDataKeysOfAdapters"
+    )["Principal"]["AWS"].append({"Fn::GetAtt": ["SamplerRole", "Arn"]}),
+    "an adapter holder that unwraps runs": lambda core, tasks: _key_statement(
+        core, "DataKey", "UnwrapDataKeysOfATenant"
+    )["Principal"]["AWS"].append({"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}),
+    "an adapter holder that signs": lambda core, tasks: _key_statement(core, "SigningKey", "SignDigests")[
+        "Principal"
+    ]["AWS"].append({"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}),
+    "a publisher that unwraps adapters": lambda core, tasks: _key_statement(
+        core, "AdapterKey", "UnwrapDataKeysOfAdapters"
+    )["Principal"]["AWS"].append({"Ref": "PublisherArn"}),
+    "an adapter holder that is told the service's table": lambda core, tasks: core["Resources"]["Tasks"][
+        "Properties"
+    ]["Parameters"].update(AdapterTable={"Ref": "ItemsTable"}),
+    "a sampler that is told the adapter holder's key": lambda core, tasks: _properties(tasks, "SamplerTask")[
+        "ContainerDefinitions"
+    ][0]["Environment"].append({"Name": "TENSAFE_KMS_KEY_ID", "Value": {"Ref": "AdapterKeyArn"}}),
+}
+
+
+def test_neither_trust_domain_reaches_into_the_other() -> None:
+    assert rules.domains_crossed(read_template(CORE), read_template(TASKS)) == []
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_a_planted_crossing_is_seen(name: str) -> None:
+    core, tasks = read_template(CORE), read_template(TASKS)
+    CROSSED[name](core, tasks)
+    assert rules.domains_crossed(core, tasks) != []
+
+
+def test_the_adapter_holder_may_do_what_its_code_does() -> None:
+    """No transaction of it checks an item that it does not write, and nothing is scanned."""
+    policy = _properties(read_template(CORE), "AdapterHolderPolicy")["PolicyDocument"]["Statement"]
+    assert {action for statement in policy for action in statement["Action"]} == {
+        *(f"dynamodb:{one}" for one in ("GetItem", "Query", "PutItem", "DeleteItem")),
+        *(f"s3:{one}" for one in ("GetObject", "PutObject", "DeleteObject", "ListBucket")),
+    }
+
+
+def test_samplers_sign_what_they_attest() -> None:
+    for sid in ("SignDigests", "ReadThePublicHalf"):
+        statement = _key_statement(read_template(CORE), "SigningKey", sid)
+        assert {"Fn::GetAtt": ["SamplerRole", "Arn"]} in statement["Principal"]["AWS"]
 
 
 def test_an_operator_opens_no_data_key_and_signs_nothing() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
+from pydantic_settings import BaseSettings
 
+from tensafe.cloud.settings import ENV_PREFIX, CloudSettings
 from tensafe.operations.doorbell import MAX_RECEIVES, queue_specs
 from tensafe.storage.dynamodb_items import TTL_ATTRIBUTE
+from tensafe_gpu.adapter_holder.composition import CloudHolderSettings
 from tests.project_files import ROOT
 from tests.support import template_shape as rules
 from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template, resources
@@ -27,13 +29,10 @@ def routes() -> dict[str, bool]:
     return application_routes()
 
 
-def variables() -> dict[str, bool]:
+def variables(settings: type[BaseSettings]) -> dict[str, bool]:
     """Every variable of the settings, and whether it must be there."""
-    from tensafe.cloud.settings import ENV_PREFIX, CloudSettings
-
     return {
-        f"{ENV_PREFIX}{name.upper()}": field.is_required()
-        for name, field in CloudSettings.model_fields.items()
+        f"{ENV_PREFIX}{name.upper()}": field.is_required() for name, field in settings.model_fields.items()
     }
 
 
@@ -44,7 +43,9 @@ def _all() -> tuple[Template, Template, Template]:
 CHECKS: dict[str, Callable[[Template, Template, Template], list[str]]] = {
     "queues": lambda core, tasks, seen: rules.queues_without_an_end(core, MAX_RECEIVES),
     "dead queues": lambda core, tasks, seen: rules.unread_dead_queues(core),
-    "variables": lambda core, tasks, seen: rules.missing_variables(core, tasks, variables()),
+    "variables": lambda core, tasks, seen: rules.missing_variables(
+        core, tasks, variables(CloudSettings), variables(CloudHolderSettings)
+    ),
     "routes": lambda core, tasks, seen: rules.routes_apart(core, routes()),
     "alarms": lambda core, tasks, seen: rules.alarms_apart([core, tasks, seen], RUNBOOKS),
     "containers": lambda core, tasks, seen: rules.loose_containers(tasks),
@@ -106,6 +107,22 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
                 for one in _container(tasks, "SamplerTask")["Environment"]
                 if one["Name"] != "TENSAFE_KMS_KEY_ID"
             ]
+        ),
+    ),
+    "an adapter holder without its key": (
+        "variables",
+        lambda core, tasks, seen: _container(tasks, "AdapterHolderTask").update(
+            Environment=[
+                one
+                for one in _container(tasks, "AdapterHolderTask")["Environment"]
+                if one["Name"] != "TENSAFE_KMS_KEY_ID"
+            ]
+        ),
+    ),
+    "an adapter holder with a variable of the service": (
+        "variables",
+        lambda core, tasks, seen: _container(tasks, "AdapterHolderTask")["Environment"].append(
+            {"Name": "TENSAFE_SIGNING_KEY_ID", "Value": "x"}
         ),
     ),
     "a variable that nothing reads": (
@@ -170,21 +187,14 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
 }
 
 
-def _needs_settings(check: str) -> None:
-    if check == "variables" and importlib.util.find_spec("tensafe.cloud") is None:
-        pytest.skip("the settings of AWS are not in this release yet")
-
-
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_templates_fit(check: str) -> None:
-    _needs_settings(check)
     assert CHECKS[check](*_all()) == []
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_bug_is_seen(name: str) -> None:
     check, plant = PLANTED[name]
-    _needs_settings(check)
     templates = _all()
     plant(*templates)
     assert CHECKS[check](*templates) != []
@@ -227,8 +237,26 @@ def test_every_handler_and_task_is_a_module() -> None:
     for task in resources(tasks, "AWS::ECS::TaskDefinition").values():
         command = task["ContainerDefinitions"][0]["Command"]
         assert command[:2] == ["python", "-m"]
-        if command[2] != "tensafe_gpu.adapter_holder":
-            assert importlib.util.find_spec(command[2])
+        assert importlib.util.find_spec(command[2])
+
+
+def test_the_adapter_holder_is_told_to_listen_where_samplers_may_reach_it() -> None:
+    from tensafe_gpu.adapter_holder.commands import _parser
+
+    tasks = read_template(TASKS)
+    container = _container(tasks, "AdapterHolderTask")
+    options = _parser().parse_args(["serve", *container["Command"][3:]])
+    port = int(options.listen.rpartition(":")[2])
+    assert options.listen == f"tcp:0.0.0.0:{port}"
+    assert container["PortMappings"] == [{"ContainerPort": port, "Protocol": "tcp"}]
+    (inwards,) = _p(tasks, "HolderTraffic")["SecurityGroupIngress"]
+    outwards = _p(tasks, "SamplerToHolder")
+    assert {one[end] for one in (inwards, outwards) for end in ("FromPort", "ToPort")} == {port}
+    assert inwards["SourceSecurityGroupId"] == outwards["GroupId"] == {"Ref": "TaskTraffic"}
+    network = _p(tasks, "AdapterHolderService")["NetworkConfiguration"]["AwsvpcConfiguration"]
+    assert network["SecurityGroups"] == [{"Ref": "HolderTraffic"}]
+    assert container["LogConfiguration"]["Options"]["awslogs-group"] == {"Ref": "AdapterHolderLogs"}
+    assert container["HealthCheck"]["Command"][-1] == "tensafe_gpu.healthcheck"
 
 
 def test_an_api_request_ends_before_api_gateway_gives_up() -> None:

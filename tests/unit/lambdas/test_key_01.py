@@ -63,6 +63,23 @@ def test_key_01_a_task_without_its_kms_key_does_not_start(name: str) -> None:
     assert "not set: TENSAFE_KMS_KEY_ID" in ended.stderr
 
 
+@pytest.mark.parametrize("key", [None, "alias/tensafe-adapters"], ids=["absent", "alias"])
+def test_key_01_an_adapter_holder_without_its_kms_key_does_not_start(key: str | None) -> None:
+    ended = start("-m", "tensafe_gpu.adapter_holder", "--listen", "unix:/none", TENSAFE_KMS_KEY_ID=key)
+    assert ended.returncode == 1
+    assert ("not set: TENSAFE_KMS_KEY_ID" if key is None else "by its ARN") in ended.stderr
+
+
+def test_key_01_an_adapter_holder_in_production_takes_no_key_file_for_it(tmp_path: Path) -> None:
+    from tensafe_gpu.adapter_holder.composition import initialise
+
+    initialise(tmp_path)
+    command = ("-m", "tensafe_gpu.adapter_holder", "list")
+    named = {"TENSAFE_TABLE": None, "TENSAFE_DATA_DIR": str(tmp_path)}
+    assert "refuses a key file" in start(*command, **named).stderr
+    assert start(*command, **named, TENSAFE_ACCEPT_LOCAL_KEY="true").returncode == 0
+
+
 def test_key_01_a_task_in_production_takes_no_key_file_for_it(tmp_path: Path) -> None:
     from tensafe.local.composition import initialise
 

@@ -10,6 +10,13 @@ import pytest
 from tensafe.cloud.settings import CloudSettings
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.settings import LocalSettings
+from tensafe_gpu.adapter_holder.composition import (
+    CloudHolderSettings,
+    DirectorySettings,
+    initialise,
+    open_ports,
+    read_holder_settings,
+)
 from tensafe_gpu.composition import read_task_settings
 from tests.support.cloud import cloud_environment
 
@@ -37,3 +44,29 @@ def test_a_table_means_aws(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_neither_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"TENSAFE_DATA_DIR .* TENSAFE_TABLE .* neither is set"):
         read_task_settings()
+
+
+def test_an_adapter_holder_is_told_by_the_same_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"TENSAFE_DATA_DIR .* TENSAFE_TABLE .* neither is set"):
+        read_holder_settings()
+    for name, value in cloud_environment().items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(read_holder_settings(), CloudHolderSettings)
+    monkeypatch.setenv("TENSAFE_DATA_DIR", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="both are set"):
+        read_holder_settings()
+    # A directory that is named on the command line is meant, whatever the environment names.
+    assert isinstance(read_holder_settings(tmp_path), DirectorySettings)
+
+
+def test_an_adapter_holder_opens_neither_the_service_s_directory_nor_an_older_one(tmp_path: Path) -> None:
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service/VERSION").touch()
+    with pytest.raises(ConfigurationError, match="is the service's"):
+        open_ports(DirectorySettings(data_dir=tmp_path / "service"))
+    initialise(tmp_path / "holder")
+    (tmp_path / "holder/accepted.db").touch()
+    with pytest.raises(ConfigurationError, match="rotate every adapter"):
+        open_ports(DirectorySettings(data_dir=tmp_path / "holder"))

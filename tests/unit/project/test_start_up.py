@@ -26,7 +26,11 @@ AWS_ADAPTERS = (
     "tensafe.storage.sqs_queues",
     "tensafe.storage.sqs_urls",
 )
-OPEN_THEM = {"tensafe.cloud.callers", "tensafe.cloud.composition"}
+OPEN_THEM = {
+    "tensafe.cloud.callers",
+    "tensafe.cloud.composition",
+    "tensafe_gpu.adapter_holder.composition",
+}
 
 
 def loaded_by(*modules: str) -> set[str]:
