@@ -33,25 +33,23 @@ def submit_run(services: Services, base_model: str) -> None:
 
 
 def wanted(folder: Path) -> publishing.Publishing:
-    return publishing.Publishing(
-        folder.parent / "holder", "unix:/none", "sampler", 1000, ExecutionPolicy.HE_REQUIRED
-    )
+    """With the adapter holder's command in this process."""
+
+    def command(name: str, *arguments: str) -> dict[str, Any]:
+        out = io.StringIO()
+        with redirect_stdout(out):
+            main([name, "--data-dir", str(folder.parent / "holder"), *arguments])
+        found: dict[str, Any] = json.loads(out.getvalue())
+        return found
+
+    return publishing.Publishing(command, "unix:/none", "sampler", 1000, ExecutionPolicy.HE_REQUIRED)
 
 
 def publish(services: Services, folder: Path, killer: Killer) -> None:
-    """`tensafe adapters publish`, with the adapter holder's command in this process, under the same knife."""
-    publishing.holder_command = holder_command
-    publishing.sqlite_items = lambda given: given.ports.items  # type: ignore[assignment,return-value]
+    """`tensafe adapters publish`, both sides under the same knife."""
+    publishing.scrub = lambda given: given.ports.items.scrub()
     put_under_the_knife(killer)
     publishing.publish(services, PATH, wanted(folder))
-
-
-def holder_command(data_dir: Path, name: str, *arguments: str) -> dict[str, Any]:
-    out = io.StringIO()
-    with redirect_stdout(out):
-        main([name, "--data-dir", str(data_dir), *arguments])
-    found: dict[str, Any] = json.loads(out.getvalue())
-    return found
 
 
 def put_under_the_knife(killer: Killer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.execution import DEFAULT_PRIVATE, ExecutionPolicy
 
 if TYPE_CHECKING:
+    from tensafe.local.holder_command import HolderCommand
     from tensafe.operations.placements import Placement
     from tensafe.services import Services
 
@@ -22,20 +24,27 @@ AdapterPath = Annotated[
     typer.Argument(metavar="PATH", help="tinker://RUN/sampler_weights/NAME, as `adapters list` shows it."),
 ]
 HolderDir = Annotated[
-    Path, typer.Option("--holder-dir", metavar="DIR", help="The adapter holder's data directory.")
+    Path | None,
+    typer.Option(
+        "--holder-dir",
+        metavar="DIR",
+        help="The adapter holder's data directory. (default: its store on AWS, named by "
+        "$TENSAFE_HOLDER_TABLE, _BUCKET and _KMS_KEY_ID)",
+        show_default=False,
+    ),
 ]
 
 
 @app.command()
 def publish(  # noqa: PLR0913, PLR0917 - one option each
     path: AdapterPath,
-    holder_dir: HolderDir,
     holder: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where it listens: unix:PATH or tcp:HOST:PORT.")
     ],
     tokens_per_site: Annotated[
         int, typer.Option(min=1, help="Budget of an epoch; what it gives away is printed.")
     ],
+    holder_dir: HolderDir = None,
     private: Annotated[
         bool, typer.Option("--private", help="Needed: these weights are erased here.")
     ] = False,
@@ -58,7 +67,7 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
 
     if not private:
         raise InvalidRequest("say --private: the weights are moved, and erased here", field="private")
-    wanted = Publishing(holder_dir, holder, holder_tenant, tokens_per_site, policy)
+    wanted = Publishing(_holder(holder_dir), holder, holder_tenant, tokens_per_site, policy)
     with opened(data_dir, key_file, doing=None) as services:
         confirm(f"Move {path} to the adapter holder, and erase it here?", yes)
         with progress("publishing"):
@@ -94,17 +103,16 @@ def show(
 @app.command()
 def rotate(
     path: AdapterPath,
-    holder_dir: HolderDir,
+    holder_dir: HolderDir = None,
     data_dir: DataDir = None,
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin a new epoch at the adapter holder: new bases, a new budget."""
-    from tensafe.local.publishing import holder_command
-
+    command = _holder(holder_dir)
     with opened(data_dir, key_file) as services:
         placement = _find(services, path)
-    said = holder_command(holder_dir, "rotate", *_named(placement))
+    said = command("rotate", *_named(placement))
     print_object({**_row(placement), "epoch": said["epoch"], "digest": said["digest"]}, as_json=as_json)
 
 
@@ -113,7 +121,11 @@ def revoke(
     path: AdapterPath,
     holder_dir: Annotated[
         Path | None,
-        typer.Option("--holder-dir", metavar="DIR", help="Erase it at this adapter holder too."),
+        typer.Option(
+            "--holder-dir",
+            metavar="DIR",
+            help="Erase it at this adapter holder too; on AWS at the one that $TENSAFE_HOLDER_TABLE names.",
+        ),
     ] = None,
     data_dir: DataDir = None,
     key_file: KeyFile = None,
@@ -121,15 +133,22 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Stop sampling from a private adapter for ever."""
-    from tensafe.local.publishing import holder_command
-
+    erase = holder_dir is not None or bool(os.environ.get("TENSAFE_HOLDER_TABLE"))
+    command = _holder(holder_dir) if erase else None
     with opened(data_dir, key_file, doing=None) as services:
         placement = _find(services, path)
         confirm(f"Revoke {path} of tenant {placement.tenant}?", yes)
-        if holder_dir is not None:
-            holder_command(holder_dir, "revoke", *_named(placement))
+        if command is not None:
+            command("revoke", *_named(placement))
         services.placements.remove(placement)
-    print_object({"path": path, "revoked": True, "erased": holder_dir is not None}, as_json=as_json)
+    print_object({"path": path, "revoked": True, "erased": erase}, as_json=as_json)
+
+
+def _holder(holder_dir: Path | None) -> HolderCommand:
+    """Commands of the adapter holder: of a directory, or of its own store on AWS."""
+    from tensafe.local.holder_command import in_directory, on_aws
+
+    return on_aws() if holder_dir is None else in_directory(holder_dir)
 
 
 def _find(services: Services, path: str) -> Placement:

@@ -73,10 +73,11 @@ def erase_run(services: Services, run: StreamRecord) -> None:
     An interrupted erasure is finished by calling again. Raises Unavailable if the log stayed busy.
     """
     services.streams.erase(run.stream_id, run.tenant)
-    _scrub(services)
+    scrub(services)
 
 
-def _scrub(services: Services) -> None:
+def scrub(services: Services) -> None:
+    """Take what was deleted out of SQLite's own log too. Raises Unavailable if the log stayed busy."""
     if isinstance(services.ports.items, SqliteItems):
         services.ports.items.scrub()
 
@@ -124,7 +125,7 @@ def find_checkpoint(services: Services, path: str) -> Checkpoint:
 def delete_checkpoint(services: Services, checkpoint: Checkpoint) -> None:
     """Delete the checkpoint, then take its sealed key out of SQLite's own log too."""
     services.checkpoints.delete(checkpoint)
-    _scrub(services)
+    scrub(services)
 
 
 def export_checkpoint(services: Services, checkpoint: Checkpoint, output: Path) -> None:

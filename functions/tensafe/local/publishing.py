@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +12,7 @@ from typing import Any, Final
 
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
-from tensafe.local.admin import find_checkpoint
-from tensafe.local.composition import sqlite_items
+from tensafe.local.admin import find_checkpoint, scrub
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.placements import Placement
 from tensafe.packages.bundle import unpack_files
@@ -24,14 +20,13 @@ from tensafe.services import Services
 from tensafe.wire.paths import CheckpointPath
 
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
-_HOLDER: Final = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
 
 
 @dataclass(frozen=True, slots=True)
 class Publishing:
-    """What the publisher decides. `data_dir` is the adapter holder's, on this machine."""
+    """What the publisher decides. `holder` runs a command of the adapter holder on its own store."""
 
-    data_dir: Path
+    holder: Callable[..., dict[str, Any]]
     address: str
     holder_tenant: str
     tokens_per_site: int
@@ -63,8 +58,7 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     if said is None:
         files = unpack_files(services.checkpoints.read(stream, checkpoint))
         with _in_memory(checkpoint.artifact_id, files) as folder:
-            said = _holder(
-                wanted,
+            said = wanted.holder(
                 "publish",
                 *("--name", checkpoint.artifact_id, "--peft", str(folder)),
                 *("--base-model", checkpoint.base_model, "--tenants", wanted.holder_tenant),
@@ -87,18 +81,6 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     )
     _erase(services, path)
     return placement, said
-
-
-def holder_command(data_dir: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """One command of the adapter holder on its data directory. Raises ConfigurationError as it says."""
-    command = [*_HOLDER, name, "--data-dir", str(data_dir), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run(command, capture_output=True, check=False, env=environment)  # noqa: S603 - ours
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-        raise ConfigurationError(f"the adapter holder refused: {lines[-1][:500]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 @contextmanager
@@ -130,13 +112,9 @@ def _remove_folder(artifact_id: str) -> None:
     shutil.rmtree(_folder(artifact_id), ignore_errors=True)
 
 
-def _holder(wanted: Publishing, name: str, *arguments: str) -> dict[str, Any]:
-    return holder_command(wanted.data_dir, name, *arguments)
-
-
 def _known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
     """The active publication of a try that was cut short."""
-    adapters = _holder(wanted, "list")["adapters"]
+    adapters = wanted.holder("list")["adapters"]
     found = [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
     return found[-1] if found else None
 
@@ -147,4 +125,4 @@ def _erase(services: Services, path: str) -> None:
     checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
     if checkpoint is not None:
         services.checkpoints.delete(checkpoint)
-    sqlite_items(services).scrub()
+    scrub(services)
