@@ -32,7 +32,7 @@ BASE_PACKAGES: Final = ("python3", "python3-venv", "ca-certificates", "libnuma1"
 """What a base must hold; libnuma is for vLLM's CPU kernels, which say nothing when they cannot load it."""
 EXTRAS: Final = {
     "trainer": ("gpu", "aws", "otel"),
-    "sampler": ("gpu", "sampler", "aws", "otel"),
+    "sampler": ("gpu", "he", "sampler", "aws", "otel"),
     "adapter_holder": ("he", "aws"),
 }
 SOURCES: Final = ("pyproject.toml", "README.md", "functions", "gpu_tasks")

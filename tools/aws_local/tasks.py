@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ class TaskSpec:
     environment: Mapping[str, str]
 
 
-def read_tasks(parameters: Mapping[str, str], resources: Mapping[str, str]) -> list[TaskSpec]:
+def read_tasks(
+    parameters: Mapping[str, str], resources: Mapping[str, str], roles: Sequence[str] = ROLES
+) -> list[TaskSpec]:
     """The trainer and the sampler of a deployed template.yaml: given its parameters and physical ids.
 
     template.yaml hands its nested stack parameters; they are worked out where something names one.
@@ -45,8 +47,9 @@ def read_tasks(parameters: Mapping[str, str], resources: Mapping[str, str]) -> l
     outer = Scope(core, parameters, resources)
     inner = Scope(tasks, _Lazily(outer, handed), {})
     found = []
-    for role in ROLES:
-        (container,) = tasks["Resources"][f"{role.capitalize()}Task"]["Properties"]["ContainerDefinitions"]
+    for role in roles:
+        name = f"{role.title().replace('-', '')}Task"
+        (container,) = tasks["Resources"][name]["Properties"]["ContainerDefinitions"]
         command = tuple(inner.value(container["Command"]))
         variables = {one["Name"]: inner.value(one["Value"]) for one in container["Environment"]}
         found.append(TaskSpec(role, command, variables))

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tensafe.operations.placements import Placement
     from tensafe.services import Services
 
-app = typer.Typer(help="Publish, list, show, rotate and revoke private adapters.", no_args_is_help=True)
+app = typer.Typer(
+    help="Publish, list, show, rotate and revoke private adapters; keep the samplers' certificate.",
+    no_args_is_help=True,
+)
 AdapterPath = Annotated[
     str,
     typer.Argument(metavar="PATH", help="tinker://RUN/sampler_weights/NAME, as `adapters list` shows it."),
@@ -142,6 +145,23 @@ def revoke(
             command("revoke", *_named(placement))
         services.placements.remove(placement)
     print_object({"path": path, "revoked": True, "erased": erase}, as_json=as_json)
+
+
+@app.command()
+def certificate(
+    cert: Annotated[Path, typer.Option(metavar="FILE", help="The samplers' certificate (PEM).")],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Its key, without a pass phrase.")],
+    ca: Annotated[Path, typer.Option(metavar="FILE", help="The authority of the adapter holders.")],
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Seal the samplers' certificate for adapter holders in the vault; they read it when they start."""
+    from tensafe.local.certificates import keep_certificate
+
+    with opened(data_dir, key_file) as services:
+        keep_certificate(services, {"cert": cert, "key": key, "ca": ca})
+    print_object({"kept": True}, as_json=as_json)
 
 
 def _holder(holder_dir: Path | None) -> HolderCommand:

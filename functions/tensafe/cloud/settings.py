@@ -63,6 +63,8 @@ class CloudSettings(BaseSettings):
     """Names the deployment; the dimension `service` of its metrics, which the alarms look for."""
     otlp_endpoint: str | None = None
     """Where tasks send spans (docs/observability.md); None sends none, and functions never do."""
+    private_adapters: bool = False
+    """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
     device: Literal["cpu", "cuda"] = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lease_s: float = Field(default=30.0, ge=2, le=600)

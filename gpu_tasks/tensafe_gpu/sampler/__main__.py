@@ -11,13 +11,13 @@ import time
 
 from tensafe.contracts.errors import ConfigurationError, TensafeError
 from tensafe.contracts.training import ModelInfo
-from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.protection import protected_while
 from tensafe_gpu.sampler.environment import configure_environment
+from tensafe_gpu.sampler.holder_files import HolderFiles
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ async def serve(
 
     began = time.monotonic()
     key_holder: str | None = None
-    if isinstance(settings, LocalSettings) and settings.private_adapters:
+    if settings.private_adapters:
         from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is SEAL needed
 
         key_holder = CONNECT
@@ -49,24 +49,16 @@ async def serve(
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)
     forgetting = asyncio.create_task(forget_gone(services, engine))
+    private = HolderFiles(settings, services)
     try:
-        texts, private = Texts(info.path), private_files(settings)
+        texts = Texts(info.path)
         worker = SamplerWorker(services, info.name, engine, owner=owner, texts=texts, private=private)
         with protected_while(lambda: worker.busy):
             await worker.run(stop)
     finally:
         forgetting.cancel()
+        private.close()
         await engine.close()
-
-
-def private_files(settings: TaskSettings) -> dict[str, str]:
-    """This sampler's own files on the way to an adapter holder (`private.connecting`); none on AWS yet."""
-    if not isinstance(settings, LocalSettings):
-        return {}
-    files = {"burn_log": settings.data_dir / "burned.db"}
-    if settings.holder_tls is not None:
-        files |= {f"tls_{name}": settings.holder_tls / f"{name}.pem" for name in ("cert", "key", "ca")}
-    return {name: str(path) for name, path in files.items()}
 
 
 def main() -> None:

@@ -88,12 +88,12 @@ class Weights:
         self,
         services: Services,
         *,
-        private: Mapping[str, str] | None = None,
+        private: Callable[[], Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`private` is what this sampler adds to every way to an adapter holder: files of its own."""
+        """`private` gives what this sampler adds to every way to an adapter holder: files of its own."""
         self._services = services
-        self._private = dict(private or {})
+        self._private = private or dict
         self._clock = clock
         self._checked_s = clock()
         self._lock = threading.Lock()
@@ -129,7 +129,8 @@ class Weights:
         return adapter
 
     def _placed(self, placement: Placement) -> PrivateAdapter:
-        holder = self._private | {
+        holder = {
+            **self._private(),
             "address": placement.address,
             "tenant": placement.holder_tenant,
             "adapter": placement.adapter,

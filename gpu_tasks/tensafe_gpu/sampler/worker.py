@@ -73,7 +73,7 @@ class SamplerWorker:
         owner: str,
         texts: Texts,
         settings: SamplerSettings | None = None,
-        private: Mapping[str, str] | None = None,
+        private: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._services = services
         self._queue = sample_queue(base_model)

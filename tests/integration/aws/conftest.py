@@ -21,6 +21,9 @@ from tools.aws_local.local_stack import local_stack
 LEASE_S = 3
 """A tenth of a deployment's: what a killed task held is free sooner."""
 
+WITH_HOLDER = {"AdapterHolderImage": "none: test_private.py starts it"}
+"""Samplers take private adapters."""
+
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,7 +38,9 @@ def service(tmp_path_factory: pytest.TempPathFactory, built: Path, model_path: P
     model = ModelSource(MODEL_NAME, str(model_path))
     with (
         emulator_of_aws(folder) as emulator,
-        local_stack(emulator, built / "function", model, folder, TENSAFE_LEASE_S=str(LEASE_S)) as stack,
+        local_stack(
+            emulator, built / "function", model, folder, WITH_HOLDER, TENSAFE_LEASE_S=str(LEASE_S)
+        ) as stack,
     ):
         stack.wait_ready()
         yield AwsService(stack)

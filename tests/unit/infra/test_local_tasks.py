@@ -20,6 +20,9 @@ RESOURCES = {
     "BlobBucket": "blobs",
     "DataKey": "1234",
     "SigningKey": "5678",
+    "AdapterTable": "tensafe-adapters",
+    "AdapterBucket": "adapters",
+    "AdapterKey": "9012",
     "HttpApi": "abc",
 }
 
@@ -52,6 +55,22 @@ def test_spans_go_nowhere_unless_the_parameter_names_a_collector(tasks: Mapping[
             }
             assert given["otlp_endpoint"] == (endpoint or "")
             assert read_cloud_settings(**given).otlp_endpoint == endpoint
+
+
+def test_the_adapter_holder_is_told_its_own_and_samplers_that_there_is_one(
+    tasks: Mapping[str, TaskSpec],
+) -> None:
+    assert tasks["sampler"].environment["TENSAFE_PRIVATE_ADAPTERS"] == "false"
+    given = {**PARAMETERS, "AdapterHolderImage": "image"}
+    sampler, holder = read_tasks(given, RESOURCES, ("sampler", "adapter-holder"))
+    assert sampler.environment["TENSAFE_PRIVATE_ADAPTERS"] == "true"
+    assert holder.command[:3] == ("python", "-m", "tensafe_gpu.adapter_holder")
+    assert {name: value for name, value in holder.environment.items() if name.startswith("TENSAFE_")} == {
+        "TENSAFE_ENVIRONMENT": "production",
+        "TENSAFE_TABLE": "tensafe-adapters",
+        "TENSAFE_BUCKET": "adapters",
+        "TENSAFE_KMS_KEY_ID": "arn:aws:kms:eu-central-1:000000000000:key/9012",
+    }
 
 
 def test_without_a_base_url_it_is_the_api_s_own_address() -> None:

@@ -1,0 +1,49 @@
+"""The samplers' certificate for adapter holders, sealed in the service's vault."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tensafe.contracts.errors import ConfigurationError
+from tensafe.services import Services
+from tensafe.vault import sealed_texts
+from tensafe.vault.scope import Scope
+
+_SCOPE: Final = Scope("service", "holder-tls")
+NAMES: Final = ("cert", "key", "ca")
+_MAX_FILE_BYTES: Final = 16 * 1024
+
+
+def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
+    """Seal the PEM files `cert`, `key` and `ca`; samplers read them at their next start.
+
+    Raises ConfigurationError for files that cannot be used.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_cert_chain(files["cert"], files["key"], password="")  # asks nobody
+        context.load_verify_locations(cafile=files["ca"])
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigurationError(f"the TLS files cannot be used: {error}") from error
+    texts = {name: read_pem(files[name]) for name in NAMES}
+    sealed_texts.keep(services.ports.items, services.vault, _SCOPE, texts)
+
+
+def kept_certificate(services: Services) -> dict[str, str] | None:
+    """The texts by name; None if nothing is kept. Raises IntegrityError, Unavailable."""
+    return sealed_texts.kept(services.ports.items, services.vault, _SCOPE)
+
+
+def read_pem(path: Path) -> str:
+    """A small text file. Raises ConfigurationError."""
+    try:
+        with path.open(encoding="ascii") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read", field="tls") from error
+    if len(text) > _MAX_FILE_BYTES:
+        raise ConfigurationError(f"{path} is larger than {_MAX_FILE_BYTES} bytes", field="tls")
+    return text

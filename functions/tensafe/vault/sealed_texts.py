@@ -1,0 +1,44 @@
+"""A few texts sealed in one item, such as a certificate with its key, for tasks without a disk that lasts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from tensafe.contracts.errors import Conflict, IntegrityError, PayloadTooLarge
+from tensafe.storage.ports import ConditionFailed, Items, Key, Put
+from tensafe.vault.scope import Scope
+from tensafe.vault.vault import INLINE_MAX_BYTES, Vault
+
+_SORT: Final = "texts"
+
+
+def keep(items: Items, vault: Vault, scope: Scope, texts: Mapping[str, str]) -> None:
+    """Seal them under the scope's key, in place of what was kept.
+
+    Raises PayloadTooLarge over 64 KiB in all, Conflict if somebody else did the same meanwhile.
+    """
+    content = json.dumps(dict(texts)).encode()
+    if len(content) > INLINE_MAX_BYTES:
+        raise PayloadTooLarge(f"at most {INLINE_MAX_BYTES} bytes are kept of them")
+    vault.ensure_key(scope)
+    key = Key(scope.name, _SORT)
+    present = items.get(key)
+    sealed = vault.seal(scope, _SORT, content)
+    try:
+        items.write([Put(key, {}, 0 if present is None else present.version, sealed=sealed)])
+    except ConditionFailed as error:
+        raise Conflict("somebody else kept others meanwhile; look, and try again") from error
+
+
+def kept(items: Items, vault: Vault, scope: Scope) -> dict[str, str] | None:
+    """What `keep` sealed; None if nothing is. Raises IntegrityError, Unavailable."""
+    item = items.get(Key(scope.name, _SORT))
+    if item is None:
+        return None
+    try:
+        found = json.loads(vault.open(scope, _SORT, item.sealed))
+        return {str(name): str(text) for name, text in found.items()}
+    except (AttributeError, ValueError) as error:
+        raise IntegrityError("what is kept cannot be read") from error
