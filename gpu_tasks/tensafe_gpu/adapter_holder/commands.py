@@ -80,14 +80,7 @@ def _publish(options: argparse.Namespace) -> None:
         published, adapter = AdapterStore(ports).publish(
             options.name, _files(options.peft), base_model=options.base_model, policy=policy
         )
-    widths = [site.d_in for site in adapter.info.sites]
-    _print(
-        {
-            **_shown(published),
-            "sites": _sites(adapter),
-            "extraction": extraction_note(policy.tokens_per_site, widths),
-        }
-    )
+    _print({**_shown(published), "sites": _sites(adapter)})
 
 
 def _rotate(options: argparse.Namespace) -> None:
@@ -178,6 +171,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _shown(published: Published) -> dict[str, object]:
+    tokens, width = published.policy.tokens_per_site, published.width
+    told = {} if width is None else {"extraction": extraction_note(tokens, width)}
     return {
         "name": published.name,
         "version": published.version,
@@ -186,6 +181,7 @@ def _shown(published: Published) -> dict[str, object]:
         "base_model": published.base_model,
         "digest": published.digest,
         "policy": published.policy.model_dump(),
+        **told,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -45,12 +44,12 @@ def measured() -> Curve:
     return Curve(told["source"], told["adapter"], told["width"], points)
 
 
-def extraction_note(tokens_per_site: int, widths: Sequence[int]) -> str:
-    """How much of an adapter with sites of these input widths a budget gives away, by the measured curve.
+def extraction_note(tokens_per_site: int, width: int) -> str:
+    """How much of an adapter whose narrowest site has `width` inputs a budget gives away, by the curve.
 
     Between two points the one with more tokens is told: what was seen gives away no more than that.
     """
-    curve, width = measured(), min(widths)
+    curve = measured()
     share = tokens_per_site / width
     point = next((one for one in curve.points if one.share_of_width >= share), curve.points[-1])
     if share >= 1:

@@ -61,6 +61,8 @@ class Published:
     digest: str
     status: str
     policy: Policy
+    width: int | None
+    """Inputs of the narrowest site; None for what an older release published."""
 
     @property
     def active(self) -> bool:
@@ -106,6 +108,7 @@ class AdapterStore:
             "policy": cast(JsonValue, policy.model_dump()),
             "base_model": base_model,
             "status": _ACTIVE,
+            "width": min(site.d_in for site in adapter.info.sites),
             "source": self._sealed_blob(scope, "source", pack_files(dict(files))),
             **self._epoch(scope, adapter),
         }
@@ -223,6 +226,7 @@ def _published(item: Item) -> Published:
             digest=str(body["digest"]),
             status=str(body["status"]),
             policy=Policy.model_validate(body["policy"]),
+            width=int(cast(int, body["width"])) if "width" in body else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError("a published adapter's record cannot be read") from error

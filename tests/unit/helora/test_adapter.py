@@ -130,7 +130,7 @@ def test_a_policy_has_no_defaults(fields: dict[str, object]) -> None:
 
 def test_publishing_says_what_the_budget_gives_away() -> None:
     def note(tokens: int) -> str:
-        return extraction_note(tokens, [896, 4864])
+        return extraction_note(tokens, 896)
 
     by_tokens = {point.tokens: point for point in measured().points}
     # 896 inputs: the point with at least this share of them, in tokens of the adapter with 256.
