@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from tensafe.contracts.errors import Conflict, IntegrityError, PayloadTooLarge
@@ -15,21 +16,22 @@ _SORT: Final = "texts"
 
 
 def keep(items: Items, vault: Vault, scope: Scope, texts: Mapping[str, str]) -> None:
-    """Seal them under the scope's key, in place of what was kept.
+    """Seal them under a key of their own, in place of what was kept and its key: nothing is unwrapped.
 
     Raises PayloadTooLarge over 64 KiB in all, Conflict if somebody else did the same meanwhile.
     """
     content = json.dumps(dict(texts)).encode()
     if len(content) > INLINE_MAX_BYTES:
         raise PayloadTooLarge(f"at most {INLINE_MAX_BYTES} bytes are kept of them")
-    vault.ensure_key(scope)
-    key = Key(scope.name, _SORT)
-    present = items.get(key)
-    sealed = vault.seal(scope, _SORT, content)
+    place = Key(scope.name, _SORT)
+    key = replace(vault.begin(scope), if_version=_version(items, scope.key_item))
     try:
-        items.write([Put(key, {}, 0 if present is None else present.version, sealed=sealed)])
+        sealed = vault.seal(scope, _SORT, content)
+        items.write([key, Put(place, {}, _version(items, place), sealed=sealed)])
     except ConditionFailed as error:
         raise Conflict("somebody else kept others meanwhile; look, and try again") from error
+    finally:
+        vault.forget(scope)
 
 
 def kept(items: Items, vault: Vault, scope: Scope) -> dict[str, str] | None:
@@ -42,3 +44,8 @@ def kept(items: Items, vault: Vault, scope: Scope) -> dict[str, str] | None:
         return {str(name): str(text) for name, text in found.items()}
     except (AttributeError, ValueError) as error:
         raise IntegrityError("what is kept cannot be read") from error
+
+
+def _version(items: Items, key: Key) -> int:
+    item = items.get(key)
+    return 0 if item is None else item.version
