@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tensafe.local.composition import initialise
-from tests.chaos.forking import Server, fork_server
-from tests.chaos.script import CORRELATED, PRIVATE, close, copied, open_folder, submit_all, submit_one
+from tensafe.local.recovery import reclaim
+from tensafe.operations.doorbell import train_queue
+from tests.chaos import dealt_script
+from tests.chaos.forking import KILLED, Server, fork_server
+from tests.chaos.script import BASE, CORRELATED, PRIVATE, close, copied, open_folder, submit_all, submit_one
 from tests.support.training_log import smallest_model
 from tests.unit.trainer_worker.conftest import _same_noise, base, new_rig
 
@@ -53,3 +57,32 @@ def submitted(space: Path, empty: Path, server: Server) -> Path:
     list(submit_all(services))
     close(services)
     return folder
+
+
+@dataclass(frozen=True)
+class DealtRun:
+    """Data directories of one dealt run, with one deal seed and one noise secret."""
+
+    begun: Path
+    """Its trainer died before the charge of the opening was written."""
+    created: Path
+
+
+@pytest.fixture(scope="package")
+def dealt_run(space: Path, empty: Path, server: Server) -> DealtRun:
+    while True:
+        begun = copied(empty, space / "dealt-begun")
+        services = open_folder(begun)
+        dealt_script.prepare(services)
+        assert server.run("create", begun, "trainer-0", "reserving:1")["status"] == KILLED
+        reclaim(services, "trainer-0", train_queue(BASE), counted=True)
+        close(services)
+        created = copied(begun, space / "dealt-created")
+        services = open_folder(created)
+        assert server.run("create", created, "trainer-1")["status"] == 0
+        enough = dealt_script.deals_enough(services)
+        close(services)
+        if enough:
+            return DealtRun(begun, created)
+        shutil.rmtree(begun)
+        shutil.rmtree(created)

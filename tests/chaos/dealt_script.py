@@ -1,4 +1,4 @@
-"""A dealt run from its owner's first deal to its last step, and what it must lead to however it is killed."""
+"""A dealt run from its owner's first deal to one given up, and what it must lead to however it is killed."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def owner_asks(services: Services, step: int) -> None:
     work = [send(unit_ids[:half]), send(unit_ids[half:]), optim_step(), save(f"step-{step}")]
     for seq, operation in enumerate(work, first):
         submit(services, RUN, seq, operation)
+
+
+def owner_gives_up(services: Services) -> None:
+    """One deal more, which is looked at and abandoned; again, nothing happens."""
+    run = services.streams.get(RUN, "acme")
+    if services.deals.shown(run).last != "abandoned":
+        services.deals.issue(run, STEPS)
+        services.deals.abandon(run, STEPS)
 
 
 def last_of(step: int) -> int:

@@ -26,7 +26,7 @@ from tensafe.privacy.accountant import epsilon
 from tensafe.services import Services
 from tensafe.storage.aws_clients import aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
-from tensafe_gpu.trainer import private_steps
+from tensafe_gpu.trainer import dealt_steps, private_steps
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
@@ -73,6 +73,7 @@ def owner_and_trainer(services: Services, base: BaseModel, owner: str, say: Any)
         dealt_script.owner_asks(services, step)
         while not dealt_script.done(services, dealt_script.last_of(step)):
             _work(worker, ends)
+    dealt_script.owner_gives_up(services)
     worker.release_all()
     say("done")
 
@@ -116,7 +117,7 @@ def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
         os.environ |= job["environment"]
         ports = replace(ports, items=DynamoDbItems(aws_client("dynamodb"), job["table"]))
     services = rewired(opened, killer.ports(ports))
-    private_steps.noisy_mean = killer.drawing(private_steps.noisy_mean)
+    private_steps.noisy_mean = dealt_steps.noisy_mean = killer.drawing(private_steps.noisy_mean)
     if job["role"] == "publish":
         publishing_script.publish(services, Path(job["folder"]), killer)
     else:

@@ -9,28 +9,13 @@ import pytest
 
 from tensafe.local.recovery import reclaim
 from tensafe.operations.doorbell import train_queue
-from tests.chaos import dealt_script
+from tests.chaos.conftest import DealtRun
 from tests.chaos.dealt_script import STEPS, DealtOutcome, dealt_outcome
 from tests.chaos.forking import KILLED, Kill, Server
 from tests.chaos.script import BASE, close, copied, open_folder
 
 EVERY = 4
 """One call in so many is killed at, each time at another offset for dying before and after it."""
-
-
-@pytest.fixture(scope="module")
-def created(space: Path, server: Server, empty: Path) -> Path:
-    """The run is created, so that all lives have one deal seed and one noise secret."""
-    while True:
-        folder = copied(empty, space / "created")
-        services = open_folder(folder)
-        dealt_script.prepare(services)
-        assert server.run("create", folder, "trainer-0")["status"] == 0
-        enough = dealt_script.deals_enough(services)
-        close(services)
-        if enough:
-            return folder
-        shutil.rmtree(folder)
 
 
 def _live(server: Server, source: Path, folder: Path, kills: list[Kill]) -> tuple[DealtOutcome, int]:
@@ -50,13 +35,13 @@ def _live(server: Server, source: Path, folder: Path, kills: list[Kill]) -> tupl
 
 @pytest.mark.timeout(600)
 def test_a_dealt_run_killed_at_any_call_is_charged_once_and_draws_its_noise_once(
-    space: Path, server: Server, created: Path
+    space: Path, server: Server, dealt_run: DealtRun
 ) -> None:
     """The same bytes, results and rows as without the kill, wherever it comes."""
-    wanted, calls = _live(server, created, space / "unharmed", [])
-    assert wanted.rows == 1 + STEPS
-    assert (wanted.deals.completed, wanted.deals.abandoned) == (STEPS, 0)
+    wanted, calls = _live(server, dealt_run.created, space / "unharmed", [])
+    assert wanted.rows == 1 + STEPS + 1
+    assert (wanted.deals.completed, wanted.deals.abandoned) == (STEPS, 1)
     assert calls > 40
     for at in range(1, calls + 1, EVERY):
         kills: list[Kill] = [(at, True)] if at % 2 else [(at, False), (at // 2 + 1, True)]
-        assert _live(server, created, space / "killed", kills)[0] == wanted, kills
+        assert _live(server, dealt_run.created, space / "killed", kills)[0] == wanted, kills

@@ -19,7 +19,7 @@ from tensafe.storage.ports import BlobExists, ConditionFailed, Items, JsonValue,
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.storage.sqlite_queues import SqliteQueues
 from tensafe.storage.unix_bell import UnixBell
-from tests.contract.spending import ledger_over, open_spender, spend_all
+from tests.contract.spending import books_over, open_spender
 
 SPECS = (QueueSpec("jobs", fifo=True, max_receives=2), QueueSpec("samples", fifo=False, max_receives=2))
 
@@ -144,14 +144,14 @@ def race_for_blobs(folder: str, mine: str, rounds: str) -> None:
 
 
 def spend(folder: str, table: str, run_id: str) -> None:
-    """Open a run in every domain that is named; once told, charge what the budget bears, and say how much."""
-    with ledger_over(Path(folder), table) as (ledger, _):
+    """Get ready in every domain that is named; once told, charge what the budget bears, and say how much."""
+    with books_over(Path(folder), table) as books:
         say("ready")
         while domain := sys.stdin.readline().strip():
-            run = open_spender(ledger, domain, run_id)
+            spend_all = open_spender(books, domain, run_id)
             say("open")
             sys.stdin.readline()
-            say(spend_all(ledger, run))
+            say(spend_all())
 
 
 def open_items(where: str) -> Items:

@@ -23,7 +23,10 @@ FATAL = {
 }
 STAGES: Final = ("reserving", "reserved", "anchored", "drawn", "applied", "committed")
 """Of a private step: before its charge is written, after that, after the anchor, after the noise was drawn,
-before the transaction that commits result and charge, and after it."""
+before the transaction that commits result and charge, and after it. Of a dealt run the opening is charged
+as a step is, and so is each deal."""
+GIVING_UP: Final = ("abandoning", "abandoned")
+"""Before and after the write that ends a deal without its step."""
 
 
 class Killer:
@@ -91,8 +94,13 @@ def _stages(args: Sequence[Any]) -> tuple[str | None, str | None]:
     writes: Sequence[Write] = args[0] if isinstance(args[0], list) else []
     rows = [one for one in writes if isinstance(one, Put) and one.key.sort.startswith("row/")]
     if not rows:
-        return None, None
+        return GIVING_UP if any(_gives_up(one) for one in writes) else (None, None)
     return ("reserving", "reserved") if rows[0].body["state"] == "reserved" else ("applied", "committed")
+
+
+def _gives_up(write: Write) -> bool:
+    deals = write.body.get("deals") if isinstance(write, Put) and write.key.sort.startswith("run/") else None
+    return isinstance(deals, dict) and deals["last"] == "abandoned"
 
 
 def die() -> None:
