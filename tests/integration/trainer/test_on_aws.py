@@ -17,18 +17,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from tensafe.api.app import create_app
+from tensafe.api.context import EdgeLimits
 from tensafe.operations.doorbell import train_queue
 from tensafe.operations.records import OpState
 from tensafe.operations.streams import now_ms
 from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.export import Exporter
 from tensafe.privacy.verify import verify
+from tensafe.privacy.verify_replay import Report
 from tensafe.services import Services
 from tensafe.storage.signing import PublicKey
-from tests.support import training_log
+from tests.support import dealt_training, training_log
 from tests.support.aws_stack import Stack, make_stack
 from tests.support.moto_process import moto_process
 
@@ -111,13 +116,65 @@ def test_a_private_run_outlives_the_task_that_trains_it(stack: Stack, tmp_path: 
         events = [json.loads(line).get("event") for line in log.read_text().splitlines() if line[:1] == "{"]
         # A first trainer that was quicker than its signal left nothing to take up.
         assert events.count("run restored") == (2 if len(done) < 2 * steps + 1 else 1)
-        ports = services.ports
-        assert len(ports.anchors.all()) == 1
-        exporter = Exporter(ports.items, services.vault, ports.signer, Anchoring(ports.items, ports.anchors))
-        exported = b"".join(exporter.lines("acme", "letters", at_ms=now_ms()))
-    # Offline, with nothing but the public key as KMS gives it out.
+        assert len(services.ports.anchors.all()) == 1
+        report = verified(stack, services, "letters")
+    assert report.rows == steps
+
+
+def verified(stack: Stack, services: Services, domain: str) -> Report:
+    """The domain's export, checked offline with nothing but the public key as KMS gives it out."""
+    ports = services.ports
+    exporter = Exporter(ports.items, services.vault, ports.signer, Anchoring(ports.items, ports.anchors))
+    exported = b"".join(exporter.lines("acme", domain, at_ms=now_ms()))
     answer = stack.client("kms").get_public_key(KeyId=stack.environment["TENSAFE_SIGNING_KEY_ID"])
     pem = "-----BEGIN PUBLIC KEY-----\n%s-----END PUBLIC KEY-----\n"
     public = PublicKey.from_pem(pem % base64.encodebytes(answer["PublicKey"]).decode())
     report = verify(io.BytesIO(exported), {public.key_id: public}, processes=1)
-    assert (report.rows, report.signed_by) == (steps, (public.key_id,))
+    assert report.signed_by == (public.key_id,)
+    return report
+
+
+def test_a_dealt_run_is_registered_dealt_trained_and_exported(stack: Stack, tmp_path: Path) -> None:
+    """Through the API over the same stores, with the trainer as a task of its own."""
+    log, steps = tmp_path / "trainer.log", 3
+    with stack.services() as services, trainer(stack, log) as process:
+        dealt_training.register(services.domains)
+        key = services.api_keys.create("acme", ["train"])[0]
+        app = create_app(services, EdgeLimits(long_poll_s=0.2))
+        with TestClient(app, headers={"X-API-Key": key}) as http:
+
+            def result(future: str) -> dict[str, Any]:
+                answers: list[Any] = []
+
+                def ended() -> bool:
+                    answers.append(http.get(f"/v1/futures/{future}/result"))
+                    return bool(answers[-1].status_code != 202)
+
+                wait_until(ended, process, log)
+                assert answers[-1].status_code == 200, answers[-1].text
+                return dict(answers[-1].json())
+
+            optimizer = dealt_training.dealt(max_steps=steps, sampling_probability=0.25)
+            body = {"base_model": BASE, "lora": {"rank": 2, "seed": 7}}
+            asked = {**body, "optimizer": optimizer.model_dump(mode="json", exclude_none=True)}
+            made = http.post("/v1/training_clients", json=asked)
+            assert made.status_code == 201, made.text
+            result(made.json()["future"]["id"])
+            path = f"/v1/training_clients/{made.json()['training_client']['id']}"
+            stated = set()
+            for step in range(steps):
+                dealt = http.post(f"{path}/deals", json={"step": step}).json()
+                if dealt["unit_ids"]:
+                    data = dealt_training.body(dealt["unit_ids"])
+                    result(http.post(f"{path}/forward_backward", json=data).json()["id"])
+                stepped = result(http.post(f"{path}/optim_step", json={"learning_rate": 1e-2}).json()["id"])
+                assert stepped["metrics"]["dp/deal"] == step
+                stated |= {dealt["epsilon"], stepped["metrics"]["dp/epsilon"]}
+            refused = http.post(f"{path}/deals", json={"step": steps})
+            assert refused.json()["error"]["code"] == "privacy_budget_exceeded"
+        report = verified(stack, services, dealt_training.DOMAIN)
+    (run,) = report.runs
+    assert (report.rows, run.steps, run.abandoned) == (1 + steps, steps, 0)
+    assert report.registered is not None
+    assert len(stated) == 1
+    assert report.epsilon == pytest.approx(stated.pop(), rel=2e-3)
