@@ -1,4 +1,4 @@
-"""The tiny model of the audits, and noise secrets that are the same in every run of the suite."""
+"""The tiny model of the audits; noise secrets and deal seeds that are the same in every run of the suite."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tensafe.privacy import deals
+from tensafe.privacy.dealing import DEAL_SEED_BYTES
 from tensafe_gpu.trainer import private_steps
 from tensafe_gpu.trainer.base_model import BaseModel
 from tests.support.training_log import smallest_model
@@ -36,6 +38,7 @@ def _deterministic_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         return hashlib.shake_256(b"audit %d" % next(numbers)).digest(count)
 
     monkeypatch.setattr(private_steps, "os", SimpleNamespace(urandom=urandom))
+    monkeypatch.setattr(deals, "new_deal_seed", lambda: urandom(DEAL_SEED_BYTES))
 
 
 @pytest.fixture(scope="session")

@@ -14,19 +14,22 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.training import LoraSpec, OptimizerConfig
 from tensafe.operations.records import OpKind, OpState
 from tensafe.privacy import release
+from tensafe.privacy.content import unit_content_hash
 from tensafe.wire.forward_backward_json import request_json_to_forward_backward
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.engine import Engine, accumulated_sum
 from tensafe_gpu.trainer.state import RunState
+from tests.support.dealt_training import dealt
 from tests.support.privacy_audit import planted
 from tests.support.privacy_audit.one_run import epsilon_lower_bound
 from tests.support.tiny_models import tiny_model
 from tests.support.training_log import ADAMW, VOCAB, Step, create, optim_step, private
-from tests.unit.operations.world import BASE
-from tests.unit.trainer_worker.rig import Rig
+from tests.unit.operations.world import BASE, TENANT
+from tests.unit.trainer_worker.rig import RUN, Rig
 
 CANARIES, TOKENS, STEPS, GUESSES = 800, 6, 15, 100
 DELTA = 1e-5
@@ -39,6 +42,16 @@ PRIVATE = private(
     max_participations=STEPS,
     batch_size=CANARIES // 2,
 )
+DEALT = dealt(
+    domain="canaries",
+    clip_norm=1.0,
+    noise_multiplier=None,
+    target_epsilon=1.0,
+    delta=DELTA,
+    max_steps=STEPS,
+    batch_size=CANARIES // 2,
+)
+"""Each unit is dealt in half of the steps."""
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +75,23 @@ class Attack:
         return max(self.by_loss, self.by_weights)
 
 
-def call_of(texts: npt.NDArray[np.int64], ids: Sequence[int], *, units: bool, forward_only: bool) -> Step:
+def call_of(
+    texts: npt.NDArray[np.int64],
+    ids: Sequence[int],
+    *,
+    units: bool,
+    forward_only: bool,
+    included: npt.NDArray[np.bool_] | None = None,
+) -> Step:
+    """With `included`, the data of who is not are there with weight 0: zeroed out."""
+    weights = {} if included is None else {unit: [float(included[unit])] * (TOKENS - 1) for unit in ids}
     data = [
         {
             "tokens": texts[unit, :-1].tolist(),
-            "loss_fn_inputs": {"target_tokens": texts[unit, 1:].tolist()},
+            "loss_fn_inputs": {
+                "target_tokens": texts[unit, 1:].tolist(),
+                **({"weights": weights[unit]} if unit in weights else {}),
+            },
             **({"dp_unit_id": int(unit)} if units else {}),
         }
         for unit in ids
@@ -90,11 +115,17 @@ def attack(rig: Rig, optimizer: OptimizerConfig, *, seed: int) -> Attack:
         outputs = rig.result(seq)["loss_fn_outputs"]
         return np.array([np.sum(output["logprobs"]) for output in outputs])
 
+    is_dealt = optimizer == DEALT
+    if is_dealt:
+        register(rig, texts, included)
     rig.begin(step=create(LORA, optimizer), optimizer=optimizer)
     rig.drain()
     before = logprobs(1)
     batch = call_of(texts, np.flatnonzero(included).tolist(), units=is_private, forward_only=False)
     for step in range(STEPS):
+        if is_dealt:
+            unit_ids = rig.services.deals.issue(rig.world.stream(RUN), step).unit_ids
+            batch = call_of(texts, unit_ids, units=True, forward_only=False, included=included)
         do(2 + 2 * step, batch)
         do(3 + 2 * step, optim_step(3e-2))
     gain = logprobs(2 + 2 * STEPS) - before
@@ -106,6 +137,21 @@ def attack(rig: Rig, optimizer: OptimizerConfig, *, seed: int) -> Attack:
         epsilon_lower_bound(along.astype(np.float64), included, DELTA, guesses=GUESSES),
         metrics.get("dp/epsilon", float("inf")),
     )
+
+
+def register(rig: Rig, texts: npt.NDArray[np.int64], included: npt.NDArray[np.bool_]) -> None:
+    """Every canary is a unit of the domain, with its data or with none that count."""
+    domains = rig.services.domains
+    terms = DomainTerms(unit="record", delta=DELTA, max_epsilon=1.0)
+    domain = domains.create(TENANT, DEALT.domain, terms)
+    key = domains.content_key(domain)
+    _, payload = call_of(texts, range(CANARIES), units=True, forward_only=False, included=included)
+    entries = b"".join(
+        unit.to_bytes(8, "big") + unit_content_hash(key, unit, [datum])
+        for unit, datum in enumerate(request_json_to_forward_backward(payload).data)
+    )
+    domains.add_units(TENANT, DEALT.domain, 0, entries)
+    domains.finish(TENANT, DEALT.domain)
 
 
 def canary_gradients(base: BaseModel, texts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -126,21 +172,24 @@ def test_training_without_privacy_gives_the_canaries_away(new_rig: Callable[...,
     assert found.by_loss > 2.5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_at_epsilon_1_does_not(new_rig: Callable[..., Rig], seed: int) -> None:
-    found = attack(new_rig(), PRIVATE, seed=seed)
+@pytest.mark.parametrize(("mode", "seed"), [("bounded", 0), ("bounded", 1), ("dealt", 0)])
+def test_training_at_epsilon_1_does_not(new_rig: Callable[..., Rig], mode: str, seed: int) -> None:
+    found = attack(new_rig(), PRIVATE if mode == "bounded" else DEALT, seed=seed)
     assert 0.99 < found.claimed <= 1.0
     assert found.strongest < 0.5
 
 
-@pytest.mark.parametrize("bug", ["no noise", "batch clipping without noise"])
+@pytest.mark.parametrize(
+    ("mode", "bug"),
+    [("bounded", "no noise"), ("bounded", "batch clipping without noise"), ("dealt", "no noise")],
+)
 def test_clipping_without_noise_is_detected(
-    new_rig: Callable[..., Rig], bug: str, monkeypatch: pytest.MonkeyPatch
+    new_rig: Callable[..., Rig], bug: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It states epsilon 1 all the same."""
     monkeypatch.setattr(release, "gaussian", lambda *_, **__: 0.0)
     if bug != "no noise":
         planted.clip_the_batch(monkeypatch)
-    found = attack(new_rig(), PRIVATE, seed=0)
+    found = attack(new_rig(), PRIVATE if mode == "bounded" else DEALT, seed=0)
     assert found.claimed <= 1.0
     assert found.strongest > 2.5
