@@ -18,6 +18,7 @@ from tensafe_gpu.sampler.engine_logging import EngineFormatter
 from tensafe_gpu.sampler.lora_rows import NO_ADAPTER, PromptRows, repaired_class
 from tensafe_gpu.sampler.parent_watch import end_with_the_sampler
 from tensafe_gpu.sampler.private.extension import PrivateWorkerExtension
+from tensafe_gpu.sampler.seeded_chunks import SeededChunks
 
 if TYPE_CHECKING:
     from vllm.lora.model_manager import LoRAModelManager
@@ -52,7 +53,8 @@ class SamplerWorkerExtension(PrivateWorkerExtension):
             if not isinstance(module.punica_wrapper, PromptRows):
                 raise TypeError(f"the LoRA layer {name} was not repaired")
         if not isinstance(runner, _PromptLogprobs):
-            runner.__class__ = type("TensafeModelRunner", (_PromptLogprobs, type(runner)), {})
+            repairs = (_PromptLogprobs, *((SeededChunks,) if runner.device.type == "cpu" else ()))
+            runner.__class__ = type("TensafeModelRunner", (*repairs, type(runner)), {})
         EngineFormatter.requests_may_come()
         return {"lora_modules": len(manager.modules), "threads": torch.get_num_threads()}
 

@@ -7,12 +7,14 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tensafe_gpu.sampler import launch
 from tensafe_gpu.sampler.adapters import Adapter
 from tensafe_gpu.sampler.engine import SamplingEngine
 from tensafe_gpu.sampler.environment import configure_environment
@@ -21,6 +23,8 @@ from tests.support.tiny_models import tiny_model
 T = TypeVar("T")
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+STEP_TOKENS = 64
+"""In one pass: longer prompts are read in chunks."""
 MODEL_SHAPE = {"hidden": 128, "layers": 2, "vocab": 512, "max_context": 256}  # vLLM on CPU: head_dim >= 32
 
 
@@ -134,13 +138,14 @@ def make_adapter(model_path: str, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.fixture(scope="package")
 def harness(model_path: str) -> Iterator[Harness]:
     """One engine for all tests that leave it alive."""
-    harness = Harness(
-        model_path,
-        max_loras=2,
-        max_lora_rank=8,
-        max_resident_adapters=3,
-        max_sequences=32,
-        key_holder="tests.support.private_evaluator:connect",
-    )
+    with mock.patch.object(launch, "_BATCHED_TOKENS", STEP_TOKENS):
+        harness = Harness(
+            model_path,
+            max_loras=2,
+            max_lora_rank=8,
+            max_resident_adapters=3,
+            max_sequences=32,
+            key_holder="tests.support.private_evaluator:connect",
+        )
     yield harness
     harness.close()

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from tensafe.contracts.errors import InvalidRequest, TensafeError
 from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingParams
 from tensafe_gpu.sampler.adapters import Adapter
-from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
+from tests.integration.sampler.conftest import STEP_TOKENS, AdapterFactory, Harness, Reference
 
 pytestmark = pytest.mark.slow
 
@@ -188,6 +188,22 @@ def test_prompt_computation_is_shared_within_a_scope_only(
     assert hits("tenant-1") > 50
     assert hits("tenant-1", adapter) == 0
     assert hits("tenant-1", adapter) > 50
+
+
+def test_the_same_seed_draws_the_same_tokens_however_its_prompt_was_cut(harness: Harness) -> None:
+    """vLLM sets a seeded generator back after each chunk; on the CPU that ended the engine for everybody."""
+    prompt = tuple(range(100, 250))
+
+    def drawn(seed: int) -> SampleResult:
+        params = SamplingParams(max_tokens=12, temperature=1.0, seed=seed, stop=())
+        request = SampleRequest(prompt=prompt, num_samples=2, params=params)
+        return harness.run(harness.engine.sample(request, cache_scope="seeded"))
+
+    chunked, at_once, other = drawn(5), drawn(5), drawn(6)
+    assert chunked.prompt_cache_hit_tokens < len(prompt) - STEP_TOKENS
+    assert at_once.prompt_cache_hit_tokens >= len(prompt) - STEP_TOKENS  # one chunk is left
+    assert tokens_of(chunked) == tokens_of(at_once) != tokens_of(other)
+    assert harness.engine.healthy
 
 
 def test_cancelling_aborts_in_vllm(harness: Harness, reference: Reference) -> None:

@@ -55,6 +55,20 @@ def test_model_runner() -> None:
     assert "self.model_runner" in source(Worker)
 
 
+def test_tokens_of_unfinished_prompts_are_thrown_away_and_their_generators_set_back() -> None:
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    body = source(GPUModelRunner._bookkeeping_sync)
+    assert "self.discard_request_mask.np[:num_reqs]" in body
+    assert "self.input_batch.generators.get(" in body
+    assert "gen.set_offset(gen.get_offset() - 4)" in body  # which the CPU's do not have
+    sampling = source(GPUModelRunner.sample_tokens)
+    assert sampling.index("self._sample(") < sampling.index("self._bookkeeping_sync(")
+    assert "self.discard_request_mask = " in source(GPUModelRunner.__init__)
+    assert "self.generators: dict[int, torch.Generator]" in source(InputBatch.__init__)
+
+
 def test_the_first_model_runner_is_used_on_cpu() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -220,6 +234,10 @@ def test_the_document_names_each_attribute() -> None:
         "num_cached_tokens",
         "_get_prompt_logprobs_dict",
         "num_prompt_logprobs",
+        "discard_request_mask",
+        "_bookkeeping_sync",
+        "_sample",
+        "generators",
         "lora_request",
         "get_model",
         "lora_manager",
