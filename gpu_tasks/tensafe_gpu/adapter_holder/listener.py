@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tensafe.contracts.errors import ConfigurationError, TensafeError
+from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
 from tensafe_gpu.adapter_holder.service import HolderService, Session
 from tensafe_gpu.helora.frames import (
     TO_ADAPTER_HOLDER,
@@ -26,7 +26,7 @@ from tensafe_gpu.helora.frames import (
 )
 from tensafe_gpu.helora.messages import Refusal, packed
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, HeUnavailable
-from tensafe_gpu.helora.tls import tenant_of
+from tensafe_gpu.helora.tls import secured, tenant_of
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ class Listener:
         session: Session | None = None
         sock = peer
         try:
-            sock, certified = self._secured(peer)
-            session = self._greeted(sock, certified)
+            sock = self._secured(peer)
+            session = self._greeted(sock, tenant_of(sock) if isinstance(sock, ssl.SSLSocket) else None)
             while session is not None:
                 frame = receive(
                     sock, TO_ADAPTER_HOLDER, idle_s=self._patience.idle_s, frame_s=self._patience.frame_s
@@ -140,24 +140,31 @@ class Listener:
             self._tell(sock, 0, GARBAGE, str(error))
         except ssl.SSLError as error:
             log.warning("connection dropped: TLS", extra={"reason": error.reason})
+        except TimeoutError:
+            log.warning("connection dropped: slow handshake")
         except OSError as error:
             log.warning("connection dropped", extra={"errno": error.errno})
+        except Exception as error:  # noqa: BLE001 - this peer's thread: all others go on
+            log.error("connection dropped: request failed", extra={"error": type(error).__name__})
+            self._tell(sock, 0, HOLDER_ABSENT, "the adapter holder failed at this request")
         finally:
             if session is not None:
                 session.close()
             with self._lock:
-                self._open.discard(peer)
+                self._open.difference_update((peer, sock))
             with suppress(OSError):
                 sock.close()
             self._slots.release()
 
-    def _secured(self, peer: socket.socket) -> tuple[socket.socket, str | None]:
-        peer.settimeout(self._patience.greeting_s)
+    def _secured(self, peer: socket.socket) -> socket.socket:
+        """What is read from: the peer itself, or TLS over it, which has taken its descriptor."""
         if self._tls is None:
-            return peer, None
+            return peer
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = self._tls.wrap_socket(peer, server_side=True)
-        return sock, tenant_of(sock)
+        sock = secured(peer, self._tls, self._patience.greeting_s)
+        with self._lock:
+            self._open.add(sock)
+        return sock
 
     def _greeted(self, sock: socket.socket, certified: str | None) -> Session | None:
         wait_s = self._patience.greeting_s
@@ -168,7 +175,7 @@ class Listener:
             self._refuse(sock, frame, error)
             return None
         except TensafeError as error:
-            self._refuse(sock, frame, _store_failed(error))
+            self._refuse(sock, frame, _own_failure(error))
             return None
         send(sock, kind, frame.request, parts, self._patience.frame_s)
         facts = {"tenant": session.offer.tenant, "adapter": session.offer.adapter}
@@ -182,7 +189,7 @@ class Listener:
             self._refuse(sock, frame, error)
             return
         except TensafeError as error:
-            self._refuse(sock, frame, _store_failed(error))
+            self._refuse(sock, frame, _own_failure(error))
             return
         send(sock, kind, frame.request, parts, self._patience.frame_s)
 
@@ -197,6 +204,9 @@ class Listener:
             send(sock, Kind.ERROR, request, [refusal], self._patience.greeting_s)
 
 
-def _store_failed(error: TensafeError) -> HeUnavailable:
+def _own_failure(error: TensafeError) -> HeUnavailable:
+    """What a peer is told of a failure that is not its doing."""
     log.error("request failed", extra={"error": type(error).__name__, "code": error.code})
+    if isinstance(error, IntegrityError):
+        return HeUnavailable(HOLDER_ABSENT, "the stored adapter has another digest, or is damaged")
     return HeUnavailable(HOLDER_ABSENT, "the adapter holder's store does not answer")

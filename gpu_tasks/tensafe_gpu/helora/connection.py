@@ -33,6 +33,7 @@ from tensafe_gpu.helora.ports import (
     AdapterInfo,
     HeUnavailable,
 )
+from tensafe_gpu.helora.tls import secured
 
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
@@ -82,7 +83,7 @@ def tls_connector(host: str, port: int, context: ssl.SSLContext, timeout_s: floa
         plain = socket.create_connection((host, port), timeout=timeout_s)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return context.wrap_socket(plain, server_hostname=host)
+            return secured(plain, context, timeout_s, server_name=host)
         except BaseException:
             plain.close()
             raise

@@ -93,8 +93,10 @@ def send(
     pieces = [b"".join((header, *parts))] if size < 65536 else [header, *parts]
     try:
         for piece in pieces:
-            sock.settimeout(_left(deadline))
-            sock.sendall(piece)
+            rest = memoryview(piece)
+            while rest:  # `sendall` over TLS would begin its time anew with every record
+                sock.settimeout(_left(deadline))
+                rest = rest[sock.send(rest) :]
     except TimeoutError as error:
         raise PeerSlow("a frame was not taken in time") from error
     except OSError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +56,42 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = True
     return _loaded(context, files)
+
+
+def secured(
+    sock: socket.socket, context: ssl.SSLContext, timeout_s: float, *, server_name: str | None = None
+) -> ssl.SSLSocket:
+    """TLS over a connected socket, as its client where it names the server; it takes `sock` over.
+
+    The handshake as a whole has `timeout_s`, however slowly its bytes come. Raises ssl.SSLError,
+    TimeoutError, OSError; the socket is then closed.
+    """
+    wrapped = context.wrap_socket(
+        sock, server_side=server_name is None, server_hostname=server_name, do_handshake_on_connect=False
+    )
+    try:
+        _shake_hands(wrapped, time.monotonic() + timeout_s)
+        wrapped.settimeout(timeout_s)
+    except BaseException:
+        wrapped.close()
+        raise
+    return wrapped
+
+
+def _shake_hands(sock: ssl.SSLSocket, deadline: float) -> None:
+    sock.setblocking(False)
+    ready = select.poll()
+    while True:
+        try:
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            ready.register(sock, select.POLLIN)
+        except ssl.SSLWantWriteError:
+            ready.register(sock, select.POLLOUT)
+        else:
+            return
+        if not ready.poll(max(0.0, 1000 * (deadline - time.monotonic()))):
+            raise TimeoutError("the TLS handshake took too long")
 
 
 def tenant_of(sock: ssl.SSLSocket) -> str:

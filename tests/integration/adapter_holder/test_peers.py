@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.adapter_holder import listener as listener_module
+from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import frames, key_holder
 from tensafe_gpu.helora.burned import BurnLog
@@ -29,7 +33,7 @@ from tensafe_gpu.helora.ports import (
     HeUnavailable,
 )
 from tensafe_gpu.helora.quantise import quantised_tokens
-from tensafe_gpu.helora.tls import client_context, server_context
+from tensafe_gpu.helora.tls import client_context, secured, server_context
 from tests.support.certificates import Authority
 from tests.support.helora import TENANT, Holder, adapter_holder, peft_files, policy
 from tests.support.helora_attacks import ternary_key
@@ -189,10 +193,12 @@ def test_nobody_listening(tmp_path: Path, burn_log: BurnLog) -> None:
 
 
 @contextmanager
-def over_tls(holder: Holder, authority: Authority, *, server_days: int = 1) -> Iterator[int]:
+def over_tls(
+    holder: Holder, authority: Authority, *, server_days: int = 1, patience: Patience | None = None
+) -> Iterator[int]:
     listening = tcp_listener("127.0.0.1", 0)
     tls = server_context(authority.issue("server", days=server_days))
-    listener = Listener(holder.service, listening, tls=tls, patience=Patience(2, 30, 2))
+    listener = Listener(holder.service, listening, tls=tls, patience=patience or Patience(2, 30, 2))
     thread = threading.Thread(target=listener.serve_forever)
     thread.start()
     try:
@@ -233,6 +239,104 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
         connect(port, TENANT, TENANT)
     assert raised.value.code == NOT_ALLOWED
     assert "TLS" in str(raised.value)
+
+
+def test_a_tls_handshake_in_dribs_has_one_time_limit(
+    tmp_path: Path, holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps neither side's thread; and the other way round, a holder that dribbles."""
+    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 1)
+    authority = Authority(tmp_path)
+    with over_tls(holder, authority, patience=Patience(0.5, 30, 2)) as port:
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.settimeout(0.05)
+            hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
+            for byte in hello:
+                try:
+                    peer.sendall(bytes([byte]))
+                    if peer.recv(1) == b"":
+                        break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+            assert 0.4 < time.monotonic() - began < 3
+        files = authority.issue(TENANT)  # the only slot is free again
+        connector = tls_connector("127.0.0.1", port, client_context(files), 2)
+        RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT).close()
+    with tcp_listener("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+
+        def dribble() -> None:
+            peer, _ = listening.accept()
+            with peer, suppress(OSError):
+                for byte in b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76" + bytes(200):
+                    peer.sendall(bytes([byte]))
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        began = time.monotonic()
+        connector = tls_connector("127.0.0.1", port, client_context(authority.issue(TENANT)), 0.4)
+        with pytest.raises(HeUnavailable) as raised:
+            RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT)
+        assert raised.value.code == TIMEOUT
+        assert time.monotonic() - began < 2
+        thread.join()
+
+
+def test_a_peer_that_reads_in_dribs_over_tls_has_one_time_limit(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    near, far = socket.socketpair()
+
+    def read() -> None:
+        sock = secured(near, client_context(authority.issue("t")), 5, server_name="127.0.0.1")
+        with sock, suppress(OSError):
+            while sock.recv(4096):
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    sock = secured(far, server_context(authority.issue("server")), 5)
+    began = time.monotonic()
+    with pytest.raises(frames.PeerSlow):
+        frames.send(sock, Kind.BLOCK_REPLY, 1, [bytes(32 << 20)], timeout_s=0.5)
+    assert time.monotonic() - began < 2
+    sock.close()
+    thread.join()
+
+
+def test_an_adapter_that_is_damaged_on_disk_is_refused_and_others_are_served(
+    holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sealed bytes that were changed, then whole ones that have another digest; then a defect of our own."""
+    before = {path for path in (holder.data_dir / "blobs").rglob("*") if path.is_file()}
+    holder.store.publish("b", peft_files(D, RANK, seed=3), base_model="base", policy=policy())
+    for path in {path for path in (holder.data_dir / "blobs").rglob("*") if path.is_file()} - before:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(HeUnavailable, match="damaged") as raised:
+        holder.key_holder(burn_log, adapter="b")
+    assert raised.value.code == HOLDER_ABSENT
+    holder.store.publish("c", peft_files(D, RANK, seed=4), base_model="base", policy=policy())
+    published = store_module._published
+    with monkeypatch.context() as changed:
+        changed.setattr(
+            store_module, "_published", lambda item: dataclasses.replace(published(item), digest="0" * 64)
+        )
+        with pytest.raises(HeUnavailable, match="another digest"):
+            holder.key_holder(burn_log, adapter="c")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(holder.service, "greet", broken)
+        with pytest.raises(HeUnavailable, match="failed at this request"):
+            holder.key_holder(burn_log)
+    holder.key_holder(burn_log).close()
 
 
 def test_tcp_without_tls_is_not_served(holder: Holder) -> None:
