@@ -67,6 +67,8 @@ class PlainReference:
     def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
         return [self._product(site, x) for site, x in sites]
 
+    direct_products = products
+
     def prepared(self) -> Mapping[SiteId, int]:
         return self._left
 

@@ -97,6 +97,9 @@ class EvaluatorKeyHolder:
         answers = self._ask(("products", asked))
         return [(a.astype(np.float64) * s).astype(np.float32) for a, s in zip(answers, scales, strict=True)]
 
+    def direct_products(self, sites: Sequence[tuple[str, Array]]) -> Sequence[Array]:
+        return self.products(sites)
+
     def prepared(self) -> Mapping[str, int]:
         return {site.site: 10**6 for site in self._info.sites}
 
@@ -121,11 +124,21 @@ class EvaluatorKeyHolder:
 
 
 def connect(holder: Mapping[str, str]) -> KeyHolder:
-    """What `key_holder=` names in the tests' engines: the real one where there is an address."""
+    """What `key_holder=` names in the tests' engines: the real one where there is an address.
+
+    With `record` it writes what it sees into that file, with `unprepared` it never prepares anything.
+    """
     if "address" in holder:
         from tensafe_gpu.sampler.private import connecting
 
-        return connecting.connect(holder)
+        real = connecting.connect(holder)
+        if "record" in holder:
+            from tests.support.recording_key_holder import recording
+
+            return recording(real, Path(holder["record"]))  # type: ignore[arg-type]
+        if "unprepared" in holder:
+            real.prepare = lambda _site: None  # type: ignore[method-assign]
+        return real
     return EvaluatorKeyHolder(holder["socket"], float(holder.get("timeout_s", "2")))
 
 

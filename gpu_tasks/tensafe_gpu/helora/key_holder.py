@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Final
 
 import numpy as np
 
@@ -50,6 +51,9 @@ from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
 from tensafe_gpu.helora.supply import Slice, Supply
 
 log = logging.getLogger(__name__)
+
+_DIRECT_TOKEN_S: Final = 0.1
+"""Of patience per token of the direct mode, which takes a tenth of it."""
 
 
 class RemoteKeyHolder:
@@ -131,7 +135,8 @@ class RemoteKeyHolder:
             parts = pack_direct(request.public_key(), entries)
             with self._online_lock:
                 connection = self._greeted_online()
-                payload = connection.ask(Kind.DIRECT, parts, Kind.DIRECT_REPLY, self._timeouts.offline_s)
+                wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
+                payload = connection.ask(Kind.DIRECT, parts, Kind.DIRECT_REPLY, wait_s)
             replies = unpack_direct_reply(payload, layouts)
             sums = iter([request.products(*pair) for pair in zip(layouts, replies, strict=True)])
         except FrameError as error:

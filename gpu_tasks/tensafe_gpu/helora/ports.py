@@ -138,6 +138,13 @@ class KeyHolder(Protocol):
         """float32 [tokens, d_in] -> float32 [tokens, R] for each, in one round trip. Raises HeUnavailable."""
         ...
 
+    def direct_products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+        """As `products`, the same numbers, with nothing prepared: about 10 ms a token.
+
+        Raises HeUnavailable.
+        """
+        ...
+
     def prepared(self) -> Mapping[SiteId, int]:
         """Tokens of preprocessing left per site."""
         ...

@@ -136,7 +136,13 @@ class Weights:
             "adapter": placement.adapter,
             "version": str(placement.version),
         }
-        return PrivateAdapter(placement.adapter, str(placement.version), holder, placement.policy)
+        return PrivateAdapter(
+            placement.adapter,
+            str(placement.version),
+            holder,
+            placement.policy,
+            base_model=placement.base_model,
+        )
 
     def forget_stale(self) -> None:
         """Drop what nobody may sample from any more, if it is time to look again."""

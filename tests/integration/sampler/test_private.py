@@ -14,7 +14,7 @@ from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import ExecutionMode, ExecutionPolicy
 from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingParams
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
-from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
+from tests.integration.sampler.conftest import STEP_TOKENS, AdapterFactory, Harness, Reference
 from tests.support.private_evaluator import Evaluator
 from tests.support.quantised_reference import QuantisedReference, quantised_sites
 
@@ -133,6 +133,33 @@ def test_he_01_what_was_evaluated_is_counted_where_it_happened(
     assert base.execution.mode is ExecutionMode.NONE
 
 
+def test_he_01_long_prompts_are_evaluated_in_chunks_beside_others(
+    harness: Harness, served: dict[str, Served], reference: Reference
+) -> None:
+    """Chunks of two private adapters, the base model and single new tokens in the same passes."""
+    draw = random.Random(7)
+    asked = [tuple(draw.randrange(5, 500) for _ in range(count)) for count in (200, 150, 3, 170, 180)]
+    kinds = ["A", "B", "A", None, "A"]
+    results = harness.together(
+        *(
+            harness.engine.sample(greedy(prompt), served[kind].adapter() if kind else None)
+            for prompt, kind in zip(asked, kinds, strict=True)
+        )
+    )
+    assert harness.engine._llm.vllm_config.scheduler_config.max_num_batched_tokens == STEP_TOKENS < 150
+    quantised = QuantisedReference(harness.model_path)
+    for prompt, kind, result in zip(asked, kinds, results, strict=True):
+        if kind is None:
+            assert tokens_of(result) == reference.greedy(prompt, None, NEW)
+            continue
+        with quantised.adapted(served[kind].evaluator.sites):
+            assert tokens_of(result) == quantised.greedy(prompt, NEW)
+        assert isinstance(result, SampleResult)
+        assert result.execution is not None
+        assert len(prompt) + NEW - 1 <= result.execution.tokens <= len(prompt) + NEW
+        assert result.execution.evaluated == result.execution.tokens * served[kind].sites
+
+
 def test_prompt_logprobs_of_several_at_once_and_other_temperatures(
     harness: Harness, served: dict[str, Served]
 ) -> None:
@@ -236,7 +263,7 @@ def test_he_01_a_failing_evaluator_fails_its_own_requests_only(
 def test_he_01_nothing_is_generated_where_it_cannot_be_evaluated(
     harness: Harness, served: dict[str, Served], make_adapter: AdapterFactory, tmp_path: Path
 ) -> None:
-    """Absent, another version, the wrong digest, sites of another model, nothing offered: refused at once."""
+    """Absent, another version, digest or base model, foreign sites, nothing offered: refused at once."""
     plain, _ = make_adapter("P", seed=3)
     one = served["B"].evaluator
     refusals = {
@@ -255,6 +282,8 @@ def test_he_01_nothing_is_generated_where_it_cannot_be_evaluated(
         assert refused(adapter, ExecutionPolicy.HE_REQUIRED) == code
     assert refused(PrivateAdapter("B", "1", one.holder(), digest="0" * 64)) == "he_version_mismatch"
     assert refused(None, ExecutionPolicy.HE_REQUIRED) == "he_not_offered"
+    elsewhere = PrivateAdapter("B", "1", one.holder(), base_model="another/model")
+    assert refused(elsewhere) == "he_does_not_fit"
     sites = {
         name.replace("layers.1", "layers.7"): {
             "order": site["order"],

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
+from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
-from tests.integration.sampler.test_private import NEW, greedy, prompts, tokens_of
+from tests.integration.sampler.test_private import ALL, NEW, greedy, prompts, tokens_of
 from tests.support.holder_process import HolderProcess
 from tests.support.quantised_reference import QuantisedReference, served_integers
+from tests.support.tap import Tap, split
 
 pytestmark = pytest.mark.slow
 
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+SITES = 8
+"""q, k and v share one in each of two layers, as do gate and up; o and down have one each."""
 
 
 @pytest.fixture(scope="module")
 def holder(make_adapter: AdapterFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HolderProcess]:
-    _, folder = make_adapter("E", seed=11, modules=MODULES)
+    _, folder = make_adapter("E", seed=11, modules=ALL)
     process = HolderProcess(tmp_path_factory.mktemp("holder"))
     process.command(
         "publish",
@@ -63,7 +71,61 @@ def test_he_01_encrypted_tokens_are_those_of_the_integers_in_the_clear(
         assert isinstance(result, SampleResult)
         assert result.execution is not None
         assert result.execution.mode is ExecutionMode.HE
-        assert result.execution.evaluated == result.execution.tokens * 4
+        assert result.execution.evaluated == result.execution.tokens * SITES
+
+
+def test_he_01_what_was_not_prepared_in_time_is_evaluated_the_direct_way(
+    harness: Harness, holder: HolderProcess, adapter: PrivateAdapter
+) -> None:
+    """A round trip for a few tokens without preprocessing: the same tokens, metered and counted."""
+    path = holder.data_dir / "direct"
+    tap = Tap(path, holder.socket)
+    unprepared = dataclasses.replace(
+        adapter, holder={**adapter.holder, "address": f"unix:{path}", "unprepared": "yes"}
+    )
+    prompt = (91, 92, 93, 94)
+    result = harness.run(harness.engine.sample(greedy(prompt, 4), unprepared))
+    harness.run(harness.engine.forget(unprepared.identity))
+    kinds = {kind for up, _ in tap.streams() for kind, _ in split(up, TO_ADAPTER_HOLDER, cut=True)}
+    tap.close()
+    assert kinds == {Kind.HELLO, Kind.B_REQUEST, Kind.DIRECT}
+    quantised = QuantisedReference(harness.model_path)
+    with quantised.adapted(served_integers(holder.data_dir, "E")):
+        assert tokens_of(result) == quantised.greedy(prompt, 4)
+    assert result.execution is not None
+    assert result.execution.evaluated == SITES * result.execution.tokens >= SITES * (4 + 4 - 1)
+
+
+def test_he_01_an_adapter_holder_that_hangs_fails_its_own_requests_only(
+    harness: Harness, holder: HolderProcess, adapter: PrivateAdapter, reference: Reference, tmp_path: Path
+) -> None:
+    """Stopped, not killed, in mid-generation: its sockets stay open and nobody answers."""
+    path = tmp_path / "tap"
+    tap, prompt = Tap(path, holder.socket), (51, 52, 53)
+    tapped = dataclasses.replace(adapter, holder={**adapter.holder, "address": f"unix:{path}"})
+    before = tokens_of(harness.run(harness.engine.sample(greedy(prompt), tapped)))
+    assert holder.process is not None
+    pid, sent = holder.process.pid, tap.sent()
+
+    async def stop() -> None:
+        while tap.sent() < sent + 20_000:  # some passes of the generation
+            await asyncio.sleep(0.002)
+        os.kill(pid, signal.SIGSTOP)
+
+    try:
+        private, base, _ = harness.together(
+            harness.engine.sample(greedy(prompt, 120), tapped),
+            harness.engine.sample(greedy(prompt, 120)),
+            stop(),
+        )
+        assert isinstance(private, HeRefused)
+        assert private.code == "he_timeout"
+        assert tokens_of(base) == reference.greedy(prompt, None, 120)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert tokens_of(harness.run(harness.engine.sample(greedy(prompt), tapped))) == before
+    harness.run(harness.engine.forget(tapped.identity))
+    tap.close()
 
 
 def test_he_01_a_killed_adapter_holder_is_refused_and_resumes(

@@ -41,6 +41,8 @@ class Holder:
     def __init__(self, *sites: SiteShape) -> None:
         self._info = info(*(sites or (QV,)))
         self.answer: Any = None
+        self.direct: list[list[int]] = []
+        self.direct_answer: BaseException | None = None
         self.left = {site.site: 0 for site in self._info.sites}
         self.closed = threading.Event()
         self.prepared_sites: list[str] = []
@@ -60,6 +62,12 @@ class Holder:
         if self.answer is not None:
             return [self.answer]
         return [np.zeros((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
+
+    def direct_products(self, sites: Sequence[tuple[str, np.ndarray]]) -> Sequence[np.ndarray]:
+        self.direct.append([len(x) for _, x in sites])
+        if isinstance(self.direct_answer, BaseException):
+            raise self.direct_answer
+        return [np.ones((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
 
     def prepared(self) -> Mapping[str, int]:
         return dict(self.left)
@@ -119,6 +127,11 @@ def test_opening_prepares_every_site_and_compares_the_version() -> None:
     other = Holder()
     assert opened(other, version="2").facts() == {"state": "failed", "code": "he_version_mismatch"}
     assert other.closed.is_set()
+    foreign = Holder()
+    assert opened(foreign, base_model="other").facts() == {"state": "failed", "code": "he_does_not_fit"}
+    adapter = opened(Holder(), base_model="base")
+    assert adapter.facts()["state"] == "ready"
+    adapter.close()
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,121 @@ def test_whatever_a_holder_does_has_a_code(answer: Any, code: str) -> None:
     assert adapter.fail(HeUnavailable("budget_spent", "")) == code  # the first one stays
     assert not adapter.usable
     adapter.close()
+
+
+WIDE = SiteShape("m.down", 400, (ModuleShape("m.down_proj", 2, 4),), 100)
+OTHER = SiteShape("m.o", 8, (ModuleShape("m.o_proj", 2, 4),), 100)
+ROOMS = {**MODULES, "m.down_proj": Slice("m.down_proj", 0, 4, 400)}
+
+
+class Slow(Holder):
+    """Answers what is prepared, and prepares when it is let."""
+
+    def __init__(self, *sites: SiteShape) -> None:
+        super().__init__(*sites)
+        self.let, self.failure = threading.Event(), None
+        self.let.set()
+
+    def products(self, sites: Sequence[tuple[str, np.ndarray]]) -> Sequence[np.ndarray]:
+        for site, x in sites:
+            if self.left[site] < len(x):
+                raise HeUnavailable("not_prepared", "")
+        return super().products(sites)
+
+    def prepare(self, site: str) -> None:
+        self.let.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        super().prepare(site)
+
+
+def slow(*sites: SiteShape) -> tuple[Slow, OpenAdapter]:
+    holder = Slow(*sites)
+    adapters = OpenAdapters(lambda _: holder, ROOMS, torch.device("cpu"))
+    adapters.open("n", {}, {})
+    adapter = adapters.get("n")
+    assert adapter is not None
+    while adapter.facts()["state"] != "ready":
+        threading.Event().wait(0.01)
+    return holder, adapter
+
+
+def emptied(holder: Slow) -> None:
+    """Nothing is left of what was prepared, and the thread that prepares has ended with it."""
+    while min(holder.left.values()) < 1024:
+        threading.Event().wait(0.005)
+    threading.Event().wait(0.02)
+    holder.left = dict.fromkeys(holder.left, 0)
+
+
+def test_few_tokens_without_preprocessing_go_the_direct_way_and_many_wait_for_a_block() -> None:
+    holder, adapter = slow(WIDE, OTHER)
+    placed = adapter.placed["m.down_proj"]
+    emptied(holder)
+    assert adapter.products(placed, np.zeros((16, 400), np.float32)).all()
+    assert holder.direct == [[16]]
+    assert not adapter.products(placed, np.zeros((17, 400), np.float32)).any()
+    assert holder.direct == [[16]]
+    assert holder.left["m.down"] >= 4096
+    # A site with few inputs has its block sooner; one that is too large for the direct mode waits too.
+    emptied(holder)
+    assert not adapter.products(adapter.placed["m.o_proj"], np.zeros((1, 8), np.float32)).any()
+    emptied(holder)
+    holder.direct_answer = HeUnavailable("parameters_refused", "")
+    assert not adapter.products(placed, np.zeros((1, 400), np.float32)).any()
+    emptied(holder)
+    holder.direct_answer = HeUnavailable("budget_spent", "")
+    with pytest.raises(HeUnavailable) as raised:
+        adapter.products(placed, np.zeros((1, 400), np.float32))
+    assert raised.value.code == "budget_spent"
+    adapter.close()
+
+
+def test_a_pass_waits_for_a_block_a_limited_time_and_hears_why_there_is_none() -> None:
+    holder, adapter = slow(OTHER, WIDE)
+    preparer = adapter._preparer
+    assert preparer is not None
+    holder.left = {"m.o": 0, "m.down": 1500}
+    holder.prepared_sites.clear()
+    preparer.bring("m.down", 2000, 5)
+    assert holder.prepared_sites[0] == "m.down"  # ahead of the other, though it has more
+    holder.let.clear()
+    holder.left = {"m.o": 0, "m.down": 0}
+    with pytest.raises(HeUnavailable) as late:
+        preparer.bring("m.down", 1, 0.05)
+    assert late.value.code == "not_prepared"
+    holder.failure = HeUnavailable("budget_spent", "")
+    threading.Timer(0.05, holder.let.set).start()
+    with pytest.raises(HeUnavailable) as spent:
+        preparer.bring("m.down", 1, 5)
+    assert spent.value.code == "budget_spent"
+    holder.failure = ValueError("broken")  # type: ignore[assignment]
+    with pytest.raises(HeUnavailable) as broken:
+        preparer.bring("m.down", 1, 5)
+    assert broken.value.code == "garbage"
+    holder.failure = None
+    preparer.bring("m.down", 1, 5)  # and the thread lives on
+    adapter.close()
+
+
+def test_opening_may_take_as_long_as_it_comes_along() -> None:
+    blocks = iter([0, 1, 1, 2, 3, 3, 4])
+
+    async def rpc(method: str, _arguments: tuple[Any, ...]) -> Any:
+        if method != "tensafe_private_state":
+            return {}
+        await asyncio.sleep(0.08)
+        count = next(blocks, None)
+        return {"state": "ready", "sites": 1} if count is None else {"state": "opening", "blocks": count}
+
+    async def stuck(method: str, _arguments: tuple[Any, ...]) -> Any:
+        return {"state": "opening", "blocks": 1} if method == "tensafe_private_state" else {}
+
+    adapter = PrivateAdapter("A", "1", {})
+    asyncio.run(PrivateServing(rpc, open_s=0.4).open(adapter, 1))
+    with pytest.raises(HeRefused) as late:
+        asyncio.run(PrivateServing(stuck, open_s=0.2).open(adapter, 1))
+    assert late.value.code == "he_timeout"
 
 
 def test_every_code_of_a_key_holder_has_a_sentence() -> None:

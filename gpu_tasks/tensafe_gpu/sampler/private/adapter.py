@@ -21,7 +21,7 @@ class PrivateAdapter:
     `holder` says how it is reached and is passed to the key holder as it is: addresses, names and paths,
     no secrets. `digest` (SHA-256 hex of the quantised adapter) is compared with what the holder says it
     has; None takes what it has. `plain` are its weights in the clear, where the owner left them here, for
-    HE_PREFERRED.
+    HE_PREFERRED. `base_model` is the one that it must have been trained on; None takes any of its shapes.
     """
 
     name: str
@@ -30,11 +30,12 @@ class PrivateAdapter:
     policy: ExecutionPolicy = DEFAULT_PRIVATE
     digest: str | None = None
     plain: Adapter | None = None
+    base_model: str | None = None
 
     @property
     def identity(self) -> str:
         """What residency knows the adapter by; never a plain adapter's, nor one's that is held elsewhere."""
-        where = json.dumps([sorted(self.holder.items()), self.digest])
+        where = json.dumps([sorted(self.holder.items()), self.digest, self.base_model])
         return f"{PREFIX}{self.name}@{self.version}~{hashlib.sha256(where.encode()).hexdigest()[:16]}"
 
 

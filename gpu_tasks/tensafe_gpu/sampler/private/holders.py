@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +19,10 @@ from tensafe_gpu.helora.ports import (
     GARBAGE,
     HOLDER_ABSENT,
     NOT_PREPARED,
+    PARAMETERS_REFUSED,
     VERSION_MISMATCH,
     AdapterInfo,
+    Float32Array,
     HeUnavailable,
     KeyHolder,
 )
@@ -28,6 +30,13 @@ from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Targe
 from tensafe_gpu.sampler.private.preparing import Preparer
 
 _LOG: Final = logging.getLogger(__name__)
+
+_DIRECT_MS: Final = 10
+"""What the direct mode takes for a token; a block takes about a millisecond per input of its site."""
+_DIRECT_TOKENS: Final = 16
+"""The most that are evaluated so at once."""
+BLOCK_S: Final = 20.0
+"""Longest that a forward pass waits for a block: everybody's pass waits with it."""
 
 Connect = Callable[[Mapping[str, str]], KeyHolder]
 """Reach the adapter holder that a `PrivateAdapter.holder` describes; raises HeUnavailable."""
@@ -51,6 +60,7 @@ class OpenAdapter:
         self._info: AdapterInfo | None = None
         self._holder: KeyHolder | None = None
         self._preparer: Preparer | None = None
+        self._opening: Preparer | None = None
         self._closed = False
         self._lock = threading.Lock()
 
@@ -69,7 +79,7 @@ class OpenAdapter:
 
     def ready(self, holder: KeyHolder, placed: Mapping[str, Placed], b: Mapping[str, torch.Tensor]) -> None:
         """Opened; if it was closed meanwhile, so is the holder."""
-        preparer = Preparer(holder)
+        preparer = self._opening = Preparer(holder)
         preparer.fill()
         with self._lock:
             if not self._closed:
@@ -89,8 +99,7 @@ class OpenAdapter:
         except HeUnavailable as error:
             if error.code != NOT_PREPARED:
                 raise
-            holder.prepare(placed.site)  # slow for all, but right: the preparer did not keep up
-            answers = holder.products([(placed.site, x)])
+            answers = self._unprepared(holder, preparer, placed.site, x)
         preparer.used(placed.site, len(x))
         (answer,) = answers
         if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
@@ -98,6 +107,23 @@ class OpenAdapter:
         if not np.isfinite(answer).all():
             raise HeUnavailable(GARBAGE, "products that are no numbers")
         return answer
+
+    @staticmethod
+    def _unprepared(
+        holder: KeyHolder, preparer: Preparer, site: str, x: Float32Array
+    ) -> Sequence[Float32Array]:
+        """The preparer did not keep up: few tokens go the direct way, which is there sooner than a block.
+
+        The numbers are the same. Raises HeUnavailable.
+        """
+        if len(x) <= min(_DIRECT_TOKENS, x.shape[1] // _DIRECT_MS):
+            try:
+                return holder.direct_products([(site, x)])
+            except HeUnavailable as error:
+                if error.code != PARAMETERS_REFUSED:  # a site too large for it
+                    raise
+        preparer.bring(site, len(x), BLOCK_S)
+        return holder.products([(site, x)])
 
     def close(self) -> None:
         """End the connection; waits for what is on its way."""
@@ -118,7 +144,7 @@ class OpenAdapter:
         if self.failure is not None:
             return {"state": "failed", "code": self.failure}
         if self._holder is None or info is None:
-            return {"state": "opening"}
+            return {"state": "opening", "blocks": 0 if self._opening is None else self._opening.made}
         return {
             "state": "ready",
             "digest": info.digest,
@@ -141,7 +167,10 @@ class OpenAdapters:
         return self._open.get(name)
 
     def open(self, name: str, wanted: Mapping[str, str | None], holder: Mapping[str, str]) -> None:
-        """Begin to open; `wanted` is name, version and digest (None: any) as the adapter must have them."""
+        """Begin to open; `wanted` is name, version, digest and base model as the adapter must have them.
+
+        None: any.
+        """
         adapter = OpenAdapter(name)
         self._open[name] = adapter
         work = (adapter, dict(wanted), dict(holder))
@@ -171,8 +200,10 @@ class OpenAdapters:
     def _admit(self, adapter: OpenAdapter, holder: KeyHolder, wanted: dict[str, str | None]) -> None:
         info = holder.info()
         found = {"name": info.name, "version": str(info.version), "digest": info.digest}
-        if any(value is not None and found[key] != value for key, value in wanted.items()):
+        if any(wanted.get(key) not in (None, value) for key, value in found.items()):
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder has another version")
+        if wanted.get("base_model") not in (None, info.base_model):
+            raise DoesNotFit("the adapter was trained on another base model")
         placed = place(info, self._modules)
         matrices = holder.b_matrices()
         b = {

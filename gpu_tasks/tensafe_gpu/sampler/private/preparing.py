@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Final
 
-from tensafe_gpu.helora.ports import HeUnavailable, KeyHolder, SiteId
+from tensafe_gpu.helora.ports import GARBAGE, NOT_PREPARED, HeUnavailable, KeyHolder, SiteId
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -24,17 +25,47 @@ class Preparer:
         self._low_water = low_water
         self._spare: dict[SiteId, int] = {}
         """Tokens above the limit by the last count, less those used since."""
+        self._urgent: SiteId | None = None
+        self._failure: HeUnavailable | None = None
+        self._progress = threading.Condition()
+        self.made = 0
+        """Blocks prepared so far."""
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare private adapter", daemon=True)
 
     def fill(self) -> None:
-        """Prepare every site once, before the adapter is admitted. Raises HeUnavailable."""
-        for site, left in self._holder.prepared().items():
-            if left < self._low_water and not self._stopped.is_set():
-                self._holder.prepare(site)
+        """A block for every site that runs low; at first these are all. Raises HeUnavailable."""
+        low = [site for site, left in self._holder.prepared().items() if left < self._low_water]
+        while not self._stopped.is_set():
+            urgent, self._urgent = self._urgent, None
+            site = urgent or next(iter(low), None)
+            if site is None:
+                break
+            if site in low:
+                low.remove(site)
+            self._holder.prepare(site)
+            with self._progress:
+                self.made += 1
+                self._progress.notify_all()
         for site, left in self._holder.prepared().items():
             self._spare[site] = left - self._low_water
+
+    def bring(self, site: SiteId, tokens: int, wait_s: float) -> None:
+        """Wait until so many tokens of a site are prepared, ahead of all others; at most a block of them.
+
+        Raises HeUnavailable: what kept the thread from it, or `not_prepared` after `wait_s`, however long the
+        adapter holder may take.
+        """
+        deadline = time.monotonic() + wait_s
+        with self._progress:
+            self._failure, self._urgent = None, site
+            self._wake.set()
+            while self._holder.prepared()[site] < tokens:
+                if self._failure is not None:
+                    raise self._failure
+                if not self._progress.wait(deadline - time.monotonic()):
+                    raise HeUnavailable(NOT_PREPARED, "preprocessing did not keep up")
 
     def start(self) -> None:
         self._thread.start()
@@ -63,6 +94,10 @@ class Preparer:
                 return
             try:
                 self.fill()
-            except HeUnavailable as error:
-                _LOG.warning("nothing prepared", extra={"code": error.code})
+            except Exception as error:  # noqa: BLE001 - the thread lives on, whatever a holder answers
+                failure = error if isinstance(error, HeUnavailable) else HeUnavailable(GARBAGE, "no block")
+                _LOG.warning("nothing prepared", extra={"code": failure.code, "error": type(error).__name__})
+                with self._progress:
+                    self._failure = failure
+                    self._progress.notify_all()
                 self._stopped.wait(_PAUSE_S)

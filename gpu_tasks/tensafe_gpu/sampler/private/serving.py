@@ -28,7 +28,7 @@ _OPEN_POLL_S: Final = 0.05
 _WATCH_S: Final = 0.1
 """How soon the requests of an adapter that has failed are aborted; until then they run on zero deltas."""
 OPEN_S: Final = 120.0
-"""Longest wait for an adapter to be opened, its first preprocessing included."""
+"""Longest wait for an adapter that is being opened to come one block of its first preprocessing further."""
 
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
 """One method of the worker extension; the answer of the first worker."""
@@ -49,7 +49,12 @@ class PrivateServing:
     async def open(self, adapter: PrivateAdapter, adapter_id: int) -> None:
         """Open and wait until it can be evaluated. Raises HeRefused; nothing is left open then."""
         name, began = vllm_name(adapter, adapter_id), time.monotonic()
-        wanted = {"name": adapter.name, "version": adapter.version, "digest": adapter.digest}
+        wanted = {
+            "name": adapter.name,
+            "version": adapter.version,
+            "digest": adapter.digest,
+            "base_model": adapter.base_model,
+        }
         await self._rpc("tensafe_private_open", (name, wanted, dict(adapter.holder)))
         try:
             facts = await self._opened(name, began)
@@ -117,12 +122,15 @@ class PrivateServing:
         return found
 
     async def _opened(self, name: str, began: float) -> dict[str, Any]:
+        blocks = 0
         while time.monotonic() - began < self._open_s:
             facts: dict[str, Any] = await self._rpc("tensafe_private_state", (name,))
             if facts["state"] == "ready":
                 return facts
             if facts["state"] == "failed":
                 raise HeRefused(facts["code"])
+            if facts.get("blocks", 0) > blocks:  # it comes along, and a wide model has many sites
+                blocks, began = facts["blocks"], time.monotonic()
             await asyncio.sleep(_OPEN_POLL_S)
         raise HeRefused("he_timeout")
 

@@ -1,0 +1,80 @@
+"""The real key holder, which also writes down what its process must not let out; for captures to be searched.
+
+Runs in the engine's process, which alone has the activations as they were and the keys of its blocks.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from tensafe_gpu.helora import key_holder
+from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
+from tensafe_gpu.helora.ports import Float32Array, SiteId
+from tensafe_gpu.helora.quantise import quantised_tokens
+from tensafe_gpu.helora.seal_stream import MemoryFile, _array, body_of
+from tests.support.helora_attacks import ternary_key
+
+_lock = threading.Lock()
+
+
+def recorded(file: Path) -> list[tuple[str, Any]]:
+    """(kind, array or bytes) in the order in which they were written."""
+    found = []
+    with file.open("rb") as opened:
+        while True:
+            try:
+                found.append(pickle.load(opened))  # noqa: S301 - this test's own
+            except EOFError:
+                return found
+
+
+def recording(inner: key_holder.RemoteKeyHolder, file: Path) -> RecordingKeyHolder:
+    """The same connections and masks, with a record; nothing is prepared yet."""
+    inner.__class__ = RecordingKeyHolder
+    assert isinstance(inner, RecordingKeyHolder)
+    inner.file = file
+    return inner
+
+
+class RecordingKeyHolder(key_holder.RemoteKeyHolder):
+    """Records activations, their integers and scales, products, masks and secret keys."""
+
+    file: Path
+
+    def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+        answers = super().products(sites)
+        bounds: Mapping[SiteId, int] = {one.site: one.x_bound for one in self.info().sites}
+        for (site, x), products in zip(sites, answers, strict=True):
+            x_q, scales = quantised_tokens(x, bounds[site])
+            self._write(("activations", x), ("quantised", x_q), ("scales", scales), ("products", products))
+        return answers
+
+    def _prepared(self, *arguments: Any) -> PreparedBlock:
+        holder = self
+
+        class Remembered(PreparingBlock):
+            def __init__(self, d_in: int, rows: int) -> None:
+                super().__init__(d_in, rows)
+                kept = body_of(MemoryFile().saved(self._keys.secret_key()))
+                holder._write(
+                    ("secret key", ternary_key(self)),
+                    ("secret key as SEAL keeps it", _array(kept, 48).astype(np.int64)),
+                    ("key of the masks", self._key),
+                    ("masks by feature", self._rho[:2].astype(np.int64)),
+                    ("masks by token", self._rho[:, :2].T.astype(np.int64)),
+                )
+
+        with mock.patch.object(key_holder, "PreparingBlock", Remembered):
+            return super()._prepared(*arguments)
+
+    def _write(self, *facts: tuple[str, Any]) -> None:
+        with _lock, self.file.open("ab") as opened:
+            for fact in facts:
+                pickle.dump(fact, opened)
