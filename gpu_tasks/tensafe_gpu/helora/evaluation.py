@@ -4,7 +4,7 @@ A sum of ciphertexts with integer weights is a product of A with their words mod
 float64 matrix product. What would leave is then covered twice. `c1_out = A c1` is a linear system for A, so
 an encryption of zero under the key holder's public key is added; the noise `A e` is another one (the key
 holder knows e), so a flood as wide as decryption allows is added to c0. Without either the adapter is lost
-with one reply: tests/unit/helora runs both attacks on builds that lack one.
+with one reply: tests/integration/adapter_holder runs both attacks on builds that lack one.
 """
 
 from __future__ import annotations
