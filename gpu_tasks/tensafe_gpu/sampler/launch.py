@@ -32,6 +32,10 @@ _CPU_CACHE_BYTES: Final = 2**30
 _BATCHED_TOKENS: Final = 2048
 """Tokens in one step. Prompt logprobs take float32 [tokens, vocabulary] of memory at a time."""
 
+_NO_VLLM: Final = (
+    "sampling needs vLLM: pip install 'tensafe[sampler]' for CPU, 'tensafe[sampler-cuda]' for CUDA"
+)
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -95,7 +99,8 @@ class EngineSettings:
 def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
     """Start the engine's process and wait until the model is loaded; blocks for 10 to 30 seconds.
 
-    `runtime_directory` gets vLLM's unix sockets and logging configuration. Raises ConfigurationError.
+    `runtime_directory` gets vLLM's unix sockets and logging configuration. Raises ConfigurationError, and
+    ImportError with the command that installs vLLM.
     """
     if not environment_is_configured():
         raise ConfigurationError("call configure_environment before the sampling engine is started")
@@ -109,9 +114,11 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
         os.environ[CONNECT_VARIABLE] = settings.key_holder
 
     # vLLM reads the environment when it is imported, so it is imported here and not above.
-    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
-    from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
-
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+        from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(_NO_VLLM) from error
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.vllm_arguments()))
     except Exception as error:

@@ -8,6 +8,7 @@ import logging.config
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,23 @@ def test_logs_of_the_engine_quote_no_request(monkeypatch: pytest.MonkeyPatch) ->
     EngineFormatter.requests_may_come()
     assert "secret" not in formatter.format(record)
     assert json.loads(formatter.format(record))["exception"] == "ValueError"
+
+
+WITHOUT_VLLM = """
+import pathlib, sys
+from tensafe_gpu.sampler.environment import configure_environment
+from tensafe_gpu.sampler.launch import EngineSettings, launch
+configure_environment()
+sys.modules["vllm"] = None
+folder = pathlib.Path(sys.argv[1])
+launch(EngineSettings(folder, "auto", 64, 1, 8, 1, 1), folder)
+"""
+
+
+def test_vllm_01_without_vllm_nothing_stands_in_for_it(tmp_path: Path) -> None:
+    """VLLM-01: an earlier system went on without the library; here the error says how to install it."""
+    (tmp_path / "config.json").write_text("{}")
+    command = [sys.executable, "-c", WITHOUT_VLLM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ImportError: sampling needs vLLM: pip install 'tensafe[sampler]'" in done.stderr
