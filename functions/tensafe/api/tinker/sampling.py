@@ -75,8 +75,8 @@ async def get_sampler(sampler_id: str, principal: SampleCaller, context: Edge) -
 async def asample(request: Request, principal: SampleCaller, context: Edge) -> Response:
     """Draw tokens. Repeating (sampling_session_id, seq_id) is the same request.
 
-    The header X-TenSafe-Execution-Policy, which the SDK sends if its `default_headers` has it, strengthens
-    the policy of the adapter.
+    The header X-TenSafe-Execution-Policy strengthens the policy of the adapter. The SDK sends it with
+    `ServiceClient(default_headers_overrides={...})`.
     """
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
     asked = execution_policy(request.headers.get(POLICY_HEADER))
