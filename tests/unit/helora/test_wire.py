@@ -13,10 +13,16 @@ import pytest
 from tensafe_gpu.helora import direct_messages, frames, messages
 from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.direct import layout_of
+from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
+from tensafe_gpu.helora.evaluation import KEY_PRIMES
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
-from tensafe_gpu.helora.messages import Hello, MaskedRange, Refusal, Welcome
-from tensafe_gpu.helora.parameters import PARAMETERS, PRIMES, N, T
-from tensafe_gpu.helora.ports import AdapterInfo, ModuleShape, SiteShape
+from tensafe_gpu.helora.messages import MAX_RANGES, Hello, MaskedRange, Refusal, Welcome
+from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PARAMETERS, PRIMES, N, T
+from tensafe_gpu.helora.ports import CODES, AdapterInfo, ModuleShape, SiteShape
+from tensafe_gpu.helora.seal_stream import MemoryFile, ciphertext_from_seed, ciphertext_words
+from tests.project_files import ROOT
+
+DOCUMENT = ROOT / "docs" / "helora-wire.md"
 
 BLOCK = bytes(range(16))
 SHAPE = SiteShape("s", 3, (ModuleShape("m", 2, 1),), 7)
@@ -68,6 +74,11 @@ WHOLE = {
         frame(Kind.B_REPLY, messages.pack_b(1, [np.array([[1.0, -2.5]], dtype=np.float32)])),
         bytes.fromhex("5453484501040000050000000a00000001000000803f000020c0"),
     ),
+    "B request": (
+        frame(Kind.B_REQUEST, [(3).to_bytes(2, "little")]),
+        bytes.fromhex("545348450103000005000000020000000300"),
+    ),
+    "accepted": (frame(Kind.ACCEPTED, []), bytes.fromhex("54534845010800000500000000000000")),
     "refusal": (
         frame(Kind.ERROR, [messages.packed(Refusal(code="budget_spent", message="m"))]),
         b'TSHE\x01\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
@@ -92,7 +103,36 @@ DIGESTS = {
         frame(Kind.BLOCK_REPLY, messages.pack_reply(BLOCK, words(1, 2, 3, N, limit=PRIMES[0]))),
         "8048f49155f6149a6c427f9e1657d1d22c27293fd5c5715834903c11c543e262", 16 + 16 + 24 * N,
     ),
+    "direct reply": (
+        frame(Kind.DIRECT_REPLY, direct_messages.pack_direct_reply([words(1, 2, 3, N, limit=PRIMES[0])] * 2)),
+        "c194235941d5f1f18bb3ec0843a191ee25745d6fbf2ea609aac911724ee988e1", 16 + 2 * 24 * N,
+    ),
 }  # fmt: skip
+EXPANDED = "b55dd460aef64a00d8184fbd114355404288eea174811d26b5fa9473996ee6c4"
+
+
+def test_a_seed_stands_for_these_words() -> None:
+    """The second polynomial of a ciphertext whose seed is 0, 1, ..., 63."""
+    file = MemoryFile()
+    whole = ciphertext_from_seed(words(3, N, limit=PRIMES[0]), bytes(range(64)), file)
+    second = ciphertext_words(file.saved(whole))[1]
+    assert second[0, :3].tolist() == [151222512, 834430223, 1011999200]
+    assert hashlib.sha256(second.astype("<u4").tobytes()).hexdigest() == EXPANDED
+
+
+def test_every_kind_has_a_vector() -> None:
+    written = [frame for frame, *_ in (*WHOLE.values(), *DIGESTS.values())]
+    assert {Kind(one[5]) for one in written} | {Kind.DIRECT} == set(Kind)
+
+
+def test_the_document_names_what_the_program_holds_to() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for kind in Kind:
+        assert f"| {kind.value} | {kind.name} |" in text, kind
+    for number in (*KEY_PRIMES, MAX_RANGES, MAX_ENTRIES, MAX_D_IN, MAX_ROWS, N):
+        assert str(number) in text, number
+    told = {code for code in CODES if f"`{code}`" in text}
+    assert told == set(CODES) - {"not_prepared", "activations_not_finite", "state_failed"}  # never sent
 
 
 DIRECT_DIGEST = "0e567b14ecfcd96cf66b6b46ee48e5c619472966d62436366df49d24c53314ec"
