@@ -1,4 +1,4 @@
-"""HE-01 over real HTTP: an adapter trained here, moved to an adapter holder, sampled under encryption."""
+"""HE-01 on all three faces over real HTTP: a trained adapter at an adapter holder, sampled encrypted."""
 
 from __future__ import annotations
 

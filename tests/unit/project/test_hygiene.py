@@ -43,6 +43,7 @@ TEXT_FOLDERS = (
     "infra",
     "localstack",
     ".ci",
+    ".github",
 )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from types import ModuleType
 
 import pytest
+import yaml
 
 from tests.project_files import ROOT
 
@@ -44,3 +46,22 @@ def test_vllm_01_what_would_break_is_named_and_the_version_itself_does_not_count
 def test_the_pinned_version_and_the_contract_tests_are_where_it_looks(newest: ModuleType) -> None:
     assert newest.pinned((ROOT / "requirements" / "lock.txt").read_text())[0].isdigit()
     assert newest.EXPECTED in (ROOT / newest.TESTS).read_text()
+
+
+def test_vllm_01_a_scheduled_job_reports_it_and_never_fails_the_build() -> None:
+    """And what the workflow runs is a target of the Makefile, or what every change has to pass."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    triggers, jobs = workflow[True], workflow["jobs"]  # YAML 1.1 reads `on` as true
+    assert triggers["schedule"][0]["cron"]
+    newest = jobs["vllm-newest"]
+    assert newest["continue-on-error"] is True
+    assert "'schedule'" in newest["if"]
+    assert "schedule" in jobs["test"]["if"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert any(command.startswith("make vllm-newest") for command in commands["vllm-newest"])
+    assert ".ci/run" in commands["test"]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for command in (command for some in commands.values() for command in some):
+        words = command.split()
+        assert command == ".ci/run" or (words[0] == "make" and words[1] in targets), command
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
