@@ -56,6 +56,7 @@ def main() -> int:
         LocalService(Path(folder) / "data", name, path, console) as service,
     ):
         client = tinker.ServiceClient(base_url=service.url, api_key=service.api_key)
+        console.print(f"training an adapter of rank 8 for {STEPS} steps")
         weights, tokenizer = _train(client, name)
         prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
         found = publish_and_sample(service, client, weights, prompts, path, Path(folder) / "holder", console)

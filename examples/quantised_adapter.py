@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from tensafe_gpu.adapter_holder.composition import directory_store
 
@@ -29,6 +30,7 @@ class QuantisedAdapter:
         finally:
             store.close()
         self.digest = served.info.digest
+        disable_progress_bar()
         self.model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
         for site in served.sites.values():
             for module in site.shape.modules:

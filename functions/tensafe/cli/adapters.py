@@ -76,6 +76,8 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
         with progress("publishing"):
             placement, said = move(services, path, wanted)
     facts = {**_row(placement), "digest": said.get("digest"), "extraction": said.get("extraction")}
+    if sites := said.get("sites"):
+        facts["rounding"] = _rounding(sites)
     print_object(facts, as_json=as_json)
 
 
@@ -169,6 +171,15 @@ def _holder(holder_dir: Path | None) -> HolderCommand:
     from tensafe.local.holder_command import in_directory, on_aws
 
     return on_aws() if holder_dir is None else in_directory(holder_dir)
+
+
+def _rounding(sites: list[dict[str, float]]) -> str:
+    """What the integers of the protocol cost at most, as the adapter holder measured it per site."""
+    weights, activations = (max(site[error] for site in sites) for error in ("error_a", "error_x"))
+    return (
+        f"weights to a relative error of {weights:.1e}, activations to {activations:.1e}, at the worst of "
+        f"{len(sites)} sites"
+    )
 
 
 def _find(services: Services, path: str) -> Placement:

@@ -13,7 +13,10 @@ from tensafe.contracts.errors import InvalidRequest
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An attestation, as an answer brought it.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="An attestation, or what /v1/futures/ID/attestation answers."),
+    ],
     public_key: Annotated[
         list[Path] | None,
         typer.Option("--public-key", metavar="FILE", help="Public key to trust, PEM. Repeatable."),
@@ -39,7 +42,7 @@ def verify(
     try:
         with file.open("rb") as opened:
             text = opened.read(attestation.MAX_BYTES + 1)
-        statement = attestation.verify(text, {key.key_id: key for key in keys})
+        statement = attestation.verify(attestation.unwrapped(text), {key.key_id: key for key in keys})
         if answer is not None:
             attestation.check_output(statement, *_sampled(answer))
     except attestation.AttestationRefused as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,9 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_and_vouched_for(
     service, said = published.service, published.said
     assert said["policy"] == "HE_REQUIRED"
     assert "inputs of the narrowest site" in said["extraction"]
+    assert re.fullmatch(
+        r"weights to a relative error of [\d.e-]+, activations .* of 8 sites", said["rounding"]
+    )
     shown = tensafe("checkpoints", "show", published.path, "--data-dir", str(service.data_dir), check=False)
     assert shown.returncode == 3  # erased here
     base, twin, private = (published.sampler(path) for path in (None, published.twin, published.path))

@@ -178,6 +178,13 @@ def test_the_command_says_what_ran_or_what_is_wrong(tmp_path: Path) -> None:
     code, output = run("--public-key", str(key), "--answer", str(answer), "--json")
     assert code == 0
     assert json.loads(output) | {"valid": True, "mode": "HE", "answer_checked": True} == json.loads(output)
+    file.write_text(json.dumps({"attestation": document, "attestation_salt": salt.hex()}))
+    code, output = run("--public-key", str(key), "--json")
+    assert (code, json.loads(output)["valid"]) == (0, True)
+    file.write_text(json.dumps({"attestation": document | {"key_id": "other"}, "attestation_salt": ""}))
+    code, output = run("--public-key", str(key))
+    assert (code, "key_id" in output) == (1, True)
+    file.write_text(json.dumps(document, indent=1))
     code, output = run()
     assert code == 2
     document["statement"]["epoch"] = 3
