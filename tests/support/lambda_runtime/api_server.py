@@ -34,6 +34,8 @@ class RuntimeApi:
 
     def __init__(self) -> None:
         self.answers: queue.Queue[Answer] = queue.Queue()
+        self.first_asked_s: float | None = None
+        """`time.perf_counter()` when the process first asked for an event: its initialisation was over."""
         self._events: queue.Queue[_Invocation | None] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
@@ -56,6 +58,8 @@ class RuntimeApi:
         self._thread.join()
 
     def next(self) -> _Invocation | None:
+        if self.first_asked_s is None:
+            self.first_asked_s = time.perf_counter()
         return self._events.get()
 
 

@@ -49,6 +49,7 @@ class Function:
         self._timeout_s = timeout_s
         self._api: RuntimeApi | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._began_s = 0.0
         self.starts = 0
 
     @property
@@ -59,6 +60,13 @@ class Function:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def init_s(self) -> float:
+        """Seconds that its present process took until it asked for its first event."""
+        assert self._api is not None
+        assert self._api.first_asked_s is not None
+        return self._api.first_asked_s - self._began_s
 
     def invoke(self, event: Mapping[str, Any]) -> Any:
         """What the handler returns. Raises one of the above; TooLarge before anything is started."""
@@ -112,6 +120,7 @@ class Function:
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.11",
             **self._environment,
         }
+        self._began_s = time.perf_counter()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 # -S: the packages of the tests' own environment are not there.
