@@ -14,7 +14,6 @@ from tensafe.auth.callers import Callers
 from tensafe.auth.keys import ApiKeys
 from tensafe.auth.quotas import Quotas
 from tensafe.contracts.errors import NotFound
-from tensafe.contracts.training import ModelInfo
 from tensafe.metrics.port import Metrics, NoMetrics
 from tensafe.operations.checkpoints import Checkpoints
 from tensafe.operations.dead_letters import DeadLetters
@@ -29,19 +28,20 @@ from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.submissions import Submissions
 from tensafe.operations.sweeper import Sweeper
 from tensafe.operations.worker_status import WorkerStatus
-from tensafe.privacy.deals import Deals
-from tensafe.privacy.dealt_ledger import DealtLedger
-from tensafe.privacy.domains import Domains
-from tensafe.privacy.reading import DomainReader
+from tensafe.privacy.rooms import PrivacyRooms
 from tensafe.storage.anchors import Anchors
 from tensafe.storage.ports import Bell, Blobs, Items, KeyRing, Queues, QueueSpec
-from tensafe.storage.signing import Signer
 from tensafe.tracing.port import NoTracer, Tracer
 from tensafe.vault.artifacts import Artifacts
 from tensafe.vault.vault import Vault
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # nobody waits for these before they are used
     from tensafe.auth.tokens import Tokens
+    from tensafe.contracts.base_models import ModelInfo
+    from tensafe.privacy.deals import Deals
+    from tensafe.privacy.domains import Domains
+    from tensafe.privacy.reading import DomainReader
+    from tensafe.storage.signing import Signer
 
 LEASE_S: Final = 30.0
 
@@ -84,11 +84,24 @@ class Services:
     callers: Callers
     quotas: Quotas
     workers: WorkerStatus
-    domains: Domains
-    domain_reader: DomainReader
-    deals: Deals
+    privacy: PrivacyRooms
     metrics: Metrics
     tracer: Tracer
+
+    @property
+    def domains(self) -> Domains:
+        """The registry of privacy domains."""
+        return self.privacy.domains
+
+    @property
+    def domain_reader(self) -> DomainReader:
+        """What privacy domains have spent."""
+        return self.privacy.domain_reader
+
+    @property
+    def deals(self) -> Deals:
+        """The deals of dealt runs."""
+        return self.privacy.deals
 
     def model(self, name: str) -> ModelInfo:
         """The base model of this name. Raises NotFound listing what there is."""
@@ -125,9 +138,7 @@ def wire(
     doorbell = Doorbell(ports.queues, ports.bell, leases)
     workers = WorkerStatus(ports.items, clock=clock_s)
     outcomes = Outcomes(stores, doorbell, clock_ms=clock_ms)
-    domains = Domains(ports.items, vault, clock_ms=clock_ms)
     checkpoints = Checkpoints(stores, artifacts, clock_ms=clock_ms)
-    dealt = DealtLedger(ports.items, vault, ports.signer, ports.anchors, clock_ms=clock_ms)
     api_keys = ApiKeys(ports.items, clock=clock_s)
     return Services(
         ports=ports,
@@ -152,9 +163,7 @@ def wire(
         callers=Callers(api_keys, tokens),
         quotas=Quotas(ports.items, streams, clock_ms=clock_ms),
         workers=workers,
-        domains=domains,
-        domain_reader=DomainReader(ports.items, vault, ports.signer, ports.anchors, domains),
-        deals=Deals(ports.items, vault, dealt, domains),
+        privacy=PrivacyRooms(ports.items, vault, ports.signer, ports.anchors, clock_ms=clock_ms),
         metrics=metrics or NoMetrics(),
         tracer=tracer or NoTracer(),
     )

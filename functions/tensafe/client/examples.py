@@ -7,13 +7,16 @@ int32, `target_tokens` to int64, everything else to float32 unless its dtype say
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest
-from tensafe.contracts.training import Datum, Tensor
+from tensafe.contracts.training import Datum
+
+if TYPE_CHECKING:
+    from tensafe.contracts.training import Tensor
 
 UNIT_ID_INPUT: Final = "dp_unit_id"
 _INTEGERS: Final = ("target_tokens", UNIT_ID_INPUT)

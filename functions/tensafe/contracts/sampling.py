@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.execution import Execution
 from tensafe.contracts.training import Strict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MAX_SAMPLES: Final = 1024
 MAX_STOP_STRINGS: Final = 64

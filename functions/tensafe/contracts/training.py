@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tensafe.contracts.base_models import MAX_RANK as MAX_RANK  # noqa: PLC0414 - these three from here too
+from tensafe.contracts.base_models import ModelInfo as ModelInfo  # noqa: PLC0414
+from tensafe.contracts.base_models import Strict as Strict  # noqa: PLC0414
+
+if TYPE_CHECKING:  # most of who reads this has no tensors, and a cold start would wait for numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    Tensor = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
 LORA_ALPHA: Final = 32.0
 """LoRA scale numerator: delta W = (LORA_ALPHA / rank) B A, as the Tinker service uses."""
-MAX_RANK: Final = 256
 WEAK_EPSILON: Final = 100.0
 """A mechanism whose epsilon passes this is refused unless the caller accepts it by name."""
 BISR_MAX_STEPS: Final = 1_000_000
@@ -27,14 +34,6 @@ _FOREIGN: Final[Mapping[str, Mapping[str, object]]] = {
 """Fields that are of other modes, with their defaults: another value is refused by name."""
 
 LossName = Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"]
-
-Tensor = npt.NDArray[np.float32] | npt.NDArray[np.int64]
-
-
-class Strict(BaseModel):
-    """Frozen, and unknown fields are refused by name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class LoraSpec(Strict):
@@ -189,23 +188,6 @@ class SgdParams(Strict):
 
 
 StepParams = AdamParams | SgdParams
-
-
-class ModelInfo(Strict):
-    """A base model that this deployment serves."""
-
-    name: str
-    path: str
-    """Local folder with config.json and the tokenizer; never sent to another tenant's log."""
-    arch: str
-    vocab_size: int = Field(ge=1)
-    """Rows of the embedding: every token id is below it."""
-    max_context_tokens: int = Field(ge=1)
-    """Tokens of a prompt and its continuation, or of a training example."""
-    max_lora_rank: int = Field(default=64, ge=1, le=MAX_RANK)
-    """Largest adapter rank that this deployment samples from, and so the largest that it trains."""
-    kv_cache_bytes: int | None = Field(default=None, ge=1)
-    """KV cache of its sampler; None leaves the size to the engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from tensafe.contracts.errors import InvalidRequest, PayloadTooLarge
-from tensafe.contracts.training import Datum, ForwardBackward, Tensor
+from tensafe.contracts.training import Datum, ForwardBackward
 from tensafe.wire.json_body import RequestModel, parse_json
 from tensafe.wire.limits import ElementBudget, WireLimits
 from tensafe.wire.loss_inputs import UNIT_ID_INPUT, build_datum, check_loss_config, check_loss_name
+
+if TYPE_CHECKING:
+    from tensafe.contracts.training import Tensor
 
 _INT32_MAX: Final = 2**31 - 1
 _INT64_MAX: Final = 2**63 - 1

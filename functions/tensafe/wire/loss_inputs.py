@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
-from tensafe.contracts.training import Datum, LossName, Tensor
+from tensafe.contracts.training import Datum, LossName
+
+if TYPE_CHECKING:
+    from tensafe.contracts.training import Tensor
 
 UNIT_ID_INPUT: Final = "dp_unit_id"
 """The loss input, int64 [1], that names an example's privacy unit."""

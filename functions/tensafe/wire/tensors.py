@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest
-from tensafe.contracts.training import Tensor
 from tensafe.wire import tinker_v0_38_pb2 as pb
 from tensafe.wire.limits import ElementBudget
+
+if TYPE_CHECKING:
+    from tensafe.contracts.training import Tensor
 
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),

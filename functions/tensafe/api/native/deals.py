@@ -6,6 +6,8 @@ is answered, and the answer is only for the data's owner: whoever receives the m
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Request
 from pydantic import Field
 
@@ -15,9 +17,11 @@ from tensafe.api.openapi import ERRORS, documented
 from tensafe.contracts.errors import Conflict, NotFound
 from tensafe.contracts.training import Strict
 from tensafe.operations.records import StreamRecord
-from tensafe.privacy.deal_record import DealRecord
-from tensafe.privacy.deals import DealtUnits
 from tensafe.wire.json_body import RequestModel
+
+if TYPE_CHECKING:  # the privacy rooms are loaded by the first run or domain that needs them
+    from tensafe.privacy.deal_record import DealRecord
+    from tensafe.privacy.deals import DealtUnits
 
 UNDER_WAY = "operations_under_way"
 router = APIRouter(prefix="/v1/training_clients", tags=["deals"], responses=ERRORS)

@@ -12,13 +12,9 @@ from tensafe.contracts.payloads import CreatePayload
 from tensafe.contracts.training import LoraSpec, StepParams
 from tensafe.wire.ids import RequestId, RunId, check_session_id
 from tensafe.wire.json_body import RequestModel, build
-from tensafe.wire.tinker_requests.fields import (
-    Count,
-    Id,
-    Name,
+from tensafe.wire.tinker_requests.fields import Count, Id, Name, SeqId, UserMetadata
+from tensafe.wire.tinker_requests.optimizers import (
     OptimizerJson,
-    SeqId,
-    UserMetadata,
     optimizer_type,
     to_optimizer_config,
     to_step_params,

@@ -12,16 +12,8 @@ from tensafe.wire.age_recipients import check_recipients
 from tensafe.wire.ids import RequestId, RunId, SamplerId, check_session_id
 from tensafe.wire.json_body import RequestModel
 from tensafe.wire.paths import CheckpointPath, check_new_name, session_weights_name
-from tensafe.wire.tinker_requests.fields import (
-    Count,
-    Id,
-    Name,
-    OptimizerJson,
-    SeqId,
-    TtlSeconds,
-    UserMetadata,
-    to_optimizer_config,
-)
+from tensafe.wire.tinker_requests.fields import Count, Id, Name, SeqId, TtlSeconds, UserMetadata
+from tensafe.wire.tinker_requests.optimizers import OptimizerJson, to_optimizer_config
 
 
 class _SaveBody(RequestModel):
