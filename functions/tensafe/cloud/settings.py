@@ -7,20 +7,20 @@ role, and region and endpoint from boto3's own variables.
 from __future__ import annotations
 
 import json
+import os
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tensafe.auth.oidc_settings import SCOPE_CLAIM, TENANT_CLAIM
+from tensafe.contracts.base_models import ModelInfo
 from tensafe.contracts.errors import ConfigurationError
-from tensafe.contracts.training import ModelInfo
 
 ENV_PREFIX: Final = "TENSAFE_"
 _MODELS_MAX_CHARS: Final = 64 * 1024
 _ABSENT: Final = frozenset({"missing", "string_too_short"})
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-Settings = TypeVar("Settings", bound=BaseSettings)
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def _names_a_key(value: str) -> str:
@@ -33,10 +33,13 @@ def _names_a_key(value: str) -> str:
 KeyArn = Annotated[Name, AfterValidator(_names_a_key)]
 
 
-class CloudSettings(BaseSettings):
-    """Environment variables `TENSAFE_*`; those without a default must be there, and empty ones are not."""
+class CloudSettings(BaseModel):
+    """Environment variables `TENSAFE_*`; those without a default must be there, and empty ones are not.
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+    Without pydantic-settings, whose sources of every other kind a cold start would wait for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     environment: Literal["production", "staging", "development"]
     table: Name
@@ -50,7 +53,7 @@ class CloudSettings(BaseSettings):
     """Id or ARN of the KMS key (ECC_NIST_P256, SIGN_VERIFY) that signs the ledger."""
     queue_prefix: str = Field(pattern=r"^[A-Za-z0-9_-]{0,14}$")
     """What the names of the queues begin with. SQS allows 80 characters, of which ours take 66."""
-    models: Annotated[tuple[ModelInfo, ...], NoDecode]
+    models: tuple[ModelInfo, ...]
     """The base models that this deployment serves (JSON); `path` is where a task has them."""
     base_url: str = Field(pattern=r"^https?://[^/]+$")
     """Where clients reach the API."""
@@ -93,23 +96,24 @@ def read_cloud_settings(**given: Any) -> CloudSettings:  # noqa: ANN401 - checke
 
 
 def read_environment(kind: type[Settings], **given: Any) -> Settings:  # noqa: ANN401 - checked by the model
-    """The environment as these settings, with `given` above it.
+    """The variables `TENSAFE_*` of the environment as these settings, with `given` above them.
 
     Raises ConfigurationError that names every variable which is absent or cannot be used, and no value.
     """
+    variables = {field: _variable((field,)) for field in kind.model_fields}
     try:
-        return kind(**given)
+        return kind.model_validate(
+            {field: os.environ[name] for field, name in variables.items() if name in os.environ} | given
+        )
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
-        prefix = str(kind.model_config.get("env_prefix", ""))
-        named = [(_variable(prefix, problem["loc"]), problem) for problem in problems]
+        named = [(_variable(problem["loc"]), problem) for problem in problems]
         absent = sorted(name for name, problem in named if problem["type"] in _ABSENT)
         wrong = [f"{name}: {problem['msg']}" for name, problem in named if problem["type"] not in _ABSENT]
         told = [f"not set: {', '.join(absent)}"] if absent else []
         raise ConfigurationError(f"settings that cannot be used: {'; '.join([*told, *wrong])}") from None
 
 
-def _variable(prefix: str, place: tuple[int | str, ...]) -> str:
-    """`TENSAFE_MODELS.0.NAME` for a place within a value; pydantic-settings names a field or its variable."""
-    name = ".".join(str(part) for part in place).upper()
-    return name if name.startswith(prefix) else f"{prefix}{name}"
+def _variable(place: tuple[int | str, ...]) -> str:
+    """`TENSAFE_TABLE` for a field, `TENSAFE_MODELS.0.NAME` for a place within its value."""
+    return ENV_PREFIX + ".".join(str(part) for part in place).upper()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from tensafe.cloud.settings import KeyArn, Name, read_environment
 from tensafe.contracts.errors import ConfigurationError
@@ -30,10 +30,10 @@ _OLDER: Final = "accepted.db"
 _OF_THE_SERVICE: Final = "VERSION"
 
 
-class DirectorySettings(BaseSettings):
+class DirectorySettings(BaseModel):
     """Environment variables `TENSAFE_*` of an adapter holder on one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="TENSAFE_", extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data_dir: Path
     """Made by `init`; the adapter holder's own, not the service's."""
@@ -43,10 +43,10 @@ class DirectorySettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-class CloudHolderSettings(BaseSettings):
+class CloudHolderSettings(BaseModel):
     """Environment variables `TENSAFE_*` of an adapter holder on AWS; all its own, none the service's."""
 
-    model_config = SettingsConfigDict(env_prefix="TENSAFE_", extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     environment: Literal["production", "staging", "development"]
     table: Name
