@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastapi import FastAPI
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from tensafe.api.app import create_app
+from tensafe.api.faces import Faces
 from tensafe.api.openapi import PUBLIC_PATHS, SIGNED_PATHS
 from tensafe.local.composition import initialise, local_services
 from tensafe.local.settings import LocalSettings
@@ -35,15 +36,16 @@ def application_routes() -> dict[str, bool]:
         with local_services(LocalSettings(data_dir=data_dir)) as services:
             app = create_app(services)
             open_paths = PUBLIC_PATHS | SIGNED_PATHS | {app.openapi_url}
-            found = {f"{method} {path}": path not in open_paths for method, path in _paths(app)}
+            routes = [*app.routes, *Faces().load()]
+            found = {f"{method} {path}": path not in open_paths for method, path in _paths(routes)}
     return dict(sorted(found.items(), key=lambda item: item[0].split(" ")[::-1]))
 
 
-def _paths(app: FastAPI) -> set[tuple[str, str]]:
+def _paths(routes: Sequence[BaseRoute]) -> set[tuple[str, str]]:
     return {
         # What takes the rest of the path is {name:path} there, and {name+} for API Gateway.
         (method, route.path.replace(":path}", "+}"))
-        for route in app.routes
+        for route in routes
         if isinstance(route, Route)
         for method in route.methods or ()
         if method != "HEAD"

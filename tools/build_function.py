@@ -60,6 +60,8 @@ START = (
     "tensafe.auth.issuer_keys",
 )
 """What the functions import before their first event; the last two where an issuer is configured."""
+LATER = tuple(f"tensafe.privacy.{name}" for name in ("deals", "dealt_ledger", "reading"))
+"""What the API imports with the first request that needs it, beside the modules of its routes."""
 
 
 def main() -> int:
@@ -92,7 +94,7 @@ def build(folder: Path, wheel: Path | None = None) -> dict[str, int]:
             _remove(path)
     for library in function.rglob("*.so*"):
         keep_segments(library)
-    _compile_what_starts(function)
+    _compile_what_is_imported(function)
     files = sorted(path for path in function.rglob("*") if path.is_file())
     with zipfile.ZipFile(folder / "function.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in files:
@@ -123,16 +125,22 @@ def _wheel(folder: Path) -> Path:
     return Path(built.stdout.strip())
 
 
-def _compile_what_starts(function: Path) -> None:
+def _compile_what_is_imported(function: Path) -> None:
     """Byte code for what the functions import: Lambda's file system is read-only, so that each cold start
-    would compile it anew. It is used without a look at the sources, whose times an archive does not keep."""
+    would compile it anew. It is used without a look at the sources, whose times an archive does not keep.
+
+    What is imported by a request is imported here as well, so that a package that lacks some of it is not
+    built.
+    """
     program = (
         "import importlib, json, sys\n"
-        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "from tensafe.api.faces import MODULES\n"
+        "routes = sorted({f'tensafe.api.{name}' for names in MODULES.values() for name in names})\n"
+        "for name in (*sys.argv[1:], *routes): importlib.import_module(name)\n"
         "print(json.dumps([one.__file__ for one in sys.modules.values() if getattr(one, '__file__', None)]))"
     )
     loaded = subprocess.run(
-        [sys.executable, "-S", "-s", "-B", "-c", program, *START],
+        [sys.executable, "-S", "-s", "-B", "-c", program, *START, *LATER],
         env={"PYTHONPATH": str(function), "AWS_DEFAULT_REGION": "eu-central-1"},
         check=True,
         capture_output=True,

@@ -11,11 +11,8 @@ from fastapi import FastAPI
 import tensafe
 from tensafe.api import errors, openapi
 from tensafe.api.context import Context, EdgeLimits
-from tensafe.api.native import artifacts, deals, futures, health, privacy, training_clients
-from tensafe.api.openai import routes as openai_routes
-from tensafe.api.openai.samplers import ModelSamplers
+from tensafe.api.faces import Faces
 from tensafe.api.request_id import RequestIdMiddleware
-from tensafe.api.tinker import routes as tinker_routes
 from tensafe.metrics.requests import RequestMeter
 from tensafe.services import Services
 
@@ -25,10 +22,13 @@ def create_app(
     limits: EdgeLimits | None = None,
     meter: RequestMeter | None = None,
     base_url: str | None = None,
+    *,
+    at_once: bool = True,
 ) -> FastAPI:
     """A FastAPI application that serves the Tinker, the native and the OpenAI face.
 
-    `base_url` is where clients reach it, where that is not the address at which requests arrive.
+    `base_url` is where clients reach it, where that is not the address at which requests arrive. Without
+    `at_once`, a module of routes is imported by the first request for one of them (`api/faces.py`).
     """
     context = Context(services, limits or EdgeLimits(), base_url)
 
@@ -49,13 +49,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.context = context
-    app.state.model_samplers = ModelSamplers(services)
     errors.install(app)
-    # The busiest first: a request is matched against one route after the other.
-    training = (training_clients, deals, futures, artifacts)
-    native = [route for module in (*training, privacy) for route in module.router.routes]
-    # As they are: `include_router` builds each of them once more, which a cold start waits for.
-    app.router.routes += [*tinker_routes, *native, *openai_routes, *health.router.routes]
-    openapi.install(app)
+    faces = Faces()
+    if at_once:
+        faces.load()
+    app.router.routes.append(faces)
+    openapi.install(app, faces.load)
     app.add_middleware(RequestIdMiddleware, meter=meter)
     return app

@@ -21,7 +21,6 @@ from starlette.responses import JSONResponse, Response
 from tensafe.api.request_id import request_id_of
 from tensafe.contracts import errors
 from tensafe.storage import ports
-from tensafe.wire.tinker_responses.futures import RequestFailedResponse
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +99,9 @@ def _fault(request: Request, status: int, code: str, message: str, field: str | 
     if status == 503:
         return shaped(request, 429 if polled else 503, code, message, field, {"Retry-After": "1"})
     if polled:
+        # Here: the models of that face are loaded with its first request.
+        from tensafe.wire.tinker_responses.futures import RequestFailedResponse  # noqa: PLC0415
+
         told = f"[{code}] {message} (request id {request_id_of(request.scope)})"
         return JSONResponse(RequestFailedResponse(error=told, category="server").model_dump())
     return shaped(request, status, code, message, field)

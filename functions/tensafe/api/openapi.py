@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+from starlette.routing import BaseRoute
 
 PUBLIC_PATHS: Final = frozenset({"/healthz", "/readyz", "/version", "/api/v1/healthz"})
 """What answers without a credential."""
@@ -14,30 +16,9 @@ SIGNED_PATHS: Final = frozenset({"/api/v1/external_files/{artifact_id}/{file}"})
 """Where the credential is the signature in the URL."""
 _STATUSES: Final = (401, 403, 404, 405, 408, 409, 410, 413, 422, 429, 503)
 
-
-class ErrorBody(BaseModel):
-    """What went wrong: a stable `code`, a message that says what would be right, the field at fault."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    code: str
-    message: str
-    field: str | None
-    request_id: str
-
-
-class ErrorAnswer(BaseModel):
-    """The one shape of every error; `detail` repeats the message."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    error: ErrorBody
-    detail: str
-
-
 # By reference: a model here would be built anew for every route and status, a quarter of a cold start.
 _SCHEMAS: Final = "#/components/schemas/"
-_ERROR: Final = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{ErrorAnswer.__name__}"}}}
+_ERROR: Final = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}ErrorAnswer"}}}
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {status: {"content": _ERROR} for status in _STATUSES}
 """For `responses=` of every router whose routes need a credential."""
 _bodies: Final[list[tuple[dict[str, Any], type[BaseModel]]]] = []
@@ -57,15 +38,17 @@ def _body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": inlined}}}}
 
 
-def install(app: FastAPI) -> None:
-    """Let the application's document name the two ways to send a key, and the routes that need none."""
+def install(app: FastAPI, routes: Callable[[], Sequence[BaseRoute]]) -> None:
+    """Let the application's document show all `routes`, name the two ways to send a key, and what needs
+    none."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
+            shown = routes()
             for extra, model in _bodies:
                 extra.update(_body_of(model))
             built = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=app.title, version=app.version, description=app.description, routes=shown
             )
             app.openapi_schema = _with_credentials(built)
         return app.openapi_schema
@@ -74,6 +57,8 @@ def install(app: FastAPI) -> None:
 
 
 def _with_credentials(document: dict[str, Any]) -> dict[str, Any]:
+    from tensafe.api.error_models import ErrorAnswer  # noqa: PLC0415 - built for the document alone
+
     components = document["components"]
     errors = ErrorAnswer.model_json_schema(ref_template=_SCHEMAS + "{model}")
     components.setdefault("schemas", {}).update(errors.pop("$defs"))

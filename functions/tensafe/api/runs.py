@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from tensafe.api import admission
+from tensafe.api.metadata import check_metadata
 from tensafe.contracts.errors import InvalidRequest, Unavailable, Unsupported
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, LoadPayload
 from tensafe.contracts.training import LoraSpec, ModelInfo, OptimizerConfig, Strict
@@ -16,8 +15,6 @@ from tensafe.operations.records import Operation, OpKind, StreamKind, StreamReco
 from tensafe.operations.submissions import Submission
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue, Write
-
-METADATA_MAX_BYTES: Final = 32 * 1024
 
 
 def seed_of(run_id: str) -> int:
@@ -146,17 +143,6 @@ def run_spec(
         "optimizer": optimizer.model_dump(mode="json"),
         "user_metadata": check_metadata(user_metadata),
     }
-
-
-def check_metadata(metadata: Mapping[str, JsonValue] | None) -> dict[str, JsonValue]:
-    """The metadata if a record has room for it. Raises InvalidRequest: a record that no store takes would
-    fail in the trainer, and every retry of it too."""
-    if len(json.dumps(dict(metadata or {}))) > METADATA_MAX_BYTES:
-        raise InvalidRequest(
-            f"user_metadata takes more than {METADATA_MAX_BYTES} bytes of JSON; keep it shorter",
-            field="user_metadata",
-        )
-    return dict(metadata or {})
 
 
 def _submit(

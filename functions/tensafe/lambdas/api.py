@@ -29,7 +29,8 @@ def serving(services: Services, base_url: str | None = None) -> Handler:
     Nothing is waited for at start-up, so the application needs no lifespan.
     """
     logging.getLogger("mangum").setLevel(logging.WARNING)  # it logs a line for each request, as text
-    app = create_app(services, LIMITS, meter=ServerErrors(services.metrics), base_url=base_url)
+    meter = ServerErrors(services.metrics)
+    app = create_app(services, LIMITS, meter=meter, base_url=base_url, at_once=False)
     app.add_exception_handler(ModuleNotFoundError, _absent)
     return cast(Handler, Mangum(app, lifespan="off"))
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from tensafe.api.direct import DirectRoute
-from tensafe.api.tinker import routes as tinker_routes
+from tensafe.api.faces import Faces
 
 
 async def _caller(request: Request) -> str:
@@ -87,7 +87,7 @@ def _is_direct(route: DirectRoute) -> bool:
 
 
 def test_the_busy_routes_are_direct() -> None:
-    routes = {route.path: route for route in tinker_routes if isinstance(route, DirectRoute)}
+    routes = {route.path: route for route in Faces().load() if isinstance(route, DirectRoute)}
     for name in (
         "retrieve_future",
         "retrieve_futures",

@@ -14,6 +14,7 @@ from tensafe.api import admission, runs
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller, TrainCaller
 from tensafe.api.futures import Future
+from tensafe.api.metadata import check_metadata
 from tensafe.api.native import models
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.sampling import sample_present_weights
@@ -149,7 +150,7 @@ async def save_state(
     stream = _numbered_here(context, principal, client_id)
     body = await read(models.SaveState, request, context)
     check_new_name(body.name, field="name")
-    runs.check_metadata(dict(body.user_metadata))
+    check_metadata(dict(body.user_metadata))
     payload = SavePayload(**body.model_dump())
     return await _append(context, stream, OpKind.SAVE, payload.model_dump_json().encode(), key)
 

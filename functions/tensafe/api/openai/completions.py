@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,7 +17,7 @@ from tensafe.api.futures import Future
 from tensafe.api.openai.answers import DONE, Answers, ChatAnswers, CompletionAnswers, Json, evidence, usage
 from tensafe.api.openai.bodies import ChatBody, CompletionBody
 from tensafe.api.openai.following import Following, Piece
-from tensafe.api.openai.samplers import ModelSamplers
+from tensafe.api.openai.samplers import samplers_of
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.request_id import request_id_of
 from tensafe.auth.principal import Principal
@@ -56,7 +56,7 @@ async def _answer(
     answers: Answers,
 ) -> Response:
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
-    samplers = cast(ModelSamplers, request.app.state.model_samplers)
+    samplers = samplers_of(request)
 
     def submit() -> tuple[CompletionBody | ChatBody, list[Future]]:
         body = parse(model, raw, max_bytes=DATA_MAX_BYTES)

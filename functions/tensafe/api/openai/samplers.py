@@ -9,9 +9,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
+
+from fastapi import Request
 
 from tensafe.api import admission, sampling
+from tensafe.api.context import context_of
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.contracts.payloads import CheckpointRef
 from tensafe.contracts.text import TextPayload
@@ -84,6 +87,14 @@ class ModelSamplers:
             while len(self._open) > _KEPT:
                 self._open.popitem(last=False)
         return opened
+
+
+def samplers_of(request: Request) -> ModelSamplers:
+    """Those of the application, made for its first request of text. For the event loop's thread alone."""
+    state = request.app.state
+    if not hasattr(state, "model_samplers"):
+        state.model_samplers = ModelSamplers(context_of(request).services)
+    return cast(ModelSamplers, state.model_samplers)
 
 
 def _named(model: str) -> tuple[str | None, CheckpointRef | None]:

@@ -8,18 +8,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from tensafe.api import runs
 from tensafe.api.bodies import read
 from tensafe.api.context import Caller, Edge, WorkCaller
 from tensafe.api.errors import shaped
+from tensafe.api.metadata import METADATA_MAX_BYTES, check_metadata
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import Access, answer
 from tensafe.api.tinker.prefix import PREFIX, TAGS
-from tensafe.contracts.errors import InvalidRequest, NotFound, Unsupported
+from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.operations.sessions import Session
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue
-from tensafe.wire.tinker_requests import models, sessions
+from tensafe.wire.tinker_requests import sessions
 from tensafe.wire.tinker_responses import sessions as responses
 
 router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS)
@@ -64,9 +64,9 @@ async def capabilities(principal: Caller, context: Edge) -> Response:
 async def create_session(request: Request, principal: WorkCaller, context: Edge) -> Response:
     """A session for one client process."""
     body = await read(sessions.CreateSessionBody, request, context)
-    runs.check_metadata(dict(body.user_metadata or {}))
+    check_metadata(dict(body.user_metadata or {}))
     details = body.model_dump(mode="json", exclude={"type"})
-    if len(json.dumps(details)) > runs.METADATA_MAX_BYTES * 2:
+    if len(json.dumps(details)) > METADATA_MAX_BYTES * 2:
         raise InvalidRequest("the tags take too much space; give fewer or shorter ones", field="tags")
     session = await context.call(_create_session, context.services, principal.tenant, details)
     return answer(responses.CreateSessionResponse(session_id=session.session_id))
@@ -150,12 +150,6 @@ async def own_key(principal: Caller) -> Response:
             "details": {"org_details": {"name": principal.tenant}, "user_details": {"email": ""}},
         }
     )
-
-
-@router.post("/create_custom_loss", openapi_extra=documented(models.CreateCustomLossBody))
-async def create_custom_loss(principal: Caller) -> Response:
-    """Refused by name; the SDK computes custom losses itself when the client configuration says so."""
-    raise Unsupported("custom losses run in the client: use forward_backward_custom", field="loss_fn")
 
 
 @router.post("/auth/token")

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from tensafe.api import admission, runs
 from tensafe.api.bodies import parse, read
-from tensafe.api.context import Context, Edge, TrainCaller
+from tensafe.api.context import Caller, Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
@@ -120,6 +120,12 @@ async def optim_step(request: Request, principal: TrainCaller, context: Edge) ->
         return await submit(context, stream, step.request_id, OpKind.OPTIM_STEP, step.params)
 
     return await or_tombstone(context, principal, OpKind.OPTIM_STEP, request, submit_step)
+
+
+@router.post("/create_custom_loss", openapi_extra=documented(models.CreateCustomLossBody))
+async def create_custom_loss(principal: Caller) -> Response:
+    """Refused by name; the SDK computes custom losses itself when the client configuration says so."""
+    raise Unsupported("custom losses run in the client: use forward_backward_custom", field="loss_fn")
 
 
 def _decode(

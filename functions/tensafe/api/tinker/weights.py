@@ -9,6 +9,7 @@ from tensafe.api import runs
 from tensafe.api.bodies import parse
 from tensafe.api.context import Context, Edge, TrainCaller
 from tensafe.api.direct import DirectRoute
+from tensafe.api.metadata import check_metadata
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.api.tinker.prefix import PREFIX, TAGS
@@ -95,7 +96,7 @@ async def _save(
     async def submit_save(raw: bytes) -> Response:
         body = parse(model, raw)
         payload = body.to_payload()
-        runs.check_metadata(dict(payload.user_metadata))
+        check_metadata(dict(payload.user_metadata))
         address = body.to_request_id()
         stream = context.run(principal, str(address.owner))
         return await submit(context, stream, address, kind, payload, identity=_repeated(payload))
