@@ -39,6 +39,7 @@ UNUSED = (
     "numpy/fft",  # offline verification alone uses it
     "numpy/polynomial",
     "dateutil/zoneinfo/*.gz",  # times are UTC
+    "pydantic/v1",  # FastAPI looks whether a model is one of its, and can do without it
     "pytz/zoneinfo/[!U]*",
     "numpy/testing",
     "numpy/distutils",
@@ -60,8 +61,25 @@ START = (
     "tensafe.auth.issuer_keys",
 )
 """What the functions import before their first event; the last two where an issuer is configured."""
-LATER = tuple(f"tensafe.privacy.{name}" for name in ("deals", "dealt_ledger", "reading"))
+LATER = (
+    *(f"tensafe.privacy.{name}" for name in ("deals", "dealt_ledger", "reading")),
+    "aws_encryption_sdk.identifiers",
+    "aws_cryptographic_material_providers.mpl.config",
+    "aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch",
+    "boto3.s3.inject",
+)
 """What the API imports with the first request that needs it, beside the modules of its routes."""
+SOURCELESS = (
+    "aws_cryptographic_material_providers",
+    "aws_cryptography_internal_dynamodb",
+    "aws_cryptography_internal_kms",
+    "aws_cryptography_primitives",
+    "aws_encryption_sdk",
+    "botocore",
+    "numpy",
+    "smithy_dafny_standard_library",
+)
+"""Packages, large or generated, whose byte code takes the place of their sources: both are too much."""
 
 
 def main() -> int:
@@ -149,12 +167,16 @@ def _compile_what_is_imported(function: Path) -> None:
     for name in sorted(json.loads(loaded.stdout)):
         path = Path(name)
         if path.suffix == ".py" and path.is_relative_to(function):
+            alone = path.relative_to(function).parts[0] in SOURCELESS
             py_compile.compile(
                 name,
+                cfile=str(path.with_suffix(".pyc")) if alone else None,
                 dfile=str(path.relative_to(function)),
                 doraise=True,
                 invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
+            if alone:
+                path.unlink()
 
 
 def _remove(path: Path) -> None:

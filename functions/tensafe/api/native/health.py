@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 import tensafe
 from tensafe.api.context import Edge
+from tensafe.api.direct import DirectRoute
 from tensafe.api.readiness import OK
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=DirectRoute)
+_STRINGS: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "content": {
+            "application/json": {"schema": {"type": "object", "additionalProperties": {"type": "string"}}}
+        }
+    }
+}
 
 
-@router.get("/healthz")
-async def healthz() -> dict[str, str]:
+@router.get("/healthz", responses=_STRINGS)
+async def healthz() -> Response:
     """The process answers."""
-    return {"status": "ok"}
+    return JSONResponse({"status": "ok"})
 
 
 @router.get("/readyz", response_model=None, responses={503: {}})
@@ -26,7 +36,7 @@ async def readyz(context: Edge) -> Response:
     return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
 
 
-@router.get("/version")
-async def version() -> dict[str, str]:
+@router.get("/version", responses=_STRINGS)
+async def version() -> Response:
     """The release that answers."""
-    return {"version": tensafe.__version__}
+    return JSONResponse({"version": tensafe.__version__})
