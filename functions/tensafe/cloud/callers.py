@@ -6,7 +6,7 @@ from tensafe.auth.callers import Callers
 from tensafe.auth.keys import ApiKeys
 from tensafe.auth.oidc import token_verifier
 from tensafe.cloud.settings import CloudSettings
-from tensafe.storage.aws_clients import LazyClient
+from tensafe.storage.aws_clients import aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
 
 
@@ -15,4 +15,4 @@ def cloud_callers(settings: CloudSettings) -> Callers:
     tokens = token_verifier(
         settings.oidc_issuer, settings.oidc_audience, settings.oidc_tenant_claim, settings.oidc_scope_claim
     )
-    return Callers(ApiKeys(DynamoDbItems(LazyClient("dynamodb"), settings.table)), tokens)
+    return Callers(ApiKeys(DynamoDbItems(aws_client("dynamodb"), settings.table)), tokens)

@@ -8,7 +8,7 @@ from tensafe.metrics.emf import EmfMetrics
 from tensafe.metrics.port import Metrics
 from tensafe.operations.doorbell import queue_specs
 from tensafe.services import Ports, Services, wire
-from tensafe.storage.aws_clients import LazyClient
+from tensafe.storage.aws_clients import LazyClient, aws_client
 from tensafe.storage.dynamodb_anchors import DynamoDbAnchors
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
@@ -28,7 +28,8 @@ def cloud_services(settings: CloudSettings, *, metrics: Metrics | None = None) -
     standard output in CloudWatch's format unless `metrics` takes them.
     """
     specs = tuple(queue_specs(model.name for model in settings.models))
-    dynamodb, sqs, kms = LazyClient("dynamodb"), LazyClient("sqs"), LazyClient("kms")
+    # Nearly every event reads the table: its client is made while a start has a whole core.
+    dynamodb, sqs, kms = aws_client("dynamodb"), LazyClient("sqs"), LazyClient("kms")
     ports = Ports(
         items=DynamoDbItems(dynamodb, settings.table),
         queues=SqsQueues(sqs, specs, QueueUrls(sqs, specs, prefix=settings.queue_prefix)),

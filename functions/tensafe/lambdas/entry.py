@@ -1,18 +1,21 @@
 """How every function starts: settings, logs, services, and then one handler for all its events.
 
 Lambda runs a module's top level once for each of its processes, before the first event, with a whole core:
-there everything is made, and a function that lacks something fails to start rather than at a request.
+there everything is made that most events need, and a function that lacks a setting fails to start rather than
+at a request. What later requests import, the package's build has imported (tools/build_function.py).
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from tensafe.cloud.settings import CloudSettings, read_cloud_settings
 from tensafe.contracts.errors import ConfigurationError
+from tensafe.lambdas import RUNTIME
 from tensafe.observability import configure_logging
 
 log = logging.getLogger(__name__)
@@ -20,8 +23,6 @@ log = logging.getLogger(__name__)
 Event = Mapping[str, Any]
 Handler = Callable[[Event, object], Any]
 _T = TypeVar("_T")
-_RUNTIME: Final = "AWS_LAMBDA_RUNTIME_API"
-"""Where the runtime asks for events; set in a function's process and nowhere else."""
 
 
 def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
@@ -39,8 +40,11 @@ def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
 
 def entry(make: Callable[[], Handler]) -> Handler:
     """A function's handler: made now if Lambda loads the module, else by the first event."""
-    if _RUNTIME in os.environ:
-        return make()
+    if RUNTIME in os.environ:
+        at_start = make()
+        gc.freeze()  # what is here by now stays as long as the process
+        gc.enable()
+        return at_start
     made: list[Handler] = []
 
     def handler(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON, whatever the event's kind wants

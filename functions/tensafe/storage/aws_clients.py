@@ -37,10 +37,16 @@ READ_TIMEOUT_S: Final[dict[Service, float]] = {
 }
 _CONNECTIONS: Final = 64
 """Threads that can use one client at the same time without waiting for each other."""
+_making: Final = threading.Lock()
+"""Held while a client is made: all are made of one session, which is not for several threads."""
 
 
 def aws_client(service: Service) -> AwsClient:
-    """A thread-safe client of the service. Make it before any threads, which the SDK's session is not for."""
+    """A thread-safe client of the service. Make it before any threads, which the SDK's session is not for.
+
+    Raises ConfigurationError if the environment names no region.
+    """
+    _region()
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S[service],
@@ -58,24 +64,31 @@ def aws_client(service: Service) -> AwsClient:
 class LazyClient:
     """A client that is made by its first use: loading a service's description takes 0.05 to 0.2 s.
 
-    For functions, most of whose events need two of the four services. Thread-safe.
+    For what few events need. Thread-safe.
     """
 
     def __init__(self, service: Service) -> None:
         """Raises ConfigurationError if the environment names no region."""
-        region = boto3.session.Session().region_name
-        if region is None:
-            raise ConfigurationError("not set: AWS_REGION (or AWS_DEFAULT_REGION)", field="aws_region")
-        self.region_name = region
+        self.region_name = _region()
         self._service = service
-        self._lock = threading.Lock()
         self._client: AwsClient | None = None
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the SDK's client has
-        with self._lock:
+        with _making:
             if self._client is None:
                 self._client = aws_client(self._service)
         return getattr(self._client, name)
+
+
+def _region() -> str:
+    """That of the default session, of which the clients are made as well: each session more takes
+    milliseconds of a cold start."""
+    if boto3.DEFAULT_SESSION is None:
+        boto3.setup_default_session()
+    name: str | None = boto3.DEFAULT_SESSION.region_name
+    if name is None:
+        raise ConfigurationError("not set: AWS_REGION (or AWS_DEFAULT_REGION)", field="aws_region")
+    return name
 
 
 def region_of(client: AwsClient) -> str:
