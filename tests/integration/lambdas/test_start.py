@@ -1,0 +1,90 @@
+"""What the built API function imports before its first answer, which decides how long that takes.
+
+By name and not by time: so it fails on every machine, whoever adds an import, and on none for being busy.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.cloud import cloud_environment
+from tests.support.lambda_runtime import http_event
+
+BARE = """
+import boto3
+from fastapi import FastAPI
+from mangum import Mangum
+app = FastAPI()
+boto3.client("dynamodb")
+@app.get("/healthz")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+handler = Mangum(app, lifespan="off")
+"""
+OURS = "from tensafe.lambdas.api import handler\n"
+ANSWER = """
+import json, os, sys
+def told():
+    specs = {name: getattr(module, "__spec__", None) for name, module in sys.modules.items()}
+    sources = {name: spec for name, spec in specs.items() if spec and (spec.origin or "").endswith(".py")}
+    return [sorted(specs), [name for name, spec in sources.items() if not os.path.exists(spec.cached)]]
+answer = handler(json.loads(sys.argv[1]), None)
+assert answer["statusCode"] == 200, answer
+print(json.dumps(told()))
+"""
+LATER = """
+import importlib
+import boto3
+from tensafe.api.faces import Faces
+Faces().load()
+for name in ("privacy.deals", "privacy.dealt_ledger", "privacy.reading"):
+    importlib.import_module(f"tensafe.{name}")
+for name in ("aws_encryption_sdk.identifiers", "aws_cryptographic_material_providers.mpl.config"):
+    importlib.import_module(name)
+importlib.import_module("aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch")
+for service in ("dynamodb", "s3", "sqs", "kms"):
+    boto3.client(service)
+print(json.dumps(told()))
+"""
+BESIDE = {"cryptography", "_cffi_backend", "_openssl", "tensafe"}
+"""What a bare function does not load: AES of the vault, and ourselves."""
+
+
+def loaded(built: Path, *programs: str) -> list[tuple[set[str], set[str]]]:
+    """Modules in memory, and those of them without byte code, after each part that tells."""
+    environment = {"PYTHONPATH": str(built / "function"), "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:1"}
+    event = json.dumps(http_event("GET", "https://tensafe.example/healthz"))
+    done = subprocess.run(
+        [sys.executable, "-S", "-s", "-B", "-c", "".join(programs), event],
+        env={**cloud_environment(), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [(set(names), set(slow)) for names, slow in map(json.loads, done.stdout.splitlines())]
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+
+
+def test_it_loads_what_a_bare_function_loads_and_little_else(built: Path) -> None:
+    ((bare, _),) = loaded(built, BARE, ANSWER)
+    ((ours, _),) = loaded(built, OURS, ANSWER)
+    assert packages(ours) - packages(bare) <= BESIDE
+    own = {name for name in ours if name.split(".")[0] == "tensafe"}
+    assert {name for name in own if name.startswith("tensafe.privacy.")} == {"tensafe.privacy.rooms"}
+    assert {name for name in own if name.startswith(("tensafe.api.native.", "tensafe.api.tinker."))} == {
+        "tensafe.api.native.health"
+    }
+    assert len(own) <= 100
+    assert len(ours - own - bare) <= 45
+
+
+def test_whatever_it_imports_sooner_or_later_has_its_byte_code(built: Path) -> None:
+    (_, at_start), (names, later) = loaded(built, OURS, ANSWER, LATER)
+    assert {"numpy", "tensafe.api.openai.completions", "tensafe.privacy.deals", "aws_encryption_sdk"} <= names
+    assert (at_start, later) == (set(), set())
