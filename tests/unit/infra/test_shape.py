@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel
 
 from tensafe.cloud.settings import ENV_PREFIX, CloudSettings
 from tensafe.operations.doorbell import MAX_RECEIVES, queue_specs
@@ -29,7 +29,7 @@ def routes() -> dict[str, bool]:
     return application_routes()
 
 
-def variables(settings: type[BaseSettings]) -> dict[str, bool]:
+def variables(settings: type[BaseModel]) -> dict[str, bool]:
     """Every variable of the settings, and whether it must be there."""
     return {
         f"{ENV_PREFIX}{name.upper()}": field.is_required() for name, field in settings.model_fields.items()
