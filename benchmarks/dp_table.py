@@ -123,7 +123,7 @@ def engine_steps(model_path: str, adapter: str, private: bool, threads: int) -> 
         def noisy_mean(clipped: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
             """The arithmetic of tensafe.privacy.release, which asks for a charge in a ledger besides."""
             total = round_to_grid(clipped, deviation).reshape(-1)
-            total += gaussian(secret, next(numbers), total.size, deviation)
+            total += gaussian(secret, next(numbers), total.size, deviation, threads=threads)
             total /= shape.examples
             return total
 

@@ -97,7 +97,7 @@ def engine_steps(model_path: str, shape: BatchShape, threads: int, device: str) 
     def noisy_mean(clipped_sum: npt.NDArray[np.float32], *, number: int) -> npt.NDArray[np.float64]:
         """The arithmetic of tensafe.privacy.release, which asks for a charge in a ledger besides."""
         total = round_to_grid(clipped_sum, deviation).reshape(-1)
-        total += gaussian(secret, number, total.size, deviation)
+        total += gaussian(secret, number, total.size, deviation, threads=threads)
         total /= shape.examples
         return total
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -42,6 +43,8 @@ _STEP_LABEL: Final = b"tensafe/privacy/gaussian-noise/v1"
 _INDEX_LABEL: Final = b"tensafe/privacy/correlated-gaussian-noise/v1"
 _KEY_ID_LABEL: Final = b"tensafe/privacy/noise-key-id/v1"
 _MIN_DEVIATION: Final = 1e-200
+_LEAST_PER_THREAD: Final = 1 << 16
+"""Samples; fewer are drawn sooner than a thread is started."""
 
 
 def _derive(secret: bytes, label: bytes) -> bytes:
@@ -107,23 +110,28 @@ def _box_muller(words: npt.NDArray[np.uint64]) -> Float64Array:
 
 
 def gaussian(
-    key: bytes, step: int, count: int, standard_deviation: float, *, offset: int = 0
+    key: bytes, step: int, count: int, standard_deviation: float, *, offset: int = 0, threads: int = 1
 ) -> Float64Array:
     """Samples [offset, offset + count) of the step's noise vector: float64 [count], on the grid.
 
     `key` is the run's 32-byte noise secret, used by no other run; `step` names the step for ever,
     since the same (key, step) gives the same vector and so must never meet another sum. Bit-identical
     on one machine; another CPU's log and tan may move rare samples by one grid spacing. Beyond
-    the result it needs about 2 MB. Raises InvalidRequest.
+    the result it needs about 2 MB for each of its `threads`, whose number changes nothing else. Raises
+    InvalidRequest.
     """
     _check(step, count, offset)
     spacing = grid_spacing(standard_deviation)
-    stream = _stream(key, _STEP_LABEL, step, offset)
     result = np.empty(count, dtype=np.float64)
-    for begin, end, skip in _chunks(count, offset):
-        chunk = _normals(stream, end - begin, skip)
-        chunk *= standard_deviation / spacing
-        np.multiply(np.rint(chunk, out=chunk), spacing, out=result[begin:end])
+
+    def fill(first: int, last: int) -> None:
+        stream = _stream(key, _STEP_LABEL, step, offset + first)
+        for begin, end, skip in _chunks(first, last, offset):
+            chunk = _normals(stream, end - begin, skip)
+            chunk *= standard_deviation / spacing
+            np.multiply(np.rint(chunk, out=chunk), spacing, out=result[begin:end])
+
+    _spread(fill, count, threads)
     return result
 
 
@@ -135,6 +143,7 @@ def correlated_gaussian(
     standard_deviation: float,
     *,
     offset: int = 0,
+    threads: int = 1,
 ) -> Float64Array:
     """Samples [offset, offset + count) of sd * (c_0 z_index + c_1 z_{index-1} + ...), on the grid.
 
@@ -146,21 +155,39 @@ def correlated_gaussian(
     """
     _check(index, count, offset)
     spacing = grid_spacing(standard_deviation)
-    terms = [
-        (weight, _stream(key, _INDEX_LABEL, index - lag, offset))
-        for lag, weight in enumerate(coefficients[: index + 1])
-    ]
     result = np.zeros(count, dtype=np.float64)
-    for begin, end, skip in _chunks(count, offset):
-        total = result[begin:end]
-        for weight, stream in terms:
-            chunk = _normals(stream, end - begin, skip)
-            chunk *= weight
-            total += chunk
-        total *= standard_deviation / spacing
-        np.rint(total, out=total)
-        total *= spacing
+
+    def fill(first: int, last: int) -> None:
+        terms = [
+            (weight, _stream(key, _INDEX_LABEL, index - lag, offset + first))
+            for lag, weight in enumerate(coefficients[: index + 1])
+        ]
+        for begin, end, skip in _chunks(first, last, offset):
+            total = result[begin:end]
+            for weight, stream in terms:
+                chunk = _normals(stream, end - begin, skip)
+                chunk *= weight
+                total += chunk
+            total *= standard_deviation / spacing
+            np.rint(total, out=total)
+            total *= spacing
+
+    _spread(fill, count, threads)
     return result
+
+
+def _spread(fill: Callable[[int, int], None], count: int, threads: int) -> None:
+    """`fill` every part of [0, count), in so many threads: numpy and the cipher let each other run."""
+    parts = max(1, min(threads, count // _LEAST_PER_THREAD))
+    if parts == 1:
+        fill(0, count)
+        return
+    bounds = [count * part // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts - 1, thread_name_prefix="noise") as pool:
+        others = [pool.submit(fill, *bounds[part : part + 2]) for part in range(1, parts)]
+        fill(*bounds[:2])
+        for other in others:
+            other.result()
 
 
 def _check(step: int, count: int, offset: int) -> None:
@@ -177,11 +204,12 @@ def _stream(key: bytes, label: bytes, number: int, offset: int) -> CipherContext
     return Cipher(algorithms.AES256(vector_key), modes.CTR(counter)).encryptor()
 
 
-def _chunks(count: int, offset: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, skip) of parts of a result: `skip` samples of the part's first pair lie before it."""
-    begin, skip = 0, offset % 2
-    while begin < count:
-        end = min(count, begin + 2 * _PAIRS_PER_CHUNK - skip)
+def _chunks(first: int, last: int, offset: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, end, skip) of parts of a result's [first, last): `skip` samples of the part's first pair lie
+    before it."""
+    begin, skip = first, (offset + first) % 2
+    while begin < last:
+        end = min(last, begin + 2 * _PAIRS_PER_CHUNK - skip)
         yield begin, end, skip
         begin, skip = end, 0
 

@@ -112,7 +112,7 @@ class DealtSteps:
             private.units = set()
         if bool(state.pending_data) != bool(private.units):
             raise IntegrityError("the accumulated sum and its units do not belong together")
-        release = partial(noisy_mean, charge, private.noise_secret)
+        release = partial(noisy_mean, charge, private.noise_secret, threads=torch.get_num_threads())
         metrics = self._engine.optim_step(state, params, release=release)
         private.units, private.deal = set(), None
         self._tell_budget(private.ref)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from tensafe.contracts.errors import IntegrityError
@@ -116,7 +117,7 @@ class PrivateSteps:
             used = charge.epsilon / private.mechanism.max_epsilon
             label = domain_label(private.ref.tenant, private.ref.domain)
             self._services.metrics.set(Metric.BUDGET_USED, used, domain=label)
-        release = partial(noisy_mean, charge, private.noise_secret)
+        release = partial(noisy_mean, charge, private.noise_secret, threads=torch.get_num_threads())
         metrics = self._engine.optim_step(state, params, release=release)
         private.units = set()
         metrics |= _charged(charge, mechanism)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.privacy import noise
-from tensafe.privacy.noise import gaussian, grid_spacing, noise_key_id, round_to_grid
+from tensafe.privacy.noise import correlated_gaussian, gaussian, grid_spacing, noise_key_id, round_to_grid
 
 KEY = bytes(range(32))
 MILLION = 1_000_000
@@ -186,6 +186,33 @@ def test_a_sum_that_is_not_finite_is_refused(value: float) -> None:
 def test_a_deviation_that_gives_no_noise_is_refused(deviation: float) -> None:
     with pytest.raises(InvalidRequest, match="standard deviation"):
         gaussian(KEY, 0, 1, deviation)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_number_of_threads_changes_nothing(million: np.ndarray, threads: int, offset: int) -> None:
+    count = 300_001
+    drawn = gaussian(KEY, 7, count, 1.0, offset=offset, threads=threads)
+    assert drawn.tobytes() == million[offset : offset + count].tobytes()
+    weights = (1.0, 0.5, 0.25)
+    alone = correlated_gaussian(KEY, 5, weights, count, 1.0, offset=offset)
+    assert correlated_gaussian(KEY, 5, weights, count, 1.0, offset=offset, threads=threads).tobytes() == (
+        alone.tobytes()
+    )
+
+
+def test_a_failure_in_a_thread_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a vector would be zeros, which is no noise at all."""
+    drawn = iter(range(1000))
+
+    def failing(words: np.ndarray) -> np.ndarray:
+        if next(drawn) == 5:
+            raise MemoryError
+        return np.zeros(words.shape)
+
+    monkeypatch.setattr(noise, "_box_muller", failing)
+    with pytest.raises(MemoryError):
+        gaussian(KEY, 7, 1 << 18, 1.0, threads=4)
 
 
 @pytest.mark.parametrize(("step", "count", "offset"), [(-1, 1, 0), (2**63, 1, 0), (0, -1, 0), (0, 1, -1)])
