@@ -192,6 +192,7 @@ class Listener:
             self._refuse(sock, frame, _own_failure(error))
             return
         send(sock, kind, frame.request, parts, self._patience.frame_s)
+        session.prepare_next()
 
     def _refuse(self, sock: socket.socket, frame: Frame, error: HeUnavailable) -> None:
         self._service.counters[f"refused {error.code}"] += 1

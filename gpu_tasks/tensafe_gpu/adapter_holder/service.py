@@ -14,11 +14,12 @@ import numpy as np
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
 from tensafe_gpu.helora.accepted import AcceptLog, Offer
+from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.direct import DirectSite, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
-from tensafe_gpu.helora.keystream import derived_key, ring_rows
+from tensafe_gpu.helora.keystream import derived_key
 from tensafe_gpu.helora.messages import (
     Hello,
     Welcome,
@@ -162,6 +163,7 @@ class Session:
         self._service, self._opened, self._offer = service, opened, offer
         self._block: tuple[bytes, SiteId, BlockEvaluation] | None = None
         self._share_keys: dict[bytes, bytes] = {}
+        self._ahead, self._used = RowsAhead(), list[Rows]()
 
     @property
     def offer(self) -> Offer:
@@ -184,6 +186,11 @@ class Session:
         if frame.kind is Kind.B_REQUEST:
             return self._b(frame.payload)
         raise FrameError(f"{frame.kind.name} is not expected here")
+
+    def prepare_next(self) -> None:
+        """Called when an answer has left: draw what the next one will hold back."""
+        self._ahead.draw(self._used)
+        self._used.clear()
 
     def close(self) -> None:
         """Forget a block that was begun."""
@@ -235,8 +242,9 @@ class Session:
         parts = []
         for one, site, z in zip(ranges, sites, masked, strict=True):
             columns = self._opened.columns(site)
-            key = self._share_key(site, one.block_id)
-            parts.append(answered(columns, z, ring_rows(key, one.first, one.count, columns.shape[1])))
+            rows = Rows(self._share_key(site, one.block_id), one.first, one.count, columns.shape[1])
+            parts.append(answered(columns, z, self._ahead.taken(rows)))
+            self._used.append(rows)
         self._service.counters["tokens"] += sum(one.count for one in ranges)
         return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
 

@@ -35,6 +35,9 @@ from tensafe_gpu.helora.ports import (
 )
 from tensafe_gpu.helora.tls import secured
 
+POLL_S: Final = 0.0003
+"""How long an online answer is looked for before its thread sleeps: the forward pass stands still meanwhile,
+and an adapter holder on the same host has mostly answered by then."""
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
 
@@ -121,21 +124,32 @@ class Connection:
         if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; a close shows at the next request
             return True
         try:
-            self._sock.setblocking(False)
-            return self._sock.recv(1, socket.MSG_PEEK) != b""
+            return self._sock.recv(1, socket.MSG_PEEK) != b""  # it does not block: see frames
         except BlockingIOError:
             return True
         except OSError:
             return False
 
     def ask(
-        self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, timeout_s: float
+        self,
+        kind: Kind,
+        parts: Sequence[bytes | memoryview],
+        answer: Kind,
+        timeout_s: float,
+        meanwhile: Callable[[], None] | None = None,
     ) -> memoryview:
-        """Send a request; the payload of its answer. Raises HeUnavailable."""
+        """Send a request; the payload of its answer. Raises HeUnavailable.
+
+        `meanwhile` is called while the answer is on its way, and says that it is waited for without sleep.
+        """
         self._request = (self._request + 1) & 0xFFFFFFFF
+        poll_s = 0.0
         try:
             send(self._sock, kind, self._request, parts, timeout_s)
-            frame = receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s)
+            if meanwhile is not None:
+                poll_s = POLL_S
+                meanwhile()
+            frame = receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s, poll_s=poll_s)
             if frame.kind is Kind.ERROR:
                 raise self._refusal(frame)
             self._answered = time.monotonic()

@@ -4,16 +4,18 @@
     endian
 
 docs/helora-wire.md describes every kind. A peer has a bounded time for a whole frame once its first byte is
-there.
+there. Sockets are set to not block: a read is tried before the kernel is asked to wait for one.
 """
 
 from __future__ import annotations
 
 import enum
+import select
 import socket
+import ssl
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -93,24 +95,25 @@ def send(
     pieces = [b"".join((header, *parts))] if size < 65536 else [header, *parts]
     try:
         for piece in pieces:
-            rest = memoryview(piece)
-            while rest:  # `sendall` over TLS would begin its time anew with every record
-                sock.settimeout(_left(deadline))
-                rest = rest[sock.send(rest) :]
+            _put(sock, memoryview(piece).cast("B"), deadline)
     except TimeoutError as error:
         raise PeerSlow("a frame was not taken in time") from error
     except OSError as error:
         raise PeerGone("the connection is closed") from error
 
 
-def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float) -> Frame:
+def receive(
+    sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float, poll_s: float = 0.0
+) -> Frame:
     """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
+
+    For `poll_s` it keeps trying before it sleeps: waking a sleeper costs tens of microseconds.
 
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerSlow;
     PeerGone, also when the connection ends inside a frame.
     """
     header = bytearray(HEADER.size)
-    got = _some(sock, memoryview(header), time.monotonic() + idle_s)
+    got = _some(sock, memoryview(header), time.monotonic() + idle_s, poll_s)
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
@@ -139,14 +142,15 @@ def parse_header(header: bytes, limits: Mapping[Kind, int]) -> tuple[Kind, int, 
 def _fill(sock: socket.socket, target: memoryview, deadline: float) -> None:
     done = 0
     while done < len(target):
+        if time.monotonic() >= deadline:  # a trickle that is always there is slow too
+            raise PeerSlow("a frame did not arrive in time")
         done += _some(sock, target[done:], deadline)
 
 
-def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
+def _some(sock: socket.socket, target: memoryview, deadline: float, poll_s: float = 0.0) -> int:
     """Bytes of the next part, at least one."""
     try:
-        sock.settimeout(_left(deadline))
-        got = sock.recv_into(target)
+        got = _tried(sock.recv_into, target, sock, select.POLLIN, deadline, poll_s)
     except TimeoutError as error:
         raise PeerSlow("a frame did not arrive in time") from error
     except OSError as error:
@@ -156,8 +160,46 @@ def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
     return got
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+def _put(sock: socket.socket, content: memoryview, deadline: float) -> None:
+    """Raises TimeoutError, OSError."""
+    done = 0
+    while done < len(content):
+        done += _tried(sock.send, content[done:], sock, select.POLLOUT, deadline)
+
+
+def _tried(
+    call: Callable[[memoryview], int],
+    content: memoryview,
+    sock: socket.socket,
+    ready: int,
+    deadline: float,
+    poll_s: float = 0.0,
+) -> int:
+    """What the call returns as soon as the socket lets it. Raises TimeoutError, OSError."""
+    if sock.gettimeout() != 0:
+        sock.setblocking(False)
+    sleep_from = time.monotonic() + poll_s
+    while True:
+        wanted = ready
+        try:
+            return call(content)
+        except BlockingIOError:
+            pass
+        except ssl.SSLWantReadError:
+            wanted = select.POLLIN
+        except ssl.SSLWantWriteError:
+            wanted = select.POLLOUT
+        now = time.monotonic()
+        if now >= deadline:
+            raise TimeoutError
+        if now >= sleep_from:
+            _sleep_until(sock, wanted, deadline - now)
+
+
+def _sleep_until(sock: socket.socket, ready: int, timeout_s: float) -> None:
+    number = sock.fileno()
+    if number < 0:
+        raise OSError("closed meanwhile")
+    waiting = select.poll()
+    waiting.register(number, ready)
+    waiting.poll(1000 * timeout_s)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tensafe.contracts.errors import TensafeError
 from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.burned import BurnLog, IndexBurned
 from tensafe_gpu.helora.connection import Connection, Connector, Timeouts, Wanted
 from tensafe_gpu.helora.direct import DirectRequest, layout_of
@@ -76,6 +77,7 @@ class RemoteKeyHolder:
         self._offline: Connection | None = None
         self._online_lock, self._offline_lock = threading.Lock(), threading.Lock()
         self._supply_lock = threading.Lock()
+        self._ahead = RowsAhead()  # of whoever holds the online lock
         self._shapes = {shape.site: (index, shape) for index, shape in enumerate(self._info.sites)}
         self._supplies = {site: Supply(site, self._info.digest, self._info.epoch) for site in self._shapes}
         self._b = {site: self._fetch_b(index, shape) for site, (index, shape) in self._shapes.items()}
@@ -103,8 +105,15 @@ class RemoteKeyHolder:
                 for (site, _), (x_q, _), some in zip(sites, quantised, slices, strict=True)
                 for part in self._masked(self._shapes[site][1], x_q, some)
             ]
+            used = [
+                _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
+            ]
             payload = connection.ask(
-                Kind.PRODUCTS, pack_products(parts), Kind.PRODUCTS_REPLY, self._timeouts.online_s
+                Kind.PRODUCTS,
+                pack_products(parts),
+                Kind.PRODUCTS_REPLY,
+                self._timeouts.online_s,
+                meanwhile=lambda: self._ahead.draw(used),
             )
         rows = [self._shapes[site][1].rank_rows for site, _ in sites]
         shapes = [(one.count, width) for width, some in zip(rows, slices, strict=True) for one in some]
@@ -167,6 +176,7 @@ class RemoteKeyHolder:
         with self._supply_lock:
             for supply in self._supplies.values():
                 supply.drop()
+        self._ahead.forget()
 
     def _greeted(self) -> Connection:
         connection = Connection(self._connector, self._wanted, self._timeouts)
@@ -206,13 +216,12 @@ class RemoteKeyHolder:
                     raise HeUnavailable(STATE_FAILED, "the used indices could not be burned") from error
         return [slices for slices, _ in taken]
 
-    @staticmethod
     def _masked(
-        shape: SiteShape, x_q: np.ndarray[tuple[int, ...], np.dtype[np.int32]], slices: Sequence[Slice]
+        self, shape: SiteShape, x_q: np.ndarray[tuple[int, ...], np.dtype[np.int32]], slices: Sequence[Slice]
     ) -> list[MaskedRange]:
         parts, begin = [], 0
         for one in slices:
-            rho = one.block.rho(one.first, one.count, shape.d_in)
+            rho = self._ahead.taken(_rows(one, shape))
             z = masked(x_q[begin : begin + one.count], rho)
             parts.append(MaskedRange(Range(one.block.block_id, one.first, one.count), z))
             begin += one.count
@@ -248,6 +257,11 @@ class RemoteKeyHolder:
         except FrameError as error:
             self._online.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder's B: {error}") from error
+
+
+def _rows(one: Slice, shape: SiteShape) -> Rows:
+    """The masks of a slice."""
+    return Rows(one.block.rho_key, one.first, one.count, shape.d_in)
 
 
 def _joined(

@@ -19,7 +19,9 @@ _MASK = np.uint32(T - 1)
 
 def masked(x_q: npt.NDArray[np.int32], rho: Uint32Array) -> Uint32Array:
     """Key holder: int32 [tokens, d_in] and its masks -> uint32 below t."""
-    return (x_q.view(np.uint32) + rho) & _MASK
+    z = x_q.view(np.uint32) + rho
+    z &= _MASK
+    return z
 
 
 def answered(a_columns: Float64Array, z: Uint32Array, shares: Uint32Array) -> Uint32Array:

@@ -46,8 +46,8 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
             low = torch.from_numpy(group.adapter.products(placed, rows)).to(y.device)
             flat = y.view(-1, y.shape[-1])
             for target in placed.targets:
-                delta = low[:, target.rows] @ group.adapter.b[target.module].T
-                _add(flat[:, target.start : target.stop], group.rows, delta)
+                b = group.adapter.b[target.module]
+                _add(flat[:, target.start : target.stop], group.rows, low[:, target.rows], b.T)
             group.evaluated(placed.site)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
             group.fail(group.adapter.fail(error))
@@ -56,6 +56,9 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
 def _finite_rows(group: Group, x: torch.Tensor) -> npt.NDArray[np.float32]:
     """x [n, d_in] as contiguous float32 numpy; rows that are no numbers become 0 and end their request."""
     rows: npt.NDArray[np.float32] = x.detach().to("cpu", torch.float32).contiguous().numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(rows.sum()):  # then every summand is; one pass for what is nearly always so
+            return rows
     bad: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(rows).all(axis=1))
     if bad.any():
         group.fail_rows(bad)
@@ -63,9 +66,12 @@ def _finite_rows(group: Group, x: torch.Tensor) -> npt.NDArray[np.float32]:
     return rows
 
 
-def _add(y: torch.Tensor, rows: Rows, delta: torch.Tensor) -> None:
-    """Add in float32, round once."""
-    y[rows] = (y[rows].float() + delta).to(y.dtype)
+def _add(y: torch.Tensor, rows: Rows, low: torch.Tensor, b: torch.Tensor) -> None:
+    """y[rows] += low b, summed in float32 and rounded once."""
+    if y.dtype == torch.float32 and isinstance(rows, slice):
+        y[rows].addmm_(low, b)
+    else:
+        y[rows] = torch.addmm(y[rows].float(), low, b).to(y.dtype)
 
 
 def _injected(method: Any) -> Any:  # noqa: ANN401 - a vLLM LinearMethodBase of any kind

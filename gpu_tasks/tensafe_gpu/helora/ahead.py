@@ -1,0 +1,62 @@
+"""Rows of masks and shares drawn before they are asked for, while the other party works.
+
+A row that is drawn is not used: its index is burned, or accepted, as always, when a token takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from tensafe_gpu.helora.keystream import ring_rows
+from tensafe_gpu.helora.parameters import N
+from tensafe_gpu.helora.residues import Uint32Array
+
+MOST_WORDS: Final = 1 << 15
+"""Of a table; more are drawn when they are needed, since their drawing would last longer than the answer."""
+_MOST_TABLES: Final = 1024
+"""An adapter has a few hundred sites; what is beyond belongs to blocks that were given up."""
+
+
+class Rows(NamedTuple):
+    """Rows [first, first + tokens) of a key's table, `width` words each."""
+
+    key: bytes
+    first: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    first: int
+    rows: Uint32Array = field(repr=False)
+
+
+class RowsAhead:
+    """The next rows of each table, as many as were taken last. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[bytes, _Drawn] = {}
+
+    def taken(self, wanted: Rows) -> Uint32Array:
+        """uint32 [tokens, width], as `ring_rows` has them."""
+        drawn = self._drawn.pop(wanted.key, None)
+        if drawn is None or drawn.first != wanted.first or len(drawn.rows) < wanted.tokens:
+            return ring_rows(*wanted)
+        return drawn.rows[: wanted.tokens]
+
+    def draw(self, used: Sequence[Rows]) -> None:
+        """Draw what follows the rows that were just used."""
+        if len(self._drawn) > _MOST_TABLES:
+            self._drawn.clear()
+        for key, begin, taken, width in used:
+            first = begin + taken
+            count = min(taken, N - first, MOST_WORDS // width)
+            if count > 0:
+                self._drawn[key] = _Drawn(first, ring_rows(key, first, count, width))
+
+    def forget(self) -> None:
+        """Drop them all."""
+        self._drawn.clear()
