@@ -2,6 +2,7 @@
 
 A container's health check has no port to ask. A task touches the file that TENSAFE_ALIVE_FILE names (the
 images do) each time the store took its announcement: a task that hangs, or cannot reach the store, is found.
+The adapter holder, which announces itself to nobody, touches it as long as it accepts connections.
 """
 
 from __future__ import annotations

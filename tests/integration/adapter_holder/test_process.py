@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu import healthcheck
 from tensafe_gpu.adapter_holder.commands import main
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, directory_store, serving_alone
 from tensafe_gpu.adapter_holder.peft_sites import WEIGHTS_FILE
@@ -60,13 +61,15 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 @contextmanager
-def serving(data_dir: Path, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    data_dir: Path, path: Path, environment: dict[str, str] = ENVIRONMENT
+) -> Iterator[subprocess.Popen[bytes]]:
     path.unlink(missing_ok=True)
     line = [
         sys.executable, "-m", "tensafe_gpu.adapter_holder", "--data-dir", str(data_dir),
         "--listen", f"unix:{path}",
     ]  # fmt: skip
-    process = subprocess.Popen(line, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while not path.exists():
@@ -94,6 +97,17 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "can compute that site's weights exactly" in shown["extraction"]
     assert {site["site"] for site in shown["sites"]} == {OUT, "model.layers.0.self_attn.qkv"}
     return data
+
+
+def test_it_is_alive_once_it_listens(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the health check of its container asks."""
+    monkeypatch.setenv(healthcheck.VARIABLE, str(tmp_path / "alive"))
+    assert healthcheck.problem(time.time())
+    with serving(data_dir, tmp_path / "s", ENVIRONMENT | {healthcheck.VARIABLE: str(tmp_path / "alive")}):
+        deadline = time.monotonic() + 60
+        while healthcheck.problem(time.time()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert healthcheck.problem(time.time()) is None
 
 
 def test_failures_are_one_sentence(data_dir: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from infra.images.check_image import problems
 from tensafe.operations.worker_status import TTL_S
 from tensafe.services import Services
 from tensafe_gpu import healthcheck
-from tensafe_gpu.process import announce_forever
+from tensafe_gpu.process import alive_until, announce_forever
 from tests.project_files import ROOT
 from tools.images import EXTRAS, closure
 
@@ -113,6 +113,26 @@ def test_a_worker_touches_the_file_once_the_store_took_its_announcement(
     announce_forever(cast(Services, SimpleNamespace(workers=workers)), "trainer", "tiny", "owner", stop)
     assert seen == [False]
     assert file.exists()
+
+
+def test_a_task_without_announcements_is_alive_as_long_as_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv(healthcheck.VARIABLE, str(file))
+    stop, answers = threading.Event(), [True, False, True, False]
+    marked: list[bool] = []
+
+    def works() -> bool:
+        marked.append(file.exists())
+        file.unlink(missing_ok=True)
+        if len(marked) == len(answers):
+            stop.set()
+        return answers[len(marked) - 1]
+
+    alive_until(stop, works, every_s=0.0)
+    assert marked == [False, True, False, True]
+    assert not file.exists()
 
 
 def test_without_a_file_nothing_is_touched_and_nothing_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
