@@ -80,9 +80,8 @@ lint-infra: $(SAM) $(CHECKOV)  ## cfn-lint, sam validate and checkov over templa
 
 ministack: $(MINISTACK)  ## the environment of the emulator that tests deploy template.yaml to
 
-images: install  ## build the images of the GPU tasks with buildah (root, Debian); IMAGE=name builds one
-	@$(PY) tools/images.py $(IMAGE)
-	@TENSAFE_IMAGES=$${IMAGE:-all} $(TESTING) $(PY) -m pytest -q -m images tests/integration/infra
+images: install  ## build the images of the GPU tasks with buildah (root, Debian) and start them; IMAGE=name: one
+	@TENSAFE_REQUIRE_IMAGES=1 TENSAFE_IMAGES=$(IMAGE) $(TESTING) $(PY) -m pytest -q -s -m images tests/integration/infra
 
 localstack: install  ## the deployment test on LocalStack; needs a Docker engine
 	@localstack/run.sh
@@ -118,5 +117,6 @@ proto: $(LOCKED)  ## generate the protocol-buffer modules from the .proto files
 		xargs ../.cache/proto/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=.
 
 clean:  ## remove .venv, build output, caches, demo-out and compare-out
+	@findmnt -rno TARGET | grep -F "$(CURDIR)/.cache/images/" | sort -r | xargs -r -n1 umount || true
 	@rm -rf $(VENV) build dist .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out compare-out
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,9 +18,10 @@ RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     && /opt/tensafe/bin/pip uninstall -q -y pip \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tensafe
 # Fails the build if anything of ours is imported from anywhere but site-packages, or a compiler came along.
-RUN --mount=type=bind,source=check_image.py,target=/check_image.py /opt/tensafe/bin/python /check_image.py
+# It imports the task: byte code of what the task imports, and of no more, is left behind.
+RUN --mount=type=bind,source=check_image.py,target=/check_image.py HOME=/nonexistent /opt/tensafe/bin/python /check_image.py adapter_holder
 ENV PATH=/opt/tensafe/bin:/usr/local/bin:/usr/bin:/bin \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp TENSAFE_ALIVE_FILE=/tmp/tensafe-alive
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 HOME=/tmp TENSAFE_ALIVE_FILE=/tmp/tensafe-alive
 WORKDIR /tmp
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=10s --retries=3 --start-period=300s CMD ["python", "-m", "tensafe_gpu.healthcheck"]

@@ -1,5 +1,7 @@
 """Runs inside an image while it is built, and fails the build: what is imported must have been installed.
 
+    python check_image.py [TASK]        # TASK: every module of tensafe_gpu.TASK is imported too
+
 An image with an editable install, or with the sources on the path, works until the sources are gone. A
 compiler is of use to an intruder alone.
 """
@@ -7,9 +9,12 @@ compiler is of use to an intruder alone.
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
+import pkgutil
 import shutil
 import sys
 import sysconfig
@@ -17,6 +22,7 @@ from pathlib import Path
 
 PACKAGES = ("tensafe", "tensafe_gpu")
 COMPILERS = ("cc", "gcc", "g++", "clang", "ld", "make", "rustc")
+VARIABLES = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE")
 
 
 def problems(site_packages: Path) -> list[str]:
@@ -35,6 +41,7 @@ def problems(site_packages: Path) -> list[str]:
     if json.loads(direct).get("dir_info", {}).get("editable"):
         wrong.append("tensafe is an editable install")
     wrong += [f"{path.name} adds to the path" for path in site_packages.glob("*.pth") if _adds_ours(path)]
+    wrong += [f"{name} is set" for name in VARIABLES if name in os.environ]
     if importlib.util.find_spec("vllm") and ctypes.util.find_library("numa") is None:
         wrong.append("vLLM's CPU kernels need libnuma1, which the base image lacks")
     wrong += [f"{name} is on the PATH" for name in COMPILERS if shutil.which(name)]
@@ -45,9 +52,38 @@ def _adds_ours(path: Path) -> bool:
     return any(word in path.read_text() for word in ("tensafe", "functions", "gpu_tasks"))
 
 
+def import_task(task: str) -> None:
+    """Import every module of tensafe_gpu.TASK, and so all that it needs. Raises ImportError."""
+    package = importlib.import_module(f"tensafe_gpu.{task}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"tensafe_gpu.{task}.{module.name}")
+
+
+def strangers(site_packages: Path) -> list[str]:
+    """The modules imported so far that come from neither `site_packages` nor the standard library."""
+    library = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    wrong = []
+    for name, module in sorted(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        # A module without a file of its own, or with a made-up one, was made by another.
+        if not isinstance(file, str) or not Path(file).is_file() or Path(file).samefile(__file__):
+            continue
+        # Debian links a file of its library to /etc; nothing may link out of site-packages.
+        inside = Path(file).resolve().is_relative_to(site_packages)
+        if not inside and not any(Path(file).is_relative_to(home) for home in library):
+            wrong.append(f"{name} is imported from {file}, not from site-packages")
+    return wrong
+
+
 def main() -> None:
-    sys.path.pop(0)  # the folder of this file
-    wrong = problems(Path(sysconfig.get_path("purelib")).resolve())
+    if not sys.flags.safe_path:
+        sys.path.pop(0)  # the folder of this file
+    site_packages = Path(sysconfig.get_path("purelib")).resolve()
+    wrong = problems(site_packages)
+    if not wrong:
+        for task in sys.argv[1:]:
+            import_task(task)
+        wrong = strangers(site_packages)
     if wrong:
         sys.exit("; ".join(wrong))
 

@@ -1,112 +1,147 @@
-"""The images that `make images` built: who runs in them, what is in them, and that a task gets healthy."""
+"""PKG-02: the images of the GPU tasks, built for real: who runs in them, what is in them, who gets healthy.
+
+TENSAFE_IMAGES names those that are built (all if unset); TENSAFE_REQUIRE_IMAGES=1 forbids skipping.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tensafe.local.models import describe
 from tests.support.tiny_models import tiny_model
-from tools.images import EXTRAS, STORE, buildah
+from tools.buildah import buildah, environment, line_in, why_not
+from tools.images import EXTRAS, build_all, image_name
 
-BUILT = os.environ.get("TENSAFE_IMAGES", "")
-IMAGES = list(EXTRAS) if BUILT == "all" else BUILT.split()
+IMAGES: Final = os.environ.get("TENSAFE_IMAGES", "").split() or list(EXTRAS)
+REASON: Final = why_not()
+REQUIRED: Final = os.environ.get("TENSAFE_REQUIRE_IMAGES") == "1"
+HEALTH: Final = ["CMD", "python", "-m", "tensafe_gpu.healthcheck"]
+USER: Final = 10001
+ADDRESS: Final = "unix:/data/holder/socket"
+SERVE: Final = {
+    "trainer": ("trainer", "--model", "tiny"),
+    "sampler": ("sampler", "--model", "tiny"),
+    "adapter_holder": ("adapter_holder", "serve", "--data-dir", "/data/holder", "--listen", ADDRESS),
+}
+
 pytestmark = [
     pytest.mark.images,
-    pytest.mark.skipif(not BUILT, reason="images are built and tested by `make images`"),
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(REASON is not None and not REQUIRED, reason=str(REASON)),
 ]
-HEALTH = ("python", "-m", "tensafe_gpu.healthcheck")
-USER = 10001
 
 
-@pytest.fixture(params=IMAGES)
-def container(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = buildah("from", f"localhost/tensafe-{request.param.replace('_', '-')}", capture=True)
+@pytest.fixture(scope="module")
+def built() -> None:
+    if REASON is not None:
+        pytest.fail(REASON, pytrace=False)
+    try:
+        build_all(IMAGES)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"{error.cmd[0]} failed: see what it printed above", pytrace=False)
+
+
+@pytest.fixture(scope="module", params=IMAGES)
+def task(request: pytest.FixtureRequest, built: None) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def container(task: str) -> Iterator[str]:
+    name = buildah("from", image_name(task), capture=True)
     yield name
     buildah("rm", name, capture=True)
 
 
-def run(
-    container: str, *command: str, volumes: tuple[str, ...] = (), env: dict[str, str] | None = None
-) -> list[str]:
-    """The command line that runs `command` in the container."""
-    options = [f"--volume={one}" for one in volumes] + [
-        f"--env={key}={value}" for key, value in (env or {}).items()
-    ]
-    store = ["--root", str(STORE / "root"), "--runroot", str(STORE / "run")]
-    return ["buildah", *store, "run", *options, container, "--", *command]
-
-
-def output(container: str, *command: str) -> str:
-    environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
-    done = subprocess.run(
-        run(container, *command), env=environment, capture_output=True, text=True, check=True
-    )
+def run(container: str, *command: str, volumes: Mapping[Path, str] | None = None) -> str:
+    """What the command printed. Raises CalledProcessError."""
+    line = line_in(container, *command, volumes=volumes)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_nobody_is_root_and_nothing_but_wheels_is_there(container: str) -> None:
-    assert output(container, "id", "-u") == str(USER)
-    where = output(
-        container,
-        "python",
-        "-c",
-        "import tensafe, tensafe_gpu; print(tensafe.__file__, tensafe_gpu.__file__)",
-    )
-    assert all(path.startswith("/opt/tensafe/lib/python3.11/site-packages/") for path in where.split())
-    assert (
-        output(
-            container,
-            "sh",
-            "-c",
-            "ls -d /src /wheels /wheelhouse/* 2>/dev/null; command -v cc gcc pip || true",
-        )
-        == ""
-    )
+def healthy(container: str) -> bool:
+    line = line_in(container, *HEALTH[1:])
+    return subprocess.run(line, env=environment(), capture_output=True, check=False).returncode == 0
 
 
-def test_a_container_without_its_task_is_not_healthy(container: str) -> None:
+def test_pkg_02_an_image_says_who_runs_and_how_its_health_is_asked(task: str) -> None:
+    config = json.loads(buildah("inspect", "--type=image", image_name(task), capture=True))["Docker"][
+        "config"
+    ]
+    assert config["User"] == f"{USER}:{USER}"
+    assert config["Healthcheck"]["Test"] == HEALTH
+    assert config["Cmd"][:3] == ["python", "-m", f"tensafe_gpu.{task}"]
+
+
+def test_pkg_02_nobody_is_root_and_nothing_but_wheels_is_there(container: str) -> None:
+    assert run(container, "id", "-u") == str(USER)
+    shown = "import tensafe, tensafe_gpu; print(tensafe.__file__, tensafe_gpu.__file__)"
+    where = run(container, "python", "-c", shown).split()
+    assert [path.startswith("/opt/tensafe/lib/python3.11/site-packages/") for path in where] == [True, True]
+    left = (
+        "ls -d /src /wheels /wheelhouse/* /nonexistent 2>/dev/null; command -v cc gcc g++ ld make pip; true"
+    )
+    assert run(container, "sh", "-c", left) == ""
     with pytest.raises(subprocess.CalledProcessError):
-        output(container, *HEALTH)
+        run(container, "touch", "/opt/tensafe/lib/python3.11/site-packages/tensafe/x")
 
 
-@pytest.mark.parametrize("task", [one for one in IMAGES if one in ("trainer", "sampler")])
-def test_a_task_in_its_image_gets_healthy(task: str, tmp_path: Path) -> None:
-    """On the embedded adapters; what an adapter holder needs before it starts is another deployment's."""
-    container = buildah("from", f"localhost/tensafe-{task}", capture=True)
-    environment = os.environ | {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+def test_pkg_02_what_lies_in_the_working_directory_is_not_imported(container: str) -> None:
+    """It is where a task may write."""
+    shown = "import os, tensafe_gpu; print(os.getcwd(), tensafe_gpu.__file__)"
+    planted = "mkdir tensafe_gpu && echo 'raise SystemExit(9)' > tensafe_gpu/__init__.py"
+    said = run(container, "sh", "-c", f"{planted} && python -c '{shown}'; rm -r tensafe_gpu")
+    assert said.startswith("/tmp /opt/tensafe/")
+
+
+def test_pkg_02_a_task_in_its_image_gets_healthy(task: str, container: str, tmp_path: Path) -> None:
+    """On the embedded adapters, with a data directory of the host's; before it runs it is not healthy."""
+    assert not healthy(container)
     model, data = tmp_path / "model", tmp_path / "data"
     info = describe("tiny", Path(tiny_model(model, hidden=128))).model_copy(update={"path": "/models/tiny"})
     data.mkdir()
-    os.chown(data, USER, USER)
-    for file in model.iterdir():
-        file.chmod(0o644)
-    volumes = (f"{data}:/data", f"{model}:/models/tiny:ro")
-    settings = {
+    for file in (data, model, *model.iterdir()):
+        shutil.chown(file, USER, USER)
+    volumes = {data: "/data", model: "/models/tiny"}
+    variables = {
         "TENSAFE_DATA_DIR": "/data",
         "TENSAFE_MODELS": json.dumps([info.model_dump(mode="json")]),
         "OMP_NUM_THREADS": "1",
     }
-    subprocess.run(
-        run(container, "tensafe", "init", "--data-dir", "/data", volumes=volumes), env=environment, check=True
+    if task == "adapter_holder":
+        init = ("python", "-m", "tensafe_gpu.adapter_holder", "init", "--data-dir", "/data/holder")
+    else:
+        init = ("tensafe", "init", "--data-dir", "/data")
+    run(container, *init, volumes=volumes)
+    line = line_in(
+        container,
+        "python",
+        "-m",
+        f"tensafe_gpu.{SERVE[task][0]}",
+        *SERVE[task][1:],
+        volumes=volumes,
+        variables=variables,
     )
-    command = run(
-        container, "python", "-m", f"tensafe_gpu.{task}", "--model", "tiny", volumes=volumes, env=settings
-    )
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(line, env=environment())
     try:
-        deadline, healthy = time.monotonic() + 180, False
-        while not healthy and process.poll() is None and time.monotonic() < deadline:
-            healthy = subprocess.run(run(container, *HEALTH), env=environment, check=False).returncode == 0
+        deadline = time.monotonic() + 300
+        while not healthy(container):
+            assert process.poll() is None, "the task ended"
+            assert time.monotonic() < deadline, "the task did not get healthy"
             time.sleep(0.5)
-        assert healthy
+        if task == "adapter_holder":
+            assert (data / "holder/socket").is_socket()
     finally:
         process.terminate()
         process.wait(60)
-        buildah("rm", container, capture=True)
