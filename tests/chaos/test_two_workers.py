@@ -26,7 +26,7 @@ from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
 from tests.support import training_log
 from tests.support.aws_stack import make_stack
 from tests.support.faulty_ports import BadQueue, Fate, Killed
-from tests.support.ministack import emulator_of_aws
+from tests.support.ministack import ON_EMULATOR, emulator_of_aws
 from tests.unit.operations.world import BASE, LEASE_S, World
 
 pytestmark = pytest.mark.slow
@@ -68,7 +68,7 @@ class AwsWorld(World):
         self.services = self.open()
 
 
-@pytest.fixture(params=["sqlite", "aws"])
+@pytest.fixture(params=["sqlite", ON_EMULATOR])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     if request.param == "sqlite":
         yield World(tmp_path)

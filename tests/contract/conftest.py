@@ -1,4 +1,4 @@
-"""Child processes for what only several processes can show."""
+"""Child processes for what only several processes can show, and the emulator that is a process itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests.contract.processes import Child
+from tests.support.ministack import Emulator, emulator_of_aws
 
 
 @pytest.fixture
@@ -25,6 +26,13 @@ def child() -> Iterator[Callable[..., Child]]:
         for pipe in (one.process.stdin, one.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """One process on loopback for all contract tests; each makes tables, buckets and queues of its own."""
+    with emulator_of_aws(tmp_path_factory.mktemp("ministack")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""moto, the emulator of AWS that runs in this process, and what the adapters need there.
+"""moto, the emulator of AWS that runs in this process, and what the adapters need on it and on others.
 
 moto keeps no locks, so that threads which write at the same time undo each other's transactions (it
 copies the whole table, and puts the copy back when a condition fails). `Wire` makes it serialise them, as
@@ -33,21 +33,25 @@ TABLE = "tensafe-items"
 
 
 @contextmanager
-def moto_in_process(*, endpoint_url: str | None = None) -> Iterator[None]:
-    """Credentials of nobody, and moto instead of AWS; with `endpoint_url` a moto server instead."""
+def aws_at(endpoint_url: str | None) -> Iterator[None]:
+    """Clients that are made in the block, here or in a child process, reach this address as nobody."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", REGION)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         if endpoint_url is not None:
             patch.setenv("AWS_ENDPOINT_URL", endpoint_url)
-            yield
-            return
-        with mock_aws():
-            yield
+        yield
+
+
+@contextmanager
+def moto_in_process() -> Iterator[None]:
+    """Credentials of nobody, and moto instead of AWS."""
+    with aws_at(None), mock_aws():
+        yield
 
 
 Answer = tuple[int, dict[str, Any]]
@@ -169,19 +173,21 @@ def create_table(name: str = TABLE, client: Any = None) -> Any:
     return client
 
 
-def create_queues(specs: Sequence[QueueSpec]) -> tuple[Any, dict[str, str]]:
-    """A client, and the URLs of the queues that SqsQueues expects, empty."""
-    client = shared_client("sqs")
+def create_queues(
+    specs: Sequence[QueueSpec], client: Any = None, *, prefix: str = ""
+) -> tuple[Any, dict[str, str]]:
+    """A client, and the URLs of the queues that SqsQueues expects, empty; by the names of `specs`."""
+    client = client or shared_client("sqs")
     urls: dict[str, str] = {}
     for spec in specs:
         suffix, kind = (".fifo", {"FifoQueue": "true"}) if spec.fifo else ("", {})
-        dead = client.create_queue(QueueName=spec.dead_queue + suffix, Attributes=kind)["QueueUrl"]
+        dead = client.create_queue(QueueName=prefix + spec.dead_queue + suffix, Attributes=kind)["QueueUrl"]
         arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"][
             "QueueArn"
         ]
         policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": spec.max_receives})
         source = client.create_queue(
-            QueueName=spec.name + suffix, Attributes=kind | {"RedrivePolicy": policy}
+            QueueName=prefix + spec.name + suffix, Attributes=kind | {"RedrivePolicy": policy}
         )
         urls |= {spec.name: source["QueueUrl"], spec.dead_queue: dead}
     return client, urls
@@ -202,7 +208,7 @@ def moto_on_loopback() -> Iterator[str]:
         server.start()
         try:
             host, port = server.get_host_and_port()
-            with moto_in_process(endpoint_url=f"http://{host}:{port}"):
+            with aws_at(f"http://{host}:{port}"):
                 yield f"http://{host}:{port}"
         finally:
             server.stop()

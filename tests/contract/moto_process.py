@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.contract.emulators import moto_in_process
+from tests.contract.emulators import aws_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def moto_process() -> Iterator[str]:
     try:
         address = server.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:")
-        with moto_in_process(endpoint_url=address):
+        with aws_at(address):
             yield address
     finally:
         server.stdin.close()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from tensafe.local.composition import initialise
-from tests.contract.emulators import TABLE, create_table, shared_client
+from tensafe.storage.aws_clients import aws_client
+from tests.contract.emulators import aws_at, create_table
 from tests.contract.moto_process import moto_process
 from tests.contract.processes import Child
 from tests.contract.spending import SQLITE, register, room_of, spent
+from tests.support.ministack import ON_EMULATOR
 
 DOMAINS = [
     *(f"one-{number}" for number in range(8)),
@@ -23,17 +27,20 @@ DOMAINS = [
 ]
 
 
-@pytest.fixture(params=["sqlite", "dynamodb"])
+@pytest.fixture(params=["sqlite", "moto", ON_EMULATOR])
 def table(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where both processes keep their items."""
     if request.param == "sqlite":
         yield SQLITE
         return
-    with moto_process():
-        shared_client.cache_clear()  # the client of other tests knows another endpoint
-        create_table()
-        yield TABLE
-    shared_client.cache_clear()
+    if request.param == "moto":
+        there: AbstractContextManager[object] = moto_process()
+    else:
+        there = aws_at(request.getfixturevalue("emulator").endpoint_url)
+    name = f"budgets-{uuid4().hex}"
+    with there:
+        create_table(name, aws_client("dynamodb"))
+        yield name
 
 
 def test_two_processes_spend_a_budget_to_its_end_and_not_one_step_beyond(

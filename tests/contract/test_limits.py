@@ -1,10 +1,12 @@
-"""Limits of a tenant hold exactly across processes, on SQLite and on DynamoDB (moto over HTTP)."""
+"""Limits of a tenant hold exactly across processes, on SQLite and on DynamoDB (moto and ministack)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -12,24 +14,30 @@ from tensafe.storage.aws_clients import aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.ports import Items, Key
 from tensafe.storage.sqlite_items import SqliteItems
-from tests.contract.emulators import TABLE, create_table, moto_on_loopback
+from tests.contract.emulators import aws_at, create_table, moto_on_loopback
 from tests.contract.processes import Child
+from tests.support.ministack import ON_EMULATOR
 
 PROCESSES = 4
 Where = tuple[str, Items]
 
 
-@pytest.fixture(params=["sqlite", "dynamodb"])
+@pytest.fixture(params=["sqlite", "moto", ON_EMULATOR])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Where]:
     if request.param == "sqlite":
         items = SqliteItems(tmp_path / "items.db")
         yield str(tmp_path), items
         items.close()
         return
-    with moto_on_loopback():
-        client = create_table(client=aws_client("dynamodb"))
-        yield f"table:{TABLE}", DynamoDbItems(client, TABLE)
-        client.delete_table(TableName=TABLE)
+    if request.param == "moto":
+        there: AbstractContextManager[object] = moto_on_loopback()
+    else:
+        there = aws_at(request.getfixturevalue("emulator").endpoint_url)
+    table = f"limits-{uuid4().hex}"
+    with there:
+        client = create_table(table, aws_client("dynamodb"))
+        yield f"table:{table}", DynamoDbItems(client, table)
+        client.delete_table(TableName=table)
 
 
 def of_all(children: list[Child]) -> list[int]:

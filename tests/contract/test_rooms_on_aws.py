@@ -1,9 +1,15 @@
-"""The service's rooms over all the adapters of AWS at once, on moto: submit, work, poison, erase."""
+"""The service's rooms over all the adapters of AWS at once: submit, work, poison, erase.
+
+On moto with KMS; on ministack, whose KMS is no cryptography, with a key ring in memory. Calls are counted on
+moto alone.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -14,42 +20,54 @@ from tensafe.operations.records import Operation, OpKind, OpState, Result
 from tensafe.operations.submissions import Submission
 from tensafe.operations.window import SEQ_WINDOW
 from tensafe.services import Services
+from tensafe.storage.aws_clients import Service, aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
-from tensafe.storage.ports import ConditionFailed
+from tensafe.storage.ports import ConditionFailed, KeyRing
 from tensafe.storage.process_bell import ProcessBell
 from tensafe.storage.s3_blobs import S3Blobs
 from tensafe.storage.sqs_queues import SqsQueues
 from tests.contract.emulators import (
     REGION,
-    TABLE,
     Wire,
+    aws_at,
     create_queues,
     create_table,
     moto_in_process,
     shared_client,
 )
+from tests.fakes import MemoryKeyRing
+from tests.support.ministack import ON_EMULATOR
 from tests.unit.operations.world import BASE, LEASE_S, TRAIN, World
 
 LARGE = b"x" * 100_000
-BUCKET = "tensafe-blobs"
 
 
 class AwsWorld(World):
-    def __init__(self) -> None:
+    """Everything in it is its own, for the name that it is given."""
+
+    def __init__(
+        self,
+        client: Callable[[Service], Any] = shared_client,
+        *,
+        name: str = "tensafe",
+        keyring: KeyRing | None = None,
+    ) -> None:
         super().__init__()
-        self.s3, kms = shared_client("s3"), shared_client("kms")
+        self.s3, kms, self.bucket = client("s3"), client("kms"), f"{name}-blobs"
         key_arn = kms.create_key()["KeyMetadata"]["Arn"]
-        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        location = {"LocationConstraint": REGION}
+        self.s3.create_bucket(Bucket=self.bucket, CreateBucketConfiguration=location)
         specs = queue_specs([BASE])
-        sqs, urls = create_queues(specs)
-        self.items = DynamoDbItems(create_table(), TABLE, clock=self.clock_s)
-        self.blobs = S3Blobs(self.s3, BUCKET, kms_key_id=key_arn)
+        sqs, urls = create_queues(specs, client("sqs"), prefix=f"{name}-")
+        table = f"{name}-items"
+        self.items = DynamoDbItems(create_table(table, client("dynamodb")), table, clock=self.clock_s)
+        self.blobs = S3Blobs(self.s3, self.bucket, kms_key_id=key_arn)
         self.queues = SqsQueues(sqs, specs, urls)
-        self.services = self.open(keyring=KmsRing(kms, key_arn), bell=ProcessBell())
+        self.services = self.open(keyring=keyring or KmsRing(kms, key_arn), bell=ProcessBell())
 
     def blob_keys(self) -> set[str]:
-        return {one["Key"] for one in self.s3.list_objects_v2(Bucket=BUCKET).get("Contents", [])}
+        return {one["Key"] for one in self.s3.list_objects_v2(Bucket=self.bucket).get("Contents", [])}
 
 
 @pytest.fixture
@@ -63,7 +81,17 @@ def world(wire: Wire) -> AwsWorld:
     return AwsWorld()
 
 
-def test_a_run_from_its_first_operation_to_its_erasure(world: AwsWorld) -> None:
+@pytest.fixture(params=["moto", ON_EMULATOR])
+def either(request: pytest.FixtureRequest) -> Iterator[AwsWorld]:
+    if request.param == "moto":
+        yield request.getfixturevalue("world")
+        return
+    with aws_at(request.getfixturevalue("emulator").endpoint_url):
+        yield AwsWorld(aws_client, name=f"w{uuid4().hex[:12]}", keyring=MemoryKeyRing())
+
+
+def test_a_run_from_its_first_operation_to_its_erasure(either: AwsWorld) -> None:
+    world = either
     run = world.run()
     operation = world.submit(run, 1, LARGE)
     assert world.submit(run, 1, LARGE).seq == 1
@@ -88,7 +116,8 @@ def test_a_run_from_its_first_operation_to_its_erasure(world: AwsWorld) -> None:
         world.services.outcomes.payload(run, 1)
 
 
-def test_a_message_that_was_given_up_rings_again(world: AwsWorld) -> None:
+def test_a_message_that_was_given_up_rings_again(either: AwsWorld) -> None:
+    world = either
     run = world.run()
     world.submit(run, 1)
     for _ in range(3):

@@ -5,22 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Final
 
+import httpx
 import pytest
 
 from tools.aws_local.deployment import Deployment, deploy
 from tools.aws_local.emulator import Emulator, NotInstalled, running_ministack
 
-__all__ = ["Deployment", "Emulator", "deploy", "emulator_of_aws"]
+__all__ = ["ON_EMULATOR", "Deployment", "Emulator", "deploy", "emulator_of_aws", "gap"]
+
+URL: Final = "TENSAFE_EMULATOR_URL"
+"""Names the variable with the address of an emulator that runs already, LocalStack say; it is emptied."""
+ON_EMULATOR: Final = pytest.param("emulator", marks=(pytest.mark.slow, pytest.mark.emulator))
+"""A parameter for what runs over the emulator too."""
 
 
 @contextmanager
 def emulator_of_aws(folder: Path) -> Iterator[Emulator]:
-    """LocalStack at TENSAFE_EMULATOR_URL if that is set, else a ministack of the test's own."""
-    url = os.environ.get("TENSAFE_EMULATOR_URL")
+    """The one at TENSAFE_EMULATOR_URL if that is set, else a ministack of the test's own."""
+    url = os.environ.get(URL)
     if url is not None:
-        yield Emulator(int(url.rpartition(":")[2]), folder / "none.log", "localhost.localstack.cloud")
+        ministack = is_ministack()
+        reset = "_ministack/reset" if ministack else "_localstack/state/reset"
+        httpx.post(f"{url}/{reset}", timeout=60).raise_for_status()
+        domain = "localhost" if ministack else "localhost.localstack.cloud"
+        yield Emulator(int(url.rpartition(":")[2]), folder / "none.log", domain)
         return
     try:
         started = running_ministack(folder)
@@ -31,3 +43,15 @@ def emulator_of_aws(folder: Path) -> Iterator[Emulator]:
         yield emulator
     finally:
         started.__exit__(None, None, None)
+
+
+@cache
+def is_ministack() -> bool:
+    """Whether tests reach ministack, be it their own or at TENSAFE_EMULATOR_URL, and no other emulator."""
+    url = os.environ.get(URL)
+    return url is None or httpx.get(f"{url}/_ministack/health", timeout=10).status_code == 200
+
+
+def gap(reason: str, *, raises: type[BaseException] = AssertionError) -> pytest.MarkDecorator:
+    """A strict xfail where ministack deviates from AWS; any other emulator is held to what AWS does."""
+    return pytest.mark.xfail(is_ministack(), raises=raises, strict=True, reason=f"ministack: {reason}")

@@ -18,7 +18,7 @@ from tests.support.ministack import Deployment, deploy, emulator_of_aws
 from tools.api_routes import application_routes
 from tools.stack_parameters import stack_parameters
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.emulator]
 BASE_MODEL = "test/tiny"
 PROBES = {
     "api": "return {'statusCode': 200, 'body': json.dumps([event['routeKey'], "
