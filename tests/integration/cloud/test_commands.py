@@ -6,7 +6,7 @@ What they print is compared with what the services say; what they change, with w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,11 @@ from tensafe.operations.submissions import Submission
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.services import Services
-from tests.support.aws_stack import Stack, make_stack
+from tests.support.aws_stack import Stack
 from tests.support.cloud import MODEL
-from tests.support.moto_process import moto_process
 
 BASE = str(MODEL["name"])
 RUN = "s-1:train:0"
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with moto_process() as endpoint:
-        yield make_stack(endpoint)
-
-
-@pytest.fixture(scope="module")
-def services(stack: Stack) -> Iterator[Services]:
-    with stack.services() as services:
-        yield services
 
 
 @pytest.fixture(scope="module")

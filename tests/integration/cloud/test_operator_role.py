@@ -17,11 +17,11 @@ from tensafe.privacy.export import Exporter
 from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.services import Services
-from tests.integration.cloud.test_commands import BASE, RUN, run, services, stack, tensafe
+from tests.integration.cloud.test_commands import BASE, RUN, run, tensafe
 from tests.support.operator_calls import allowed, may_use, recorded
 from tests.support.runbooks import RUNBOOKS
 
-__all__ = ["run", "services", "stack", "tensafe"]
+__all__ = ["run", "tensafe"]
 BUILT_INTO_THE_AWS_CLI: Final = {"logs:Tail": "logs:FilterLogEvents"}
 
 

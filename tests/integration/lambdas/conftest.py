@@ -11,24 +11,14 @@ import httpx
 import pytest
 
 from tensafe.services import Services
-from tests.support.aws_stack import Stack, make_stack
+from tests.support.aws_stack import Stack
 from tests.support.lambda_runtime import Function, http_event, http_response
-from tests.support.moto_process import moto_process
+from tests.support.stack_fixtures import services, stack
+
+__all__ = ["services", "stack"]
 
 TENANT = "acme"
 URL = "https://tensafe.example"
-
-
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    with moto_process() as endpoint:
-        yield make_stack(endpoint)
-
-
-@pytest.fixture(scope="module")
-def services(stack: Stack) -> Iterator[Services]:
-    with stack.services() as services:
-        yield services
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-import tinker
 
 from tests.support.oidc_issuer import AUDIENCE, Issuer, oidc_issuer
-from tests.support.service import MODEL_NAME, Service, free_port
-from tests.support.tiny_models import tiny_model
+from tests.support.sdk_fixtures import client, key, model_path, tenant, training_client
+from tests.support.service import Service, free_port
 
-
-@pytest.fixture(scope="session")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen3 with a tokenizer; head size 32, the smallest that vLLM's CPU attention has."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    return Path(tiny_model(folder, "qwen3", hidden=128, heads=4, max_context=2048))
+__all__ = ["client", "key", "model_path", "tenant", "training_client"]
 
 
 @pytest.fixture(scope="session")
@@ -66,33 +59,6 @@ def own_service(
     running.start()
     yield running
     running.stop()
-
-
-@pytest.fixture
-def tenant() -> str:
-    """A tenant of this test's own."""
-    return f"t-{uuid4().hex[:12]}"
-
-
-@pytest.fixture
-def key(service: Service, tenant: str) -> str:
-    return service.create_key(tenant)
-
-
-@pytest.fixture
-def client(service: Service, key: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tinker.ServiceClient]:
-    """The official SDK, unmodified, pointed at the service."""
-    monkeypatch.setenv("TINKER_BASE_URL", service.url)
-    monkeypatch.setenv("TINKER_API_KEY", key)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    opened = tinker.ServiceClient()
-    yield opened
-    opened.close("success").result()
-
-
-@pytest.fixture
-def training_client(client: tinker.ServiceClient) -> tinker.TrainingClient:
-    return client.create_lora_training_client(MODEL_NAME, rank=8, seed=1).result()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
