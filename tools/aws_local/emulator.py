@@ -28,10 +28,7 @@ ACCOUNT: Final = "000000000000"
 AwsClient = Any
 """The SDK makes the classes of its clients while it runs."""
 _START_S: Final = 30.0
-_MAIN: Final = (
-    "import ctypes, runpy; ctypes.CDLL(None).prctl(1, 15); runpy.run_module('ministack', run_name='__main__')"
-)
-"""With PR_SET_PDEATHSIG: it ends with the process that started it, even with SIGKILL."""
+_MAIN: Final = Path(__file__).with_name("run_ministack.py")
 
 
 class NotInstalled(RuntimeError):
@@ -105,7 +102,7 @@ def running_ministack(folder: Path) -> Iterator[Emulator]:
     for name in ("PYTHONPATH", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         environment.pop(name, None)
     with emulator.log.open("wb") as log:
-        process = subprocess.Popen([PYTHON, "-c", _MAIN], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([PYTHON, "-P", _MAIN], env=environment, stdout=log, stderr=log)
     try:
         _wait_until_it_answers(emulator, process)
         yield emulator
