@@ -115,18 +115,22 @@ class LocalService:
             process.wait()
 
     def command(self, *arguments: str) -> str:
-        """What a `tensafe` command prints; if it fails, this program ends with the command's own sentence."""
-        return _tensafe(*arguments, "--data-dir", str(self._data_dir))
+        """As `tensafe`, on this service."""
+        return tensafe(*arguments, "--data-dir", str(self._data_dir))
 
     def operate(self, *arguments: str) -> dict[str, Any]:
         """As `command`, of one that takes --json."""
         found: dict[str, Any] = json.loads(self.command(*arguments, "--json"))
         return found
 
+    def public_key(self) -> str:
+        """What its signatures are verified with, PEM; from its operator, which is this program."""
+        return self.command("privacy", "public-key")
+
     @staticmethod
     def verify(attestation: Path, public_key: Path) -> dict[str, Any]:
         """`tensafe verify`, which needs no data directory: the statement."""
-        verified = _tensafe("verify", str(attestation), "--public-key", str(public_key), "--json")
+        verified = tensafe("verify", str(attestation), "--public-key", str(public_key), "--json")
         found: dict[str, Any] = json.loads(verified)
         return found
 
@@ -140,7 +144,8 @@ class LocalService:
         raise RuntimeError("there is no trainer to kill")
 
 
-def _tensafe(*arguments: str) -> str:
+def tensafe(*arguments: str) -> str:
+    """What a `tensafe` command prints; if it fails, this program ends with the command's own sentence."""
     done = subprocess.run([*_TENSAFE, *arguments], check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr.strip() or f"tensafe {arguments[0]} failed")
@@ -149,10 +154,12 @@ def _tensafe(*arguments: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunningService:
-    """One that somebody else has started: its address and a key, and no trainer of ours to kill."""
+    """One that somebody else has started: its address and a key; its processes and files are not ours."""
 
     url: str
     api_key: str
+    public_key_file: Path | None = None
+    """What its operator gave to verify signatures with, PEM."""
 
     def model_name(self) -> str:
         """The first base model that it serves."""
@@ -161,6 +168,10 @@ class RunningService:
 
     def kill_trainer(self) -> None:
         """There is nothing here to kill."""
+
+    def public_key(self) -> str | None:
+        """PEM; None if nobody gave one."""
+        return None if self.public_key_file is None else self.public_key_file.read_text(encoding="ascii")
 
 
 def _free_port() -> int:

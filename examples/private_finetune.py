@@ -2,8 +2,11 @@
 
 `make demo` runs it: a base model (trained here, or `--model HUB_ID_OR_PATH`), the service, then a LoRA
 adapter trained on a dialogue corpus in which one conversation is one privacy unit. In the middle the
-trainer process is killed with SIGKILL; training goes on. Then the adapter moves to an adapter holder, which
-evaluates it encrypted (private_serving.py). At the end there is one HTML report.
+trainer process is killed with SIGKILL; training goes on. What was spent is verified offline (evidence.py).
+Then the adapter moves to an adapter holder, which evaluates it encrypted (private_serving.py). At the end
+there is one HTML report.
+
+With `--url` the service is one that runs already, wherever it is: all but the kill and the adapter holder.
 
 Everything that touches the service goes through the SDK, as your own code would: see `train`.
 """
@@ -30,6 +33,7 @@ from tinker import types
 from tinker.types.optimizer import OptimizerConfigBase
 
 from corpus import Corpus, Example, encode, encode_prompt, load_corpus
+from evidence import verified_spending
 from local_service import LocalService, RunningService, end_on_signals, model_name
 from make_base_model import NAME, ensure_base_model
 from output_folder import fresh_folder
@@ -40,6 +44,11 @@ PROMPTS: Final = ("What is AI?", "How are you?", "Tell me a joke", "What is your
 MAX_TOKENS: Final = 256
 STEPS: Final = 14
 DOMAIN: Final = "chatterbot-english"
+NOT_SHOWN: Final = (
+    "The trainer is not killed: it is a process of a service that ran already.",
+    "The adapter is not moved to an adapter holder: to publish it takes the service's own data directory.",
+)
+"""With --url."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +201,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="hub id or local path of a Llama, Qwen2 or Qwen3 model")
     parser.add_argument("--url", help="a service that runs already; without it one is started for the demo")
     parser.add_argument("--api-key", default=os.environ.get("TINKER_API_KEY"), help="a key of that service")
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help="what that service signs with, PEM")
     parser.add_argument("--output", type=Path, default=Path("demo-out"))
     parser.add_argument("--steps", type=int, default=STEPS, choices=range(2, 1001), metavar="2..1000")
     parsed = parser.parse_args(arguments)
     if parsed.url and not parsed.api_key:
         parser.error("--url needs --api-key or TINKER_API_KEY")
+    if parsed.public_key and not parsed.url:
+        parser.error("--public-key is for --url: a service that is started here tells its own")
     if parsed.url and parsed.model:
         parser.error("--url and --model exclude each other: that service has its base model")
     return parsed
@@ -218,10 +230,12 @@ def main() -> int:
         timings.append((label, round(time.monotonic() - began, 1)))
 
     if arguments.url:
-        running = RunningService(arguments.url, arguments.api_key)
+        running = RunningService(arguments.url, arguments.api_key, arguments.public_key)
         name = running.model_name()
         facts = [("base model", name), ("service", "one that ran already")]
-        run(running, name, arguments.steps, facts, timings, output, console)
+        for line in NOT_SHOWN:
+            console.print(line)
+        run(running, name, name, arguments.steps, facts, timings, output, console)
         return 0
     began = time.monotonic()
     if arguments.model:
@@ -288,10 +302,16 @@ def run(
     judging_s += time.monotonic() - began
     timings.append(("held-out losses and answers", round(judging_s, 1)))
     began = time.monotonic()
-    path = training.save_weights_for_sampler("private").result().path
-    questions = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-    served = publish_and_sample(service, client, path, questions, model_path, output / "holder", console)
-    timings.append(("publishing, and encrypted answers", round(time.monotonic() - began, 1)))
+    proven = verified_spending(service, outcome.checkpoint, DOMAIN, output, console)
+    timings.append(("verifying what was spent", round(time.monotonic() - began, 1)))
+    encrypted = None
+    if isinstance(service, LocalService):
+        began = time.monotonic()
+        path = training.save_weights_for_sampler("private").result().path
+        questions = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
+        served = publish_and_sample(service, client, path, questions, model_path, output / "holder", console)
+        encrypted = for_report(served, PROMPTS, tokenizer)
+        timings.append(("publishing, and encrypted answers", round(time.monotonic() - began, 1)))
     privacy = outcome.privacy
     spent = f"epsilon {privacy['dp/epsilon']:.2f} at delta {privacy['dp/delta']:g}"
     console.print(f"held-out loss after:  {after_loss:.3f} nats per answer token, {spent}")
@@ -326,13 +346,17 @@ def run(
             {"prompt": prompt, "before": old, "after": new}
             for prompt, old, new in zip(PROMPTS, before, after, strict=True)
         ],
-        "encrypted": for_report(served, PROMPTS, tokenizer),
+        "encrypted": encrypted,
         "facts": [
             *facts,
             ("adapter", f"LoRA rank {plan.rank} on attention and MLP"),
             ("training data", f"{len(train_examples)} conversations of chatterbot-corpus (English)"),
             ("steps", f"{plan.steps} of {plan.batch_size} conversations each"),
             ("checkpoint", outcome.checkpoint),
+            (
+                "ledger, verified offline",
+                f"{proven['rows']} rows, epsilon {proven['epsilon']:.4f} computed again; {proven['signed']}",
+            ),
         ],
         "timings": timings,
         "notes": [
@@ -342,6 +366,7 @@ def run(
             "conversations of this corpus, held-out ones among them, which flatters the held-out figure.",
             f"{corpus.units_that_share()} of {len(corpus.train)} training conversations share a turn with "
             "another one (mostly a common question): the guarantee covers a conversation, not such a turn.",
+            *(NOT_SHOWN if encrypted is None else ()),
         ],
     }
     page = write_report(report, output / "report.html")

@@ -71,7 +71,7 @@ def publish_and_sample(
         opening_s = time.monotonic() - began
         private = ask(client, path, prompts)
         public_key = folder / "service.pem"
-        public_key.write_text(service.command("privacy", "public-key"))
+        public_key.write_text(service.public_key())
         statements = [_verified(service, one, folder, public_key) for one in private.futures]
         spent = holder.spent(published["adapter"])
         integers = QuantisedAdapter(model_path, holder.data_dir, published["adapter"])

@@ -53,11 +53,16 @@ def serve(model: ModelSource, tenant: str) -> None:
             print(f"waiting for the trainer and the sampler of {stack.model_name}", flush=True)
             stack.wait_ready()
             key = stack.create_key(tenant)
+            public_key = folder / "public_key.pem"
+            public_key.write_text(stack.tensafe("privacy", "public-key").stdout)
             print(f"ready {stack.url}")
             print(f"key   {key}")
             print(f"logs  {folder}")
             print("\nFine-tune on it, in another terminal:")
-            print(f"  TINKER_API_KEY={key} .venv/bin/python examples/private_finetune.py --url {stack.url}")
+            print(
+                f"  TINKER_API_KEY={key} .venv/bin/python examples/private_finetune.py "
+                f"--url {stack.url} --public-key {public_key}"
+            )
             print("\nCommands work on it with these variables:")
             for variable, value in sorted(stack.environment().items()):
                 print(f"  export {variable}='{value}'")

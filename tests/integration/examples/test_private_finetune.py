@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from corpus import load_corpus
+from evidence import trusted
+from local_service import RunningService
 from output_folder import MARKER
 from private_finetune import Plan, batches, parse
 from tests.project_files import ROOT
@@ -50,6 +52,9 @@ def test_two_steps_on_a_model_given_by_its_path(tmp_path: Path) -> None:
     assert facts["base model"] == "my-model"
     assert facts["steps"] == f"2 of {len(corpus.train) // 2} conversations each"
     assert facts["checkpoint"].startswith("tinker://")
+    assert facts["ledger, verified offline"].startswith(
+        f"2 rows, epsilon {privacy['epsilon']:.4f} computed again; signed with key"
+    )
     encrypted = report["encrypted"]
     assert [answer["exact"] for answer in encrypted["answers"]] == [True] * 4
     assert (encrypted["policy"], encrypted["sites"], encrypted["attestations"]) == ("HE_REQUIRED", 4, 4)
@@ -82,8 +87,27 @@ def test_a_step_fits_the_corpus_and_a_conversation_is_in_one_step_of_a_pass(conv
 def test_the_command_line() -> None:
     assert parse([]).steps == Plan(conversations=1).steps
     assert parse([]).model is None
-    with pytest.raises(SystemExit):
-        parse(["--steps", "1"])
+    for refused in (
+        ["--steps", "1"],
+        ["--url", "http://127.0.0.1:1", "--api-key", "k", "--model", "m"],
+        ["--public-key", "service.pem"],
+    ):
+        with pytest.raises(SystemExit):
+            parse(refused)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_whose_word_a_signature_rests_on(tmp_path: Path, given: bool) -> None:
+    pem = tmp_path / "operator.pem"
+    pem.write_text("PEM")
+    service = RunningService("http://127.0.0.1:1", "k", pem if given else None)
+    options, words = trusted(service, "key-1", tmp_path)
+    if given:
+        assert (options[0], Path(options[1]).read_text()) == ("--public-key", "PEM")
+        assert words.endswith("as its operator told")
+    else:
+        assert options == ["--key-id", "key-1"]
+        assert words.endswith("only the service itself vouches for")
 
 
 def test_fewer_examples_than_a_step_are_refused_rather_than_waited_for() -> None:
