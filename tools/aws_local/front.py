@@ -2,6 +2,9 @@
 
 Passes everything on as it came, but for that header. It listens before the stack is deployed, since the stack
 is told the address; until it knows the API's host it answers 503.
+
+A burst waits here. As AWS does, the emulator starts processes of the authorizer and of the API for as many
+requests as come at the same time; on one machine a client would give up before they have started.
 """
 
 from __future__ import annotations
@@ -14,6 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
 _TIMEOUT_S: Final = 60.0
+_AT_ONCE: Final = 4
+_WAITING_AT_ONCE: Final = 8
+"""Of those that wait for a result; they must not keep back the requests that lead to it."""
+_MAY_WAIT: Final = ("/retrieve_future", "/result", "/completions")
 _HOP_BY_HOP: Final = frozenset({"connection", "host", "keep-alive", "transfer-encoding", "content-length"})
 
 
@@ -22,6 +29,8 @@ class Front:
 
     def __init__(self, emulator_port: int) -> None:
         self.host: str | None = None
+        self.at_once = threading.Semaphore(_AT_ONCE)
+        self.waiting_at_once = threading.Semaphore(_WAITING_AT_ONCE)
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.front = self
         self._server.emulator_port = emulator_port
@@ -71,6 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
         if host is None:
             self.send_error(503, "the stack is being deployed")
             return
+        path = self.path.partition("?")[0]
+        may_wait = any(part in path for part in _MAY_WAIT)
+        with self.server.front.waiting_at_once if may_wait else self.server.front.at_once:
+            self._ask(host, body)
+
+    def _ask(self, host: str, body: bytes) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.emulator_port, timeout=_TIMEOUT_S)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
