@@ -24,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(LOCK_ID)-$(SOURCE_ID)
 # One thread per process is faster than many for the small tensors of the tests.
 TESTING := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TENSAFE_REQUIRE_INSTALLED=1
 
-.PHONY: help install test test-fast lint lint-infra aws-local ministack images localstack sam-local cost demo compare bench function vllm-newest proto clean
+.PHONY: help install test test-fast lint lint-infra aws-local aws-all ministack images localstack sam-local cost demo compare bench function vllm-newest proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -91,6 +91,9 @@ sam-local: $(SAM)  ## the API function under `sam local start-api`; needs a Dock
 
 aws-local: install ministack function  ## template.yaml on an emulator with real functions and tasks (MODEL=name=folder)
 	@$(PY) -m tools.aws_local $(if $(MODEL),--model "$(MODEL)")
+
+aws-all: install ministack  ## every test of the SDK and every recipe on that emulator; `make test` runs some
+	@TENSAFE_AWS=all $(TESTING) $(PY) -m pytest -q tests/integration/aws
 
 cost: install  ## write infra/cost.md from tools/prices.toml and the counted calls
 	@$(PY) -m tools.cost

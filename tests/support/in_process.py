@@ -9,12 +9,17 @@ from tensafe.contracts.training import ModelInfo
 from tensafe.local.composition import local_services
 from tensafe.local.settings import LocalSettings
 from tensafe.services import Services
+from tests.support.aws_service import AwsService
 from tests.support.service import Service
 
 
 @contextmanager
-def services_of(service: Service) -> Iterator[Services]:
+def services_of(service: Service | AwsService) -> Iterator[Services]:
     """Its services; every cache begins empty."""
+    if isinstance(service, AwsService):
+        with service.services() as services:
+            yield services
+        return
     model = ModelInfo(
         name=service.model_name,
         path=str(service.model_path),
