@@ -19,7 +19,7 @@ _WRITES: Final = {
     "Delete": "dynamodb:DeleteItem",
     "ConditionCheck": "dynamodb:ConditionCheckItem",
 }
-_OF_S3: Final = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket"}
+_OF_S3: Final = {"HeadObject": "GetObject", "HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket"}
 
 
 class Recorded:

@@ -19,6 +19,7 @@ from typing import Final
 from tensafe.contracts.errors import TensafeError
 from tensafe.services import Services
 from tensafe.storage.ports import Key
+from tensafe.vault.scope import Scope
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ TIMEOUT_S: Final = 1.5
 """For all of them together, since they run at once; the supervisor waits for 2 s."""
 _HOLDS_S: Final = 0.5
 _KEYS_HOLD_S: Final = 60.0
+_PROBE: Final = Scope("health", "health/probe")
+"""A data key as of a tenant's run: the policy of the key on AWS refuses every other encryption context."""
 OK: Final = "ok"
 TIMED_OUT: Final = "timeout"
 
@@ -57,9 +60,7 @@ class Readiness:
             "items": _Probe(lambda: ports.items.get(Key("health", "probe")), _HOLDS_S),
             "blobs": _Probe(lambda: ports.blobs.head("health/probe"), _HOLDS_S),
             "queues": _Probe(lambda: [ports.queues.depth(spec.name) for spec in ports.queue_specs], _HOLDS_S),
-            "keys": _Probe(
-                lambda: ports.keyring.wrap(os.urandom(32), {"tensafe:use": "health"}), _KEYS_HOLD_S
-            ),
+            "keys": _Probe(lambda: ports.keyring.wrap(os.urandom(32), _PROBE.context()), _KEYS_HOLD_S),
         }
         self._threads = ThreadPoolExecutor(len(self._probes), thread_name_prefix="ready")
 
