@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 source ./engine.sh
 cd ..
 if [ ! -f build/lambda/function/tensafe/__init__.py ]; then
-    echo "build the function package first: build/lambda/function is empty" >&2
+    echo "run make function first: build/lambda/function is empty" >&2
     exit 1
 fi
 export SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION="${AWS_DEFAULT_REGION:-eu-central-1}"

@@ -1,0 +1,63 @@
+"""`make localstack` and `make sam-local` without Docker: SKIPPED, and why; with it they go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.project_files import ROOT
+
+SCRIPTS = ("run.sh", "sam_local.sh")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the scripts, with nothing on their PATH but what they need besides docker."""
+    shutil.copytree(ROOT / "localstack", tmp_path / "localstack")
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / "bin" / name).symlink_to(found)
+    return tmp_path
+
+
+def docker(project: Path, body: str) -> None:
+    command = project / "bin/docker"
+    command.write_text(f"#!{os.path.realpath(shutil.which('bash') or '')}\n{body}\n")
+    command.chmod(0o755)
+
+
+def run(project: Path, script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [project / "localstack" / script],
+        env={"PATH": str(project / "bin")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_docker_it_is_skipped_and_says_why(project: Path, script: str) -> None:
+    absent = run(project, script)
+    assert (absent.returncode, absent.stdout) == (0, "SKIPPED: there is no docker command on this machine\n")
+    docker(project, "exit 1")
+    silent = run(project, script)
+    assert (silent.returncode, silent.stdout) == (0, "SKIPPED: no Docker engine answers on this machine\n")
+
+
+@pytest.mark.parametrize(("script", "fails_with"), [("run.sh", ""), ("sam_local.sh", "make function")])
+def test_with_an_engine_it_is_not_skipped_and_a_failure_is_one(
+    project: Path, script: str, fails_with: str
+) -> None:
+    docker(project, '[ "$1" = info ]')  # and composing fails
+    ended = run(project, script)
+    assert ended.returncode != 0
+    assert "SKIPPED" not in ended.stdout + ended.stderr
+    assert fails_with in ended.stderr
