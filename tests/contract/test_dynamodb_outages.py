@@ -8,6 +8,7 @@ to what it would have led to at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
@@ -17,8 +18,8 @@ from botocore.exceptions import EndpointConnectionError
 
 from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import Unavailable
-from tensafe.operations.leases import Lease
-from tensafe.operations.records import OpKind, OpState, Result, StreamRecord
+from tensafe.operations.leases import Lease, LeaseLost
+from tensafe.operations.records import OpKind, OpState, Result, StreamKind, StreamRecord, StreamState
 from tensafe.operations.submissions import Submission
 from tensafe.privacy.dealt_ledger import DealtLedger
 from tensafe.privacy.domains import Domains
@@ -28,10 +29,10 @@ from tensafe.privacy.records import RunRef
 from tensafe.privacy.replay import replay
 from tensafe.services import Services
 from tensafe.storage.dynamodb_items import DynamoDbItems
-from tensafe.storage.ports import Items, Key, Put, Write
+from tensafe.storage.ports import Delete, Items, Key, Put, Write
 from tests.contract.emulators import LOST, Fault, Wire, create_table, moto_in_process
 from tests.support.dealt_training import dealt
-from tests.unit.operations.world import LEASE_S, World
+from tests.unit.operations.world import BASE, LEASE_S, World
 from tests.unit.privacy.support import open_run
 
 LARGE: Final = b"x" * 100_000
@@ -74,6 +75,9 @@ class TableWorld(World):
         """Whether the last transaction is in the table; it must be there whole or not at all."""
         puts = [write for write in self.watched.last if isinstance(write, Put)]
         there = {self._version(put.key) > put.if_version for put in puts}
+        if not puts:  # of what is deleted, some may never have been there
+            gone = [self._version(one.key) == 0 for one in self.watched.last if isinstance(one, Delete)]
+            there = {all(gone)}
         assert len(there) == 1, "half of a transaction"
         return there.pop()
 
@@ -235,7 +239,108 @@ def _dealing(world: TableWorld) -> None:
     _open_dealt(world, world.services)
 
 
+def _create(world: TableWorld, services: Services) -> None:
+    record, creation = services.streams.creation("s-1:train:0", "acme", StreamKind.RUN, BASE)
+    services.submissions.create(record, creation, Submission(0, OpKind.CREATE, LARGE))
+
+
+def _created(world: TableWorld) -> None:
+    run = _run(world)
+    assert [op.state for op in world.log(run)] == [OpState.PENDING]
+    assert world.services.outcomes.payload(run, 0) == LARGE
+    assert [one.stream_id for one in world.services.streams.list_runs("acme")] == [run.stream_id]
+    assert len(world.markers()) == 1
+    assert world.orphans() == set()
+
+
+def _waiting(world: TableWorld) -> None:
+    world.submit(world.run(), 1, LARGE)
+
+
+def _cancelled(world: TableWorld) -> None:
+    run = _run(world)
+    assert world.op(run, 1).state is OpState.CANCELLED
+    assert world.markers() == []
+    assert world.orphans() == set()
+
+
+def _held(world: TableWorld) -> None:
+    world.lease = world.claim(world.run())
+
+
+def _release(world: TableWorld, services: Services) -> None:
+    """A lease that is gone by now was given up: the answer was lost."""
+    assert world.lease is not None
+    with suppress(LeaseLost):
+        services.leases.release(world.lease)
+
+
+def _released(world: TableWorld) -> None:
+    assert not world.services.leases.held(_run(world).stream_id, margin_s=0)
+    world.claim(_run(world), "trainer-b")
+    world.later(LEASE_S + 1)
+
+
+def _worked(world: TableWorld) -> None:
+    run = world.run()
+    world.complete(run, world.submit(run, 1, LARGE), LARGE)
+    world.checkpoint(run, "kept", data=LARGE)
+
+
+def _erased(world: TableWorld) -> None:
+    run = _run(world)
+    assert run.state is StreamState.ERASED
+    assert world.items.get(run.scope.key_item) is None
+    assert world.blob_keys() == set()
+    assert world.services.streams.list_runs("acme") == []
+
+
+def _poisoned(world: TableWorld) -> None:
+    run = world.run()
+    operation = world.submit(run, 1)
+    world.submit(run, 2)
+    for _ in range(3):
+        operation = world.services.outcomes.start(operation, ())
+
+
+def _settle(world: TableWorld, services: Services) -> None:
+    services.dead_letters.settle_message({"stream": _run(world).stream_id})
+
+
+def _buried(world: TableWorld) -> None:
+    run = _run(world)
+    assert run.state is StreamState.BLOCKED
+    assert [op.state for op in world.log(run)] == [OpState.COMPLETED, OpState.FAILED, OpState.FAILED]
+    assert [letter.seq for letter in world.services.dead_letters.list()] == [1]
+    assert world.markers() == []
+
+
+def _units(world: TableWorld) -> None:
+    domains = Domains(world.items, world.services.vault)
+    domains.create("acme", "letters", DomainTerms(unit="record", delta=1e-5, max_epsilon=8.0))
+    domains.add_units("acme", "letters", 0, b"".join(n.to_bytes(8, "big") + bytes(32) for n in range(50)))
+
+
+def _finished(world: TableWorld) -> None:
+    domains = Domains(world.items, world.services.vault)
+    domain = domains.get("acme", "letters")
+    assert (domain.state, domain.units, domain.pages) == ("open", 50, 1)
+    assert domains.manifest(domain).units == 50
+
+
 ACTS: Final = {
+    "create": Act(lambda _: None, _create, _created),
+    "cancel": Act(_waiting, lambda world, services: services.submissions.cancel(_run(world), 1), _cancelled),
+    "release": Act(_held, _release, _released),
+    "erase": Act(
+        _worked, lambda world, services: services.streams.erase(_run(world).stream_id, "acme"), _erased
+    ),
+    "bury": Act(_poisoned, _settle, _buried),
+    "finish-a-domain": Act(
+        _units,
+        lambda world, services: Domains(world.items, services.vault).finish("acme", "letters"),
+        _finished,
+    ),
     "submit": _submitting(b"{}"),
     "submit-a-blob": _submitting(LARGE),
     "claim": Act(lambda world: world.run(), _claim, _claimed),
