@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+import pytest
 
 from tensafe.operations.records import OpKind, StreamKind, StreamRecord
 from tensafe.operations.submissions import Submission
@@ -18,11 +20,20 @@ from tensafe.privacy.ledger import Ledger
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.services import Services
 from tests.integration.cloud.test_commands import BASE, RUN, run, tensafe
+from tests.support.aws_stack import Stack, make_stack
+from tests.support.moto_process import moto_process
 from tests.support.operator_calls import allowed, may_use, recorded
 from tests.support.runbooks import RUNBOOKS
 
 __all__ = ["run", "tensafe"]
 BUILT_INTO_THE_AWS_CLI: Final = {"logs:Tail": "logs:FilterLogEvents"}
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """Of this module's own: the folder's other tests make the same run."""
+    with moto_process() as endpoint:
+        yield make_stack(endpoint)
 
 
 def aws_actions() -> set[str]:
