@@ -55,6 +55,9 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
     policy: Annotated[
         ExecutionPolicy, typer.Option(help="The least that an answer may do.")
     ] = DEFAULT_PRIVATE,
+    erase_run: Annotated[
+        bool, typer.Option("--erase-run", help="Erase its run too: nothing of it can be trained on.")
+    ] = False,
     data_dir: DataDir = None,
     key_file: KeyFile = None,
     yes: Yes = False,
@@ -62,22 +65,33 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Move sampler weights to an adapter holder; they are sampled under the same path as before.
 
-    Their checkpoint is erased. The run's snapshots and other checkpoints still hold such weights:
-    `tensafe runs erase RUN` erases those too, and leaves the private adapter.
+    Their checkpoint is erased. The run's snapshots and other checkpoints still hold such weights, so that
+    it can go on: --erase-run, or later `tensafe runs erase RUN`, erases those too and leaves the private
+    adapter.
     """
+    from tensafe.local import admin
     from tensafe.local.publishing import Publishing
     from tensafe.local.publishing import publish as move
 
+    also = ", and its run with all that was saved of it" if erase_run else ""
     if not private:
         raise InvalidRequest("say --private: the weights are moved, and erased here", field="private")
     wanted = Publishing(_holder(holder_dir), holder, holder_tenant, tokens_per_site, policy)
     with opened(data_dir, key_file, doing=None) as services:
-        confirm(f"Move {path} to the adapter holder, and erase it here?", yes)
+        confirm(f"Move {path} to the adapter holder, and erase it here{also}?", yes)
         with progress("publishing"):
             placement, said = move(services, path, wanted)
+        if erase_run:
+            with progress("erasing the run"):
+                admin.erase_run(services, admin.find_run(services, placement.run_id))
     facts = {**_row(placement), "digest": said.get("digest"), "extraction": said.get("extraction")}
     if sites := said.get("sites"):
         facts["rounding"] = _rounding(sites)
+    facts["other_copies"] = (
+        f"none: run {placement.run_id} is erased"
+        if erase_run
+        else f"in what is kept of run {placement.run_id}: tensafe runs erase {placement.run_id}"
+    )
     print_object(facts, as_json=as_json)
 
 

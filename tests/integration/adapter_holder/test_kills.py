@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from tensafe.contracts.errors import Unavailable
-from tensafe_gpu.adapter_holder.commands import ACCEPTED
-from tensafe_gpu.adapter_holder.store import AdapterStore
+from tensafe.storage.sqlite_items import SqliteItems
+from tensafe_gpu.adapter_holder.composition import ITEMS, directory_store
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, Kind
@@ -54,7 +54,7 @@ class Asker:
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[HolderProcess]:
     process = HolderProcess(tmp_path / "h")
-    store = AdapterStore(process.data_dir)
+    store = directory_store(process.data_dir)
     store.publish(
         "a", peft_files(WIDTH, RANK, leaves=("o",)), base_model="base", policy=policy(tokens_per_site=10**7)
     )
@@ -63,10 +63,17 @@ def holder(tmp_path: Path) -> Iterator[HolderProcess]:
     process.kill()
 
 
-def logged(path: Path, table: str) -> dict[bytes, int]:
-    """Block -> the index up to which this side's log says that it is used up."""
+def burned_until(path: Path) -> dict[bytes, int]:
+    """Block -> the index up to which the key holder's log says that it is used up."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        return dict(database.execute(f"SELECT block, until FROM {table}"))  # noqa: S608 - a constant
+        return dict(database.execute("SELECT block, until FROM burned"))
+
+
+def accepted_until(data_dir: Path) -> dict[bytes, int]:
+    """The same of the adapter holder's."""
+    with closing(SqliteItems(data_dir / ITEMS)) as items:
+        found = items.query("accepted/a/1/blocks", limit=1000)
+    return {bytes.fromhex(one.key.sort.partition("/")[2]): int(one.body["until"]) for one in found}  # type: ignore[arg-type]
 
 
 def test_wherever_either_side_is_killed_no_index_is_sent_or_answered_twice(
@@ -104,9 +111,10 @@ def test_wherever_either_side_is_killed_no_index_is_sent_or_answered_twice(
     ]
     tap.close()
     assert len(set(sent)) == len(sent) > 1000
-    burned = logged(tmp_path / "burned.db", "burned")
+    burned = burned_until(tmp_path / "burned.db")
     assert all(index < burned[block] for block, index in sent)
-    accepted = logged(holder.data_dir / ACCEPTED, "blocks")
+    accepted = accepted_until(holder.data_dir)
+    assert any(accepted.values())
     assert all(until <= burned.get(block, 0) for block, until in accepted.items())
     # Whatever was answered had been metered.
     tokens = sum(answers(tap))
@@ -142,7 +150,7 @@ def test_what_cannot_be_burned_is_not_sent_and_what_cannot_be_accepted_is_not_an
         assert (sent(), answers(tap), private.prepared()[OUT]) == (0, [], 0)
         private.prepare(OUT)
         with monkeypatch.context() as full:
-            full.setattr(holder.service.accepted, "_make_durable", failing)
+            full.setattr(holder.service.accepted, "_reserved", failing)
             with pytest.raises(HeUnavailable) as raised:
                 private.products([(OUT, x)])
         assert raised.value.code == HOLDER_ABSENT

@@ -131,6 +131,14 @@ def operate(service: Service, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def check_erased(service: Service, path: str, said: dict[str, Any]) -> None:
+    """The checkpoint, and the run's snapshots with the key that they were sealed under."""
+    run, here = path.removeprefix("tinker://").partition("/")[0], ("--data-dir", str(service.data_dir))
+    assert said["other_copies"] == f"none: run {run} is erased"
+    assert tensafe("checkpoints", "show", path, *here, check=False).returncode == 3
+    assert json.loads(tensafe("runs", "show", run, *here, "--json").stdout)["state"] == "erased"
+
+
 @drill("he-unavailable")
 def test_he_01_a_published_adapter_is_sampled_encrypted_or_not_at_all(
     service: Service, client: tinker.ServiceClient, key: str, holder: HolderProcess, tmp_path: Path
@@ -145,11 +153,11 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_or_not_at_all(
     assert plain != base
 
     where = ("--holder-dir", str(holder.data_dir), "--holder", holder.address)
-    published = operate(service, "publish", path, *where, "--tokens-per-site", "500", "--private", "--yes")
+    choices = ("--tokens-per-site", "500", "--private", "--erase-run", "--yes")
+    published = operate(service, "publish", path, *where, *choices)
     assert published["policy"] == "HE_REQUIRED"
     assert "inputs of the narrowest site" in published["extraction"]
-    shown = tensafe("checkpoints", "show", path, "--data-dir", str(service.data_dir), check=False)
-    assert shown.returncode == 3  # erased here
+    check_erased(service, path, published)
 
     private_client = client.create_sampling_client(model_path=path).result()
     private = sampled(private_client)
