@@ -54,7 +54,7 @@ $(INSTALLED): $(LOCKED)
 	@touch $@
 
 test: install lint lint-infra ministack  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
-	@$(TESTING) $(PY) -m pytest -q
+	@$(TESTING) tools/run_tests.sh
 
 test-fast: install  ## unit and contract tests
 	@$(TESTING) $(PY) -m pytest -q -m "not slow and not docker and not gpu" tests/unit $(wildcard tests/contract)
