@@ -34,9 +34,9 @@ def watch_releases(patch: pytest.MonkeyPatch) -> list[Released]:
     seen: list[Released] = []
 
     def watched(
-        charge: Charge | DealtCharge, secret: bytes, total: npt.ArrayLike, *, offset: int = 0
+        charge: Charge | DealtCharge, secret: bytes, total: npt.ArrayLike, **options: int
     ) -> Float64Array:
-        mean = release.noisy_mean(charge, secret, total, offset=offset)
+        mean = release.noisy_mean(charge, secret, total, **options)
         clipped_sum = np.array(total, dtype=np.float64)
         seen.append(Released(charge, clipped_sum, mean * charge.batch_size))
         return mean

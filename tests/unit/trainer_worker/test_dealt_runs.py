@@ -347,7 +347,7 @@ def test_what_was_accumulated_of_a_deal_that_was_given_up_is_dropped(
     planned += [[1, 2], [], [3], [1, 2], [3]]
     sums: list[np.ndarray] = []
 
-    def watched(charge: Any, secret: bytes, clipped_sum: Any) -> np.ndarray:
+    def watched(charge: Any, secret: bytes, clipped_sum: Any, **_: Any) -> np.ndarray:
         sums.append(np.array(clipped_sum))
         return np.zeros(len(clipped_sum))
 
