@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from tensafe.api import admission
 from tensafe.api.metadata import check_metadata
-from tensafe.contracts.errors import InvalidRequest, Unavailable, Unsupported
+from tensafe.contracts.errors import Conflict, InvalidRequest, Unavailable, Unsupported
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, LoadPayload
-from tensafe.contracts.training import LoraSpec, ModelInfo, OptimizerConfig, Strict
+from tensafe.contracts.training import PRIVATE_OPTIMIZERS, LoraSpec, ModelInfo, OptimizerConfig, Strict
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import Operation, OpKind, StreamKind, StreamRecord
 from tensafe.operations.submissions import Submission
+from tensafe.privacy.refusals import FROZEN, telling
 from tensafe.services import Services
 from tensafe.storage.ports import JsonValue, Write
 
@@ -74,6 +76,11 @@ def optimizer_family(stream: StreamRecord) -> str | None:
     """The type of the run's optimizer, fixed when it was created."""
     chosen = stream.spec.get("optimizer")
     return str(chosen["type"]) if isinstance(chosen, dict) and "type" in chosen else None
+
+
+def telling_the_charge(*families: str | None, charge: str = FROZEN) -> AbstractContextManager[None]:
+    """Around what decides on a request: if one of these optimizers is private, refusals tell the charge."""
+    return nullcontext() if set(families).isdisjoint(PRIVATE_OPTIMIZERS) else telling(charge)
 
 
 def load_run(
@@ -154,4 +161,9 @@ def _submit(
     key: str | None,
 ) -> Operation:
     submission = Submission(0, kind, payload.model_dump_json().encode(), idempotency_key=key)
-    return admission.create(services, record, writes, submission)
+    try:
+        return admission.create(services, record, writes, submission)
+    except Conflict:  # the run exists, with another configuration
+        known = services.streams.find(record.stream_id) or record
+        with telling_the_charge(optimizer_family(record), optimizer_family(known)):
+            raise

@@ -109,6 +109,8 @@ def verify(
         print_object({"valid": True, **report, "registered": registered, "runs": runs}, as_json=True)
         return
     del report["registered"]
+    if not report["warnings"]:
+        del report["warnings"]
     if registered is not None:
         report |= {**registered.pop("terms"), **registered}
     report["exported"] = utc(report.pop("exported_at_ms"))

@@ -237,14 +237,17 @@ class Submissions(LogReader):
         if record is None:
             return None
         if record.body["fingerprint"] != print_ or record.body["stream"] != stream.stream_id:
-            raise Conflict("this Idempotency-Key was used with another request")
+            raise Conflict(
+                "this Idempotency-Key was used with another request; give this one a key of its own"
+            )
         return self.get(stream, int(str(record.body["seq"])))
 
     def _known(self, stream: StreamRecord, submission: Submission, print_: str) -> Operation | None:
         operation = self._known_key(stream, submission, print_) or self.peek(stream.stream_id, submission.seq)
         if operation is not None and operation.fingerprint != print_:
             raise Conflict(
-                f"seq_id {submission.seq} of this run was already used with another request",
+                f"seq_id {submission.seq} of this run was already used with another request; give this one "
+                "a number of its own",
                 field="seq_id",
             )
         return operation

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import Datum
 from tensafe.privacy.content import same_hash, unit_content_hash
 from tensafe.privacy.dealing import Deal
 from tensafe.privacy.manifest import Manifest
+from tensafe.privacy.refusals import telling
 from tensafe.privacy.units import checked_ids, unit_field
 
-_STAYS = "The deal stays open; it is charged once, whatever becomes of it"
+STAYS: Final = "The deal stays open; it is charged once, whatever becomes of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Arrival:
         return len(self.expected) - len(self.arrived)
 
 
+@telling(STAYS)
 def received(arrival: Arrival, key: bytes, data: Sequence[Datum]) -> Arrival:
     """What has arrived after a request with these data; `key` is the domain's content key.
 
@@ -59,18 +62,19 @@ def received(arrival: Arrival, key: bytes, data: Sequence[Datum]) -> Arrival:
         if not same_hash(content, arrival.expected[unit_id]):
             raise InvalidRequest(
                 f"the data of this unit are not those of the manifest ({len(where)} datum(s) came): "
-                f"send all of the unit's data in one request, as registered. {_STAYS}",
+                "send all of the unit's data in one request, as registered",
                 field=unit_field(where[0]),
             )
     return replace(arrival, arrived=arrival.arrived | positions.keys())
 
 
+@telling(STAYS)
 def refuse_incomplete(arrival: Arrival) -> None:
     """Refuse the step while units are missing. Raises InvalidRequest that says how many."""
     if arrival.missing:
         raise InvalidRequest(
             f"the deal of step {arrival.step} has {len(arrival.expected)} units, of which {arrival.missing} "
-            f"have not arrived: send them, or abandon the deal. {_STAYS}",
+            "have not arrived: send them, or abandon the deal",
             field="data",
         )
 
@@ -78,18 +82,18 @@ def refuse_incomplete(arrival: Arrival) -> None:
 def _refuse_unit(arrival: Arrival, unit_id: int, position: int, met: Mapping[int, list[int]]) -> None:
     if unit_id not in arrival.expected:
         raise InvalidRequest(
-            f"this unit is not in the deal of step {arrival.step}: send exactly the dealt units. {_STAYS}",
+            f"this unit is not in the deal of step {arrival.step}: send exactly the dealt units",
             field=unit_field(position),
         )
     if unit_id in arrival.arrived:
         raise InvalidRequest(
             f"this unit has arrived in an earlier request of step {arrival.step}; a unit comes once, "
-            f"with all its data. {_STAYS}",
+            "with all its data: send only the units that have not arrived",
             field=unit_field(position),
         )
     if arrival.one_datum_each and unit_id in met:
         raise InvalidRequest(
-            f"this unit is that of data[{met[unit_id][0]}] again, and a unit of this domain is one record. "
-            f"{_STAYS}",
+            f"this unit is that of data[{met[unit_id][0]}] again, and a unit of this domain is one record: "
+            "send each record once",
             field=unit_field(position),
         )

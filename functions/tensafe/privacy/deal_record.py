@@ -80,11 +80,14 @@ def dealt(record: DealRecord, step: int) -> DealRecord:
     if step == record.open_step:
         return record
     if step != record.dealt:
-        raise Conflict(f"the next deal is that of step {record.dealt}, not {step}; steps only go forward")
+        raise Conflict(
+            f"the next deal is that of step {record.dealt}, not {step}; steps only go forward: ask for "
+            "that one"
+        )
     if record.dealt >= record.max_steps:
         raise BudgetExceeded(
             f"all {record.max_steps} steps that the budget allows are charged, {record.abandoned} of them "
-            "abandoned deals; nothing was dealt and nothing charged"
+            "abandoned deals; nothing was dealt: create another run"
         )
     given_up = record.last == "open"
     return replace(record, dealt=record.dealt + 1, abandoned=record.abandoned + given_up, last="open")
@@ -104,7 +107,10 @@ def _ended(record: DealRecord, step: int, outcome: Outcome) -> DealRecord:
     if step >= record.dealt or step < 0:
         raise Conflict(f"step {step} has not been dealt; ask for the deal of step {record.dealt} first")
     if step < record.dealt - 1:
-        raise Conflict(f"the deal of step {step} ended before that of step {record.dealt - 1} was made")
+        raise Conflict(
+            f"the deal of step {step} ended before that of step {record.dealt - 1} was made; go on with "
+            "the open one"
+        )
     if record.last == outcome:
         return record
     if record.last != "open":

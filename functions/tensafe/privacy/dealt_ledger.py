@@ -37,6 +37,7 @@ from tensafe.privacy.dealt_rows import NOT_TOLD, DealtCharge, DealtRow, read_row
 from tensafe.privacy.domain_records import Domain, domain_item, find_domain
 from tensafe.privacy.domain_rules import require_open
 from tensafe.privacy.records import Head, RunRef, genesis, head_item, noise_item, sha256_hex
+from tensafe.privacy.refusals import FROZEN, NOTHING_CHARGED, NOTHING_MORE_CHARGED, telling
 from tensafe.privacy.rules import LATE, MAX_RUNS_PER_DOMAIN
 from tensafe.privacy.signing import row_digest
 from tensafe.privacy.totals import domain_epsilon, spent_of
@@ -92,9 +93,10 @@ class DealtLedger:
             known = self.find(ref)
             if known is not None:
                 return self._opened(ref, known, config, noise_key_id)
-            domain, head = self._open_domain(ref), self._head(ref)
-            _refuse_late(ref, head, config)
-            mechanism = resolve_dealt(config, domain, spent_of(head))
+            with telling(NOTHING_CHARGED):
+                domain, head = self._open_domain(ref), self._head(ref)
+                _refuse_late(ref, head, config)
+                mechanism = resolve_dealt(config, domain, spent_of(head))
             self._anchoring.begin(ref.scope, head.delta)
             commitment = seed_commitment(deal_seed, mechanism.deal_terms(ref.run_id))
             record = DealtRecord(
@@ -138,10 +140,13 @@ class DealtLedger:
         self._anchoring.check(ref.scope)
         for attempt in range(_ATTEMPTS):
             record = self.get(ref)
-            deals = deal_record.dealt(record.deals, step)
+            with telling(NOTHING_MORE_CHARGED):
+                deals = deal_record.dealt(record.deals, step)
             if deals == record.deals:
                 return self._issued(ref, record, step)
-            domain, head = self._open_domain(ref), self._head(ref)
+            with telling(NOTHING_MORE_CHARGED):
+                domain = self._open_domain(ref)
+            head = self._head(ref)
             if head.epsilon is None:
                 raise IntegrityError(f"privacy domain {ref.domain} has a dealt run and states no epsilon")
             after = dataclasses.replace(record, deals=deals)
@@ -159,7 +164,8 @@ class DealtLedger:
         """Give the open deal of `step` up; it stays charged. Again, nothing. Raises NotFound, Conflict."""
         for attempt in range(_ATTEMPTS):
             record = self.get(ref)
-            deals = deal_record.abandon(record.deals, step)
+            with telling(NOTHING_MORE_CHARGED):
+                deals = deal_record.abandon(record.deals, step)
             if deals == record.deals:
                 return record
             changed = dataclasses.replace(record, deals=deals)
@@ -232,7 +238,7 @@ class DealtLedger:
         if (known.config_digest, known.noise_key_id) != (config_digest(config), noise_key_id):
             raise Conflict(
                 f"run {ref.run_id} was created with another privacy configuration, and that never changes; "
-                f"{charged_so_far(known.deals)}. Create another run",
+                f"{charged_so_far(known.deals)}. Create another run. {FROZEN}",
                 field="optimizer",
             )
         self._cover(ref, 0)
@@ -345,7 +351,8 @@ def charged_so_far(deals: DealRecord) -> str:
 def _refuse_late(ref: RunRef, head: Head, config: PrivateConfig) -> None:
     if len(head.runs) + len(head.dealt) >= MAX_RUNS_PER_DOMAIN:
         raise BudgetExceeded(
-            f"domain {ref.domain} has {MAX_RUNS_PER_DOMAIN} runs, which is the most it can hold",
+            f"domain {ref.domain} has {MAX_RUNS_PER_DOMAIN} runs, which is the most it can hold; use "
+            "another domain",
             field="optimizer.domain",
         )
     if head.has_released and not config.fixed_in_advance:

@@ -18,6 +18,7 @@ from tensafe.privacy import amplified
 from tensafe.privacy.amplified import DealtGaussian, Spent
 from tensafe.privacy.dealing import DealTerms, exact_probability
 from tensafe.privacy.domain_records import Domain
+from tensafe.privacy.refusals import naming_fields_of
 from tensafe.privacy.units import MAX_UNITS_PER_STEP
 from tensafe.storage.ports import JsonValue
 
@@ -103,6 +104,7 @@ class DealtMechanism:
 _FLOATS: Final = ("clip_norm", "noise_multiplier", "sampling_probability", "delta")
 
 
+@naming_fields_of("optimizer")
 def resolve_dealt(config: PrivateConfig, domain: Domain, spent: Spent) -> DealtMechanism:
     """Freeze a configuration beside what the domain's other runs may release; finds noise and steps.
 
@@ -113,7 +115,8 @@ def resolve_dealt(config: PrivateConfig, domain: Domain, spent: Spent) -> DealtM
         raise IntegrityError(f"privacy domain {domain.name} is open and has no manifest")
     if config.delta != domain.terms.delta:
         raise InvalidRequest(
-            f"domain {domain.name} is registered with delta={domain.terms.delta!r}; its runs must use it",
+            f"domain {domain.name} is registered with delta={domain.terms.delta!r}; its runs must use it: "
+            "give it, or another domain",
             field="optimizer.delta",
         )
     q = exact_probability(config.sampling_probability or min(1.0, config.batch_size / domain.units))
@@ -135,7 +138,8 @@ def resolve_dealt(config: PrivateConfig, domain: Domain, spent: Spent) -> DealtM
     )
     if mechanism.max_steps > amplified.MAX_STEPS:
         raise InvalidRequest(
-            f"a dealt run has at most {amplified.MAX_STEPS} steps", field="optimizer.max_steps"
+            f"a dealt run has at most {amplified.MAX_STEPS} steps; give max_steps within that",
+            field="optimizer.max_steps",
         )
     mechanism = _with_noise(config, mechanism)
     mechanism = _with_steps(
@@ -165,7 +169,8 @@ def _cap(config: PrivateConfig, units: int, q: float) -> int:
         return wide_cap(units, q)
     if config.batch_cap > MAX_UNITS_PER_STEP or config.batch_cap < mean:
         raise InvalidRequest(
-            f"batch_cap must be from the mean of a deal, {mean:.1f} units, to {MAX_UNITS_PER_STEP}",
+            f"batch_cap must be from the mean of a deal, {mean:.1f} units, to {MAX_UNITS_PER_STEP}; leave "
+            "it out for one that practically never cuts a deal",
             field="optimizer.batch_cap",
         )
     return min(units, config.batch_cap)
@@ -204,7 +209,7 @@ def _with_steps(
     raise BudgetExceeded(
         f"domain {mechanism.domain} stands at epsilon {amplified.total_epsilon(spent, delta):.4f} and has no "
         f"room for {wanted} at noise_multiplier={mechanism.noise_multiplier:g} within max_epsilon={limit:g}"
-        f"{advice}. Nothing was charged",
+        f"{advice}",
         field="optimizer.max_steps",
     )
 

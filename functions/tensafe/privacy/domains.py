@@ -50,6 +50,7 @@ from tensafe.privacy.manifest import ENTRY_BYTES, Manifest, ManifestBuilder
 from tensafe.privacy.manifest_cache import ManifestCache
 from tensafe.privacy.manifest_store import held_manifest, holding, load_manifest, store_manifest
 from tensafe.privacy.records import Head, head_item
+from tensafe.privacy.refusals import NOTHING_CHARGED, telling
 from tensafe.storage.ports import (
     Check,
     ConditionFailed,
@@ -80,6 +81,7 @@ class Domains:
         self._clock_ms = clock_ms
         self._manifests = ManifestCache()
 
+    @telling(NOTHING_CHARGED)
     def create(self, tenant: str, name: str, terms: DomainTerms) -> Domain:
         """Begin to register a domain; again with the same terms, it is the domain as it stands.
 
@@ -107,6 +109,7 @@ class Domains:
             logger.info("privacy domain created", extra={"domain": name})
         raise _busy(name)
 
+    @telling(NOTHING_CHARGED)
     def add_units(self, tenant: str, name: str, page: int, entries: bytes) -> Domain:
         """Keep page `page` (from 0 on, without gaps) of the domain's units, durably.
 
@@ -163,6 +166,7 @@ class Domains:
                 back_off(attempt)
         raise _busy(name)
 
+    @telling(NOTHING_CHARGED)
     def finish(self, tenant: str, name: str, *, units: int | None = None, root: str | None = None) -> Domain:
         """Freeze the domain with the manifest of its pages and open it; again, it does nothing.
 

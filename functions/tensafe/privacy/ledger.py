@@ -39,6 +39,7 @@ from tensafe.privacy.records import (
     noise_item,
     sha256_hex,
 )
+from tensafe.privacy.refusals import FROZEN, NOTHING_CHARGED, telling
 from tensafe.privacy.registration import Registration
 from tensafe.privacy.signing import row_digest
 from tensafe.privacy.statements import Charge, DomainStatement
@@ -104,7 +105,10 @@ class Ledger:
             if stored is not None:
                 known = _bounded(ref, read_record(stored))
                 if (known.mechanism, known.noise_key_id) != (mechanism, noise_key_id):
-                    raise Conflict(f"run {run_id} is in the privacy ledger with another mechanism or secret")
+                    raise Conflict(
+                        f"run {run_id} is in the privacy ledger with another mechanism or secret; create "
+                        f"another run. {FROZEN}"
+                    )
                 self._anchoring.begin(ref.scope, mechanism.delta)
                 return ref
             try:
@@ -123,6 +127,7 @@ class Ledger:
         """The run's frozen mechanism. Raises NotFound."""
         return self._record(ref).mechanism
 
+    @telling(NOTHING_CHARGED)
     def check_units(
         self, ref: RunRef, unit_ids: Sequence[int | None], *, accumulated: Collection[int] = ()
     ) -> None:
@@ -138,7 +143,7 @@ class Ledger:
         if len(present | set(ids)) > units.MAX_UNITS_PER_STEP:
             raise InvalidRequest(
                 f"one step has at most {units.MAX_UNITS_PER_STEP} units; this call would bring it to "
-                f"{len(present | set(ids))}",
+                f"{len(present | set(ids))}: call optim_step first, or send fewer",
                 field="data",
             )
         for position, unit_id in enumerate(ids):

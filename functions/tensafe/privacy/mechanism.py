@@ -23,6 +23,7 @@ from tensafe.privacy.accountant import (
     noise_multiplier_for,
 )
 from tensafe.privacy.amplified import DealtGaussian
+from tensafe.privacy.refusals import NOTHING_CHARGED, naming_fields_of, telling
 from tensafe.storage.ports import JsonValue
 
 MECHANISM_VERSIONS: Final = (1, 2, 4)
@@ -174,6 +175,8 @@ class Mechanism:
         return mechanism
 
 
+@telling(NOTHING_CHARGED)
+@naming_fields_of("optimizer")
 def resolve(config: PrivateConfig) -> Mechanism:
     """Freeze a configuration: calibrate the noise, and refuse what could not keep its promise.
 

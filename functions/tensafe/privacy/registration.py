@@ -21,6 +21,7 @@ from tensafe.privacy.domains import Domains
 from tensafe.privacy.manifest import Manifest
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import Head, Row
+from tensafe.privacy.refusals import NOTHING_CHARGED, telling
 from tensafe.privacy.totals import domain_epsilon
 from tensafe.storage.ports import Check, Items
 from tensafe.vault.scope import Scope
@@ -36,6 +37,7 @@ class Registration:
         self._items = items
         self._domains = Domains(items, vault)
 
+    @telling(NOTHING_CHARGED)
     def admits_run(self, scope: Scope, mechanism: Mechanism, head: Head) -> Check:
         """The check of a run that joins its domain, whose ledger stands at `head`.
 
@@ -61,6 +63,7 @@ class Registration:
         if absent.size:
             raise _not_registered(domain, int(absent.size), len(unit_ids), units.unit_field(int(absent[0])))
 
+    @telling(NOTHING_CHARGED)
     def admits_charge(self, scope: Scope, unit_ids: Collection[int], row: Row) -> Check:
         """The check of the transaction that writes `row`, the charge of a step with these units.
 
@@ -78,7 +81,8 @@ class Registration:
                 raise BudgetExceeded(
                     f"this step would bring domain {domain.name} to epsilon {row.epsilon:.4f} at delta="
                     f"{row.delta:g}; the domain's max_epsilon, over all its runs, is "
-                    f"{domain.terms.max_epsilon:g}. No noise was drawn and nothing was applied"
+                    f"{domain.terms.max_epsilon:g}: drop the accumulated sum with load_state, or go on in a "
+                    "run with more noise. No noise was drawn and nothing was applied"
                 )
         return _check(scope, domain)
 
@@ -100,7 +104,7 @@ def _refuse_unfit(domain: Domain, mechanism: Mechanism, head: Head) -> None:
     if mechanism.delta != terms.delta:
         raise InvalidRequest(
             f"privacy domain {domain.name} is registered with delta={terms.delta!r}; all its runs "
-            "must use it",
+            "must use it: give it, or another domain",
             field="optimizer.delta",
         )
     first = domain_epsilon(head.with_run("", *mechanism.accounted(1)))
@@ -108,7 +112,7 @@ def _refuse_unfit(domain: Domain, mechanism: Mechanism, head: Head) -> None:
         raise BudgetExceeded(
             f"privacy domain {domain.name} stands at epsilon {domain_epsilon(head):.4f}; the first "
             f"step of this run would bring it to {first:.4f}, over the domain's max_epsilon="
-            f"{terms.max_epsilon:g}",
+            f"{terms.max_epsilon:g}: use more noise",
             field="optimizer.noise_multiplier",
         )
 

@@ -10,6 +10,7 @@ from tensafe.contracts.errors import BudgetExceeded, Conflict, InvalidRequest
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.mechanism import ADJACENCY, Mechanism
 from tensafe.privacy.records import Head, Row, RunRecord
+from tensafe.privacy.refusals import NOTHING_CHARGED, telling
 from tensafe.privacy.totals import domain_epsilon
 from tensafe.privacy.units import ParticipationCounts
 
@@ -20,7 +21,7 @@ MAX_RUNS_PER_DOMAIN: Final = 2000
 LATE: Final = (
     "domain {domain} has released something already, and the epsilon of dealt runs holds only if every run "
     "was chosen before that, or without looking at it; if that is so for this run, say so with "
-    "fixed_in_advance=true, else use another domain. Nothing was charged"
+    "fixed_in_advance=true, else use another domain"
 )
 
 
@@ -44,6 +45,7 @@ class Step:
     binding: str
 
 
+@telling(NOTHING_CHARGED)
 def refuse_unfit(head: Head, mechanism: Mechanism, *, fixed_in_advance: bool = False) -> None:
     """Refuse a run that cannot join its domain, or whose first step could never be charged."""
     if head.dealt and head.has_released and not fixed_in_advance:
@@ -51,12 +53,13 @@ def refuse_unfit(head: Head, mechanism: Mechanism, *, fixed_in_advance: bool = F
     if mechanism.delta != head.delta:
         raise InvalidRequest(
             f"domain {mechanism.domain} has delta={head.delta!r}, set by its first run; all its runs must "
-            "use it, since epsilons at different deltas do not compose",
+            "use it, since epsilons at different deltas do not compose: give it, or another domain",
             field="optimizer.delta",
         )
     if len(head.runs) + len(head.dealt) >= MAX_RUNS_PER_DOMAIN:
         raise InvalidRequest(
-            f"domain {mechanism.domain} has {MAX_RUNS_PER_DOMAIN} runs, which is the most it can hold",
+            f"domain {mechanism.domain} has {MAX_RUNS_PER_DOMAIN} runs, which is the most it can hold; use "
+            "another domain",
             field="optimizer.domain",
         )
     if mechanism.max_epsilon is None:
@@ -65,11 +68,13 @@ def refuse_unfit(head: Head, mechanism: Mechanism, *, fixed_in_advance: bool = F
     if first > mechanism.max_epsilon:
         raise BudgetExceeded(
             f"domain {mechanism.domain} stands at epsilon {domain_epsilon(head):.4f}; the first "
-            f"step of this run would bring it to {first:.4f}, over max_epsilon={mechanism.max_epsilon:g}",
+            f"step of this run would bring it to {first:.4f}, over max_epsilon={mechanism.max_epsilon:g}: "
+            "use more noise or a larger max_epsilon",
             field="optimizer.max_epsilon",
         )
 
 
+@telling(NOTHING_CHARGED)
 def next_row(state: State, step: Step, at_ms: int) -> Row:
     """The row that charges the step. Raises BudgetExceeded, InvalidRequest (a unit too early) or Conflict."""
     head, record, mechanism = state.head, state.record, state.record.mechanism
@@ -84,7 +89,8 @@ def next_row(state: State, step: Step, at_ms: int) -> Row:
         raise BudgetExceeded(
             f"this step would bring domain {mechanism.domain} to epsilon {total:.4f} at delta="
             f"{head.delta:g} (now {domain_epsilon(head):.4f}); the run's max_epsilon is "
-            f"{mechanism.max_epsilon:g}. No noise was drawn and nothing was applied"
+            f"{mechanism.max_epsilon:g}: drop the accumulated sum with load_state, or go on in a run with "
+            "more noise. No noise was drawn and nothing was applied"
         )
     row = Row(
         seq=head.seq + 1,
@@ -158,7 +164,8 @@ def _refuse_spent_units(state: State, step: Step) -> None:
     if spent:
         raise BudgetExceeded(
             f"{len(spent)} of the {len(step.tags)} units of this step have taken part in "
-            f"max_participations={limit} steps of this run. No noise was drawn and nothing was applied"
+            f"max_participations={limit} steps of this run: drop the sum with load_state, and leave them "
+            "out. No noise was drawn and nothing was applied"
         )
 
 

@@ -42,10 +42,14 @@ def registered_of(header: HeaderForm | HeaderForm2) -> RegisteredForm | None:
     return stated
 
 
+def warnings_of(stated: RegisteredForm) -> tuple[str, ...]:
+    """What the registration allows and is on record: a delta of 1/N or more. The digest holds it."""
+    return (_DELTA_TOO_LARGE,) if stated.terms.delta * stated.units >= 1.0 else ()
+
+
 def _digest(stated: RegisteredForm) -> str:
     """SHA-256 over root, N, what is warned of, and the terms, as the manifest has it."""
-    warnings = [_DELTA_TOO_LARGE] if stated.terms.delta * stated.units >= 1.0 else []
-    named = {"root": stated.root, "units": stated.units, "warnings": warnings}
+    named = {"root": stated.root, "units": stated.units, "warnings": warnings_of(stated)}
     text = json.dumps(
         {**named, "terms": stated.terms.model_dump()}, sort_keys=True, separators=(",", ":"), allow_nan=False
     )

@@ -33,7 +33,7 @@ from tensafe.privacy.verify_forms import (
     RunForm,
 )
 from tensafe.privacy.verify_header import BISR_MODE, check_runs
-from tensafe.privacy.verify_registered import registered_of
+from tensafe.privacy.verify_registered import registered_of, warnings_of
 
 _TAG_HEX: Final = 32
 _SAME: Final = (
@@ -99,6 +99,8 @@ class Report:
     runs: tuple[VerifiedRun, ...]
     registered: RegisteredForm | None = None
     """Of a registered domain: terms, N, Merkle root and digest of its manifest. No row passes its budget."""
+    warnings: tuple[str, ...] = ()
+    """What that registration allows and everybody must know (`verify_registered.warnings_of`)."""
 
 
 @dataclass(slots=True)
@@ -281,6 +283,7 @@ class Replay:
             signed_by=signed_by,
             runs=tuple(sorted(runs, key=lambda run: run.run_id)),
             registered=self._registered,
+            warnings=() if self._registered is None else warnings_of(self._registered),
         )
 
     def _check_mechanism(self, row: RowForm1 | RowForm2, run: _Run, where: str) -> None:

@@ -15,6 +15,7 @@ from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.training import ForwardBackward
 from tensafe.operations import layout
 from tensafe.operations.records import StreamRecord
+from tensafe.privacy.arrival import STAYS
 from tensafe.privacy.records import canonical
 from tensafe.storage.ports import Items, Put, Write
 
@@ -35,7 +36,7 @@ def fixing_loss(items: Items, stream: StreamRecord, request: ForwardBackward) ->
     if item.body["loss"] != asked:
         raise InvalidRequest(
             f"a dealt run keeps the loss of its first data, {item.body['loss']}: chosen anew for a deal, it "
-            "could tell who was dealt. Send the data with that loss; the deal stays open and charged once",
+            f"could tell who was dealt. Send the data with that loss. {STAYS}",
             field="loss_fn",
         )
     return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from tensafe.contracts.training import (
 )
 from tensafe.operations.records import Operation, OpKind, Result
 from tensafe.privacy.dealt_mechanism import DealtMechanism
+from tensafe.privacy.refusals import NOTHING_CHARGED, telling
 from tensafe.services import Services
 from tensafe.storage.ports import Write
 from tensafe.vault.artifacts import ArtifactRef
@@ -125,7 +127,9 @@ class Executor:
 
     def _load(self, run: HotRun, seq: int, payload: bytes) -> Executed:
         request = _parse(LoadPayload, payload)
-        state, checkpoint = load_checkpoint(self._services, self._engine, run.stream, request)
+        private = isinstance(request.optimizer, PrivateConfig)
+        with telling(NOTHING_CHARGED) if private else nullcontext():
+            state, checkpoint = load_checkpoint(self._services, self._engine, run.stream, request)
         note = loading(run.stream.stream_id, seq, checkpoint)
         writes = [*self._open_private(run, request.optimizer), note]
         run.state = state

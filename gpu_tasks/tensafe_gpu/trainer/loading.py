@@ -48,7 +48,9 @@ def load_checkpoint(
             field="path",
         )
     if state.pending_data and isinstance(request.optimizer, PrivateConfig):
-        raise InvalidRequest("the checkpoint holds a gradient that was never clipped", field="path")
+        raise InvalidRequest(
+            "the checkpoint holds a gradient that was never clipped; load the weights alone", field="path"
+        )
     return state, checkpoint
 
 

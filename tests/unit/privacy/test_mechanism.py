@@ -78,7 +78,9 @@ def test_a_budget_without_room_for_one_step_is_refused_and_the_advice_works() ->
     with pytest.raises(InvalidRequest, match="admits no step") as caught:
         resolve(config(max_epsilon=4.0))
     assert caught.value.field == "optimizer.max_epsilon"
-    sigma, limit = re.search(r"noise_multiplier >= (\S+) or max_epsilon >= (\S+)", str(caught.value)).groups()  # type: ignore[union-attr]
+    sigma, limit = re.search(
+        r"noise_multiplier >= (\S+) or max_epsilon >= ([\d.]+)\. ", str(caught.value)
+    ).groups()  # type: ignore[union-attr]
     resolve(config(max_epsilon=4.0, noise_multiplier=float(sigma)))
     resolve(config(max_epsilon=float(limit)))
 
@@ -112,7 +114,9 @@ def test_weak_correlated_noise_is_refused_and_the_advice_works() -> None:
 def test_a_budget_without_room_for_a_correlated_run_is_refused_and_the_advice_works() -> None:
     with pytest.raises(InvalidRequest, match="the whole run, charged before its first step") as caught:
         resolve(config(**BISR, max_epsilon=4.0))
-    sigma, limit = re.search(r"noise_multiplier >= (\S+) or max_epsilon >= (\S+)", str(caught.value)).groups()  # type: ignore[union-attr]
+    sigma, limit = re.search(
+        r"noise_multiplier >= (\S+) or max_epsilon >= ([\d.]+)\. ", str(caught.value)
+    ).groups()  # type: ignore[union-attr]
     resolve(config(**BISR, max_epsilon=4.0, noise_multiplier=float(sigma)))
     resolve(config(**BISR, max_epsilon=float(limit)))
 

@@ -134,7 +134,8 @@ async def optim_step(
 ) -> models.FutureState:
     """One optimizer step on what has accumulated."""
     stream = _numbered_here(context, principal, client_id)
-    params = await _step_params(request, context, runs.optimizer_family(stream))
+    with runs.telling_the_charge(runs.optimizer_family(stream)):
+        params = await _step_params(request, context, runs.optimizer_family(stream))
     return await _append(context, stream, OpKind.OPTIM_STEP, params.model_dump_json().encode(), key)
 
 
@@ -243,7 +244,11 @@ async def _step_params(request: Request, context: Context, family: str | None) -
         return await read(SgdParams, request, context)
     body = await read(models.AdamStep, request, context)
     if body.type not in (None, family):
-        raise InvalidRequest(f"this run's optimizer is {family}, fixed when it was created", field="type")
+        raise InvalidRequest(
+            f"this run's optimizer is {family}, fixed when it was created; name that one, or create "
+            "another run",
+            field="type",
+        )
     return body.to_params()
 
 

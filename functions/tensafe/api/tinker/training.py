@@ -116,7 +116,8 @@ async def optim_step(request: Request, principal: TrainCaller, context: Edge) ->
     async def submit_step(raw: bytes) -> Response:
         step = parse(models.OptimStepBody, raw).to_optim_step()
         stream = context.run(principal, str(step.request_id.owner))
-        step.check_family(runs.optimizer_family(stream))
+        with runs.telling_the_charge(runs.optimizer_family(stream)):
+            step.check_family(runs.optimizer_family(stream))
         return await submit(context, stream, step.request_id, OpKind.OPTIM_STEP, step.params)
 
     return await or_tombstone(context, principal, OpKind.OPTIM_STEP, request, submit_step)

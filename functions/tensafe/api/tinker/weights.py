@@ -21,6 +21,7 @@ from tensafe.contracts.payloads import LoadPayload, SavePayload
 from tensafe.contracts.training import LoraSpec
 from tensafe.operations.checkpoints import Checkpoint
 from tensafe.operations.records import OpKind, StreamRecord
+from tensafe.privacy.refusals import NOTHING_CHARGED
 from tensafe.wire.tinker_requests import weights as bodies
 from tensafe.wire.tinker_responses.futures import FutureResponse
 
@@ -51,7 +52,10 @@ async def load_weights(request: Request, principal: TrainCaller, context: Edge) 
     """A run from a checkpoint, new (by session and model_seq_id) or existing (by model_id and seq_id)."""
 
     async def submit_load(raw: bytes) -> Response:
-        load = parse(bodies.LoadWeightsBody, raw).to_load_weights()
+        body = parse(bodies.LoadWeightsBody, raw)
+        asked = str((body.optimizer_config or {}).get("type"))
+        with runs.telling_the_charge(asked, charge=NOTHING_CHARGED):
+            load = body.to_load_weights()
         ref = load.path.to_ref()
         checkpoint = runs.loadable_checkpoint(context.services, principal.tenant, ref)
         if load.base_model is not None and load.base_model != checkpoint.base_model:

@@ -86,7 +86,9 @@ class OptimStep:
         """Raise InvalidRequest unless the step is for an optimizer of this type: that of its run."""
         if self.optimizer not in (None, family):
             raise InvalidRequest(
-                f"this run's optimizer is {family}, fixed when it was created", field="optimizer_params.type"
+                f"this run's optimizer is {family}, fixed when it was created; name that one, or create "
+                "another run",
+                field="optimizer_params.type",
             )
         if self.optimizer is None and family == "tensafe_dp_sgd":
             raise InvalidRequest(

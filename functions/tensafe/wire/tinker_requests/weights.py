@@ -131,7 +131,9 @@ class LoadWeightsBody(RequestModel):
             raise InvalidRequest("sampler_weights hold no optimizer state; load weights", field="path")
         if self.optimizer_config is not None and (self.optimizer or not creates_run):
             raise InvalidRequest(
-                "optimizer_config is for a new run without restored optimizer state", field="optimizer_config"
+                "optimizer_config is for a new run without restored optimizer state; leave it out, or load "
+                "the weights alone into a new run",
+                field="optimizer_config",
             )
         config = None if self.optimizer_config is None else to_optimizer_config(self.optimizer_config)
         return LoadWeights(
