@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping, Sequence
 
 from tensafe.operations.records import OpState
 from tests.integration.aws.test_workers import wait_until
@@ -79,6 +80,10 @@ def test_trainers(service: AwsService, operator: AwsOperator, ecs: EcsServices, 
             ecs.set_desired("trainer", 1)
 
 
+def _backlog(given: Mapping[str, Sequence[float]]) -> float:
+    return sum([*given["waiting"], *given["held"]])
+
+
 @drill("sampler-from-zero", "sampler-to-zero")
 def test_samplers(service: AwsService, ecs: EcsServices, key: str) -> None:
     """The sampler stands still for one that was never started; its queue is real."""
@@ -89,8 +94,7 @@ def test_samplers(service: AwsService, ecs: EcsServices, key: str) -> None:
     assert scaling.after_alarm(scaling.last, 1) == 0
     with service.paused("sampler"), service.services() as services:
         samples = [native.submit(run, "sample", asked) for _ in range(2)]
-        given = figures(service, ecs, "sampler")
-        assert sum(given["waiting"] + given["held"]) >= 2
+        wait_until(lambda: _backlog(figures(service, ecs, "sampler")) >= 2, 60)  # the trainer saves first
         waiting = {"waiting": [2.0], "running": []}
         assert scaling.first.in_alarm(waiting)
         assert not scaling.first.in_alarm({**waiting, "running": [1.0]})

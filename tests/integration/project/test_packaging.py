@@ -55,7 +55,7 @@ def test_pkg_01_the_wheel_holds_every_module_of_both_packages(wheel: Path) -> No
         names = set(archive.namelist())
     expected = set()
     for source in PACKAGES.values():
-        for pattern in ("*.py", "*.proto", "*.pyi", "py.typed"):
+        for pattern in ("*.py", "*.proto", "*.pyi", "*.json", "py.typed"):
             expected |= {path.relative_to(source).as_posix() for path in source.rglob(pattern)}
     assert {"tensafe/__init__.py", "tensafe_gpu/__init__.py", "tensafe/py.typed"} <= expected
     assert expected - names == set()
