@@ -16,6 +16,23 @@ settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_ROOTS = (ROOT / "functions", ROOT / "gpu_tasks")
+SLOW_MODULES = frozenset(
+    {
+        "tests/contract/test_budget_races.py",
+        "tests/contract/test_dynamodb_outages.py",
+        "tests/contract/test_limits.py",
+        "tests/contract/test_publishing_on_aws.py",
+        "tests/contract/test_s3_blobs.py",
+        "tests/contract/test_sqs_queues.py",
+        "tests/unit/helora/test_exactness.py",
+        "tests/unit/privacy/test_amplified.py",
+        "tests/unit/privacy/test_bounded_model.py",
+        "tests/unit/privacy/test_distribution_cache.py",
+        "tests/unit/privacy/test_planner.py",
+        "tests/unit/project/test_benchmarks.py",
+    }
+)
+"""Left out of `make test-fast` as a whole: together they take as long as all the rest."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,7 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs an engine or a device that is not here."""
+    """Mark what is slow as a whole, and skip, with the reason, what this machine cannot run."""
+    for item in items:
+        if item.path.is_relative_to(ROOT) and item.path.relative_to(ROOT).as_posix() in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)
     wanted = {mark for mark in ("docker", "gpu") for item in items if item.get_closest_marker(mark)}
     missing = {}
     if "docker" in wanted and not (shutil.which("docker") and Path("/var/run/docker.sock").exists()):
