@@ -23,6 +23,7 @@ from tensafe.metrics.port import Metric
 from tests.integration.service.test_canaries import Canaries
 from tests.integration.service.test_sdk import train
 from tests.support.alarms import alarm
+from tests.support.attestations import check_verified_offline
 from tests.support.drills import drill
 from tests.support.holder_process import HolderProcess
 from tests.support.runbooks import followed
@@ -176,15 +177,7 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_or_not_at_all(
     assert statement["tokens"] >= 4 + 8 - 1
     assert evidence(base_client, 0)["attestation"]["statement"]["mode"] == "NONE"
 
-    file, public = tmp_path / "attestation.json", tmp_path / "key.pem"
-    file.write_text(json.dumps(document))
-    public.write_text(tensafe("privacy", "public-key", "--data-dir", str(service.data_dir)).stdout)
-    verified = tensafe("verify", str(file), "--public-key", str(public), "--json")
-    assert json.loads(verified.stdout)["mode"] == "HE"
-    document["statement"]["mode"] = "PLAINTEXT"
-    file.write_text(json.dumps(document))
-    refused = tensafe("verify", str(file), "--public-key", str(public), check=False)
-    assert (refused.returncode, "statement.mode" in refused.stderr) == (1, True)
+    check_verified_offline(service, document, tmp_path)
 
     refused_without_it(service, holder, private_client)
     result = f"{service.url}/v1/futures/{private_client._sampling_session_id}:1/result"

@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from tensafe.audit.attestation import Statement, check_output, verify
 from tensafe.storage.signing import PublicKey
 from tests.integration.service.test_sdk import train
+from tests.support.attestations import check_verified_offline
 from tests.support.holder_process import HolderProcess
 from tests.support.leaks import leaks, text_forms, token_forms
 from tests.support.native import Native, make_key
@@ -126,16 +127,7 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_and_vouched_for(
     in_clear = published.statement(published.evidence(twin))
     assert (in_clear.mode, in_clear.policy, in_clear.evaluated) == ("PLAINTEXT", "PLAINTEXT_ONLY", 0)
 
-    document = published.evidence(private)["attestation"]
-    file, public = tmp_path / "attestation.json", tmp_path / "key.pem"
-    file.write_text(json.dumps(document))
-    public.write_text(tensafe("privacy", "public-key", "--data-dir", str(service.data_dir)).stdout)
-    verified = tensafe("verify", str(file), "--public-key", str(public), "--json")
-    assert json.loads(verified.stdout)["mode"] == "HE"
-    document["statement"]["mode"] = "PLAINTEXT"
-    file.write_text(json.dumps(document))
-    refused = tensafe("verify", str(file), "--public-key", str(public), check=False)
-    assert (refused.returncode, "statement.mode" in refused.stderr) == (1, True)
+    check_verified_offline(service, published.evidence(private)["attestation"], tmp_path)
 
 
 def test_he_01_the_openai_face_vouches_for_every_answer_whole_and_streamed(

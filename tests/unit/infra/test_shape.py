@@ -58,6 +58,12 @@ def _p(template: Template, name: str) -> Any:
     return template["Resources"][name]["Properties"]
 
 
+def _without_its_key(container: dict[str, Any]) -> None:
+    container["Environment"] = [
+        one for one in container["Environment"] if one["Name"] != "TENSAFE_KMS_KEY_ID"
+    ]
+
+
 def _container(tasks: Template, name: str) -> Any:
     return _p(tasks, name)["ContainerDefinitions"][0]
 
@@ -101,23 +107,11 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
     ),
     "a task without its key": (
         "variables",
-        lambda core, tasks, seen: _container(tasks, "SamplerTask").update(
-            Environment=[
-                one
-                for one in _container(tasks, "SamplerTask")["Environment"]
-                if one["Name"] != "TENSAFE_KMS_KEY_ID"
-            ]
-        ),
+        lambda core, tasks, seen: _without_its_key(_container(tasks, "SamplerTask")),
     ),
     "an adapter holder without its key": (
         "variables",
-        lambda core, tasks, seen: _container(tasks, "AdapterHolderTask").update(
-            Environment=[
-                one
-                for one in _container(tasks, "AdapterHolderTask")["Environment"]
-                if one["Name"] != "TENSAFE_KMS_KEY_ID"
-            ]
-        ),
+        lambda core, tasks, seen: _without_its_key(_container(tasks, "AdapterHolderTask")),
     ),
     "an adapter holder with a variable of the service": (
         "variables",
