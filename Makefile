@@ -86,8 +86,8 @@ images: install  ## build the images of the GPU tasks with buildah (root, Debian
 localstack: install  ## the deployment test on LocalStack; needs a Docker engine
 	@localstack/run.sh
 
-sam-local: $(SAM)  ## the API function under `sam local start-api`; needs a Docker engine
-	@localstack/sam_local.sh
+sam-local: install ministack $(SAM)  ## shared tests over `sam local start-api`; needs a Docker engine
+	@$(TESTING) localstack/sam_local.sh
 
 aws-local: install ministack function  ## template.yaml on an emulator with real functions and tasks (MODEL=name=folder)
 	@$(PY) -m tools.aws_local $(if $(MODEL),--model "$(MODEL)")

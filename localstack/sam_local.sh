@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Starts the API function behind `sam local start-api`, in Lambda's own container image, until Ctrl-C.
-# The tables, queues, bucket and keys are those of AWS_ENDPOINT_URL (LocalStack, say); see localstack/run.sh.
+# The tests that one machine and AWS share, over `sam local start-api`: the API's function and its authorizer in
+# Lambda's own container image, the rest of template.yaml on ministack. Ends with the tests' exit code.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./engine.sh
 cd ..
-if [ ! -f build/lambda/function/tensafe/__init__.py ]; then
-    echo "run make function first: build/lambda/function is empty" >&2
+# Where the default network of containers has this machine: an address that both reach it by.
+address=$(docker network inspect bridge --format '{{(index .IPAM.Config 0).Gateway}}')
+if [ -z "$address" ]; then
+    echo "docker's network \"bridge\" has no gateway, by which containers would reach this machine" >&2
     exit 1
 fi
-export SAM_CLI_TELEMETRY=0 AWS_DEFAULT_REGION="${AWS_DEFAULT_REGION:-eu-central-1}"
-exec .cache/sam/bin/sam local start-api --host 127.0.0.1 --port "${PORT:-3000}"
+export TENSAFE_SAM_LOCAL=docker TENSAFE_EMULATOR_HOST="$address"
+exec .venv/bin/python -m pytest -q tests/integration/aws/sam_local

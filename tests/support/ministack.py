@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tools.aws_local.deployment import Deployment, deploy
-from tools.aws_local.emulator import Emulator, NotInstalled, running_ministack
+from tools.aws_local.emulator import LOOPBACK, Emulator, NotInstalled, running_ministack
 
 __all__ = ["ON_EMULATOR", "Deployment", "Emulator", "deploy", "emulator_of_aws", "gap"]
 
 URL: Final = "TENSAFE_EMULATOR_URL"
 """Names the variable with the address of an emulator that runs already, LocalStack say; it is emptied."""
+HOST: Final = "TENSAFE_EMULATOR_HOST"
+"""Names the variable with the address that a ministack of the test's own listens on, if not loopback."""
 ON_EMULATOR: Final = pytest.param("emulator", marks=(pytest.mark.slow, pytest.mark.emulator))
 """A parameter for what runs over the emulator too."""
 
@@ -32,10 +35,13 @@ def emulator_of_aws(folder: Path) -> Iterator[Emulator]:
         reset = "_ministack/reset" if ministack else "_localstack/state/reset"
         httpx.post(f"{url}/{reset}", timeout=60).raise_for_status()
         domain = "localhost" if ministack else "localhost.localstack.cloud"
-        yield Emulator(int(url.rpartition(":")[2]), folder / "none.log", domain)
+        parts = urlsplit(url)
+        if parts.hostname is None or parts.port is None:
+            raise pytest.UsageError(f"{URL} is no http://ADDRESS:PORT: {url}")
+        yield Emulator(parts.port, folder / "none.log", domain, parts.hostname)
         return
     try:
-        started = running_ministack(folder)
+        started = running_ministack(folder, os.environ.get(HOST, LOOPBACK))
         emulator = started.__enter__()
     except NotInstalled as absent:
         pytest.skip(str(absent))

@@ -1,4 +1,4 @@
-"""ministack, the emulator that deploys template.yaml, as a process on loopback in its own environment.
+"""ministack, the emulator that deploys template.yaml, as a process of its own environment, on loopback.
 
 It expands the SAM template, makes the resources, runs the functions' handlers as processes, routes HTTP
 requests through the API's routes and authorizer, and feeds queues to functions. It keeps everything in
@@ -25,6 +25,7 @@ PYTHON: Final = ROOT / ".cache/ministack/bin/python"
 """Made by `make ministack`."""
 REGION: Final = "eu-central-1"
 ACCOUNT: Final = "000000000000"
+LOOPBACK: Final = "127.0.0.1"
 AwsClient = Any
 """The SDK makes the classes of its clients while it runs."""
 _START_S: Final = 30.0
@@ -47,10 +48,11 @@ class Emulator:
     log: Path
     domain: str = "localhost"
     """What names of APIs end with."""
+    address: str = LOOPBACK
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """What makes boto3 talk to it, here or in another process."""
@@ -72,24 +74,29 @@ class Emulator:
         )
 
 
-def free_port() -> int:
+def free_port(address: str = LOOPBACK) -> int:
+    """Raises OSError if this machine does not have the address."""
     with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
+        one.bind((address, 0))
         port: int = one.getsockname()[1]
         return port
 
 
 @contextmanager
-def running_ministack(folder: Path) -> Iterator[Emulator]:
+def running_ministack(folder: Path, address: str = LOOPBACK) -> Iterator[Emulator]:
     """Start it with its files in `folder`, and end it with every process of its functions.
 
-    Raises NotInstalled, DidNotStart.
+    It listens on `address` alone; containers reach no loopback. Raises NotInstalled, DidNotStart.
     """
     if not PYTHON.exists():
         raise NotInstalled("ministack is not installed: make ministack")
-    emulator = Emulator(free_port(), folder / "ministack.log")
+    try:
+        port = free_port(address)
+    except OSError as error:
+        raise DidNotStart(f"this machine has no address {address} for ministack: {error}") from error
+    emulator = Emulator(port, folder / "ministack.log", address=address)
     environment = os.environ | {
-        "BIND_HOST": "127.0.0.1",  # its default is every address
+        "BIND_HOST": address,  # its default is every address
         "IOT_MTLS_ENABLED": "0",  # its MQTT listener has no other
         "SFTP_ENABLED": "0",
         "GATEWAY_PORT": str(emulator.port),
@@ -99,7 +106,8 @@ def running_ministack(folder: Path) -> Iterator[Emulator]:
         "MINISTACK_ACCOUNT_ID": ACCOUNT,
         "DOCKER_HOST": "unix:///nonexistent",
     }
-    for name in ("PYTHONPATH", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
+    environment["AWS_ENDPOINT_URL"] = emulator.endpoint_url  # which it gives to the functions
+    for name in ("PYTHONPATH", "AWS_PROFILE"):
         environment.pop(name, None)
     with emulator.log.open("wb") as log:
         process = subprocess.Popen([PYTHON, "-P", _MAIN], env=environment, stdout=log, stderr=log)
@@ -116,7 +124,7 @@ def _wait_until_it_answers(emulator: Emulator, process: subprocess.Popen[bytes])
         if process.poll() is not None:
             break
         try:
-            socket.create_connection(("127.0.0.1", emulator.port), timeout=1).close()
+            socket.create_connection((emulator.address, emulator.port), timeout=1).close()
         except OSError:
             time.sleep(0.1)
         else:

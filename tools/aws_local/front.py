@@ -27,13 +27,13 @@ _HOP_BY_HOP: Final = frozenset({"connection", "host", "keep-alive", "transfer-en
 class Front:
     """`url` is where clients go; `host` is set once the API is there."""
 
-    def __init__(self, emulator_port: int) -> None:
+    def __init__(self, emulator: tuple[str, int]) -> None:
         self.host: str | None = None
         self.at_once = threading.Semaphore(_AT_ONCE)
         self.waiting_at_once = threading.Semaphore(_WAITING_AT_ONCE)
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.front = self
-        self._server.emulator_port = emulator_port
+        self._server.emulator = emulator
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -48,9 +48,9 @@ class Front:
 
 
 @contextmanager
-def front(emulator_port: int) -> Iterator[Front]:
-    """A front that ends with the block."""
-    made = Front(emulator_port)
+def front(address: str, port: int) -> Iterator[Front]:
+    """A front of the emulator there; it ends with the block."""
+    made = Front((address, port))
     try:
         yield made
     finally:
@@ -62,7 +62,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False  # a long poll may be at hand
     request_queue_size = 128
     front: Front
-    emulator_port: int
+    emulator: tuple[str, int]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away is nobody's error."""
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._ask(host, body)
 
     def _ask(self, host: str, body: bytes) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.emulator_port, timeout=_TIMEOUT_S)
+        connection = http.client.HTTPConnection(*self.server.emulator, timeout=_TIMEOUT_S)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             connection.putheader("Host", host)

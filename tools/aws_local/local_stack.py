@@ -91,7 +91,7 @@ def local_stack(
     info = model.resolve()
     # The folder itself, not one below /models: a client on this machine loads the tokenizer from it.
     served = json.dumps([info.model_dump(mode="json", exclude_none=True)])
-    with front(emulator.port) as reached:
+    with front(emulator.address, emulator.port) as reached:
         given = {**stack_parameters(info.name, served), "BaseUrl": reached.url, **(parameters or {})}
         deployment = deploy(emulator, package, given)
         reached.host = deployment.api_host

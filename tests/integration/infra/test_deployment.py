@@ -46,7 +46,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 def ask(deployed: Deployment, route: str, key: str | None = None) -> tuple[int, Any]:
     method, path = route.split(" ")
-    connection = http.client.HTTPConnection("127.0.0.1", deployed.emulator.port, timeout=30)
+    connection = http.client.HTTPConnection(deployed.emulator.address, deployed.emulator.port, timeout=30)
     headers = {"Host": deployed.api_host} | ({"X-API-Key": key} if key else {})
     connection.request(method, path, body=b"{}" if method in ("POST", "PUT") else None, headers=headers)
     answer = connection.getresponse()

@@ -61,7 +61,7 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture
 def reached(api: Api) -> Iterator[Front]:
-    with front(api.server_address[1]) as made:
+    with front("127.0.0.1", api.server_address[1]) as made:
         made.host = "api.example"
         yield made
 

@@ -26,10 +26,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def docker(project: Path, body: str) -> None:
-    command = project / "bin/docker"
+def executable(command: Path, body: str) -> None:
+    command.parent.mkdir(parents=True, exist_ok=True)
     command.write_text(f"#!{os.path.realpath(shutil.which('bash') or '')}\n{body}\n")
     command.chmod(0o755)
+
+
+def docker(project: Path, body: str) -> None:
+    executable(project / "bin/docker", body)
 
 
 def run(project: Path, script: str) -> subprocess.CompletedProcess[str]:
@@ -52,12 +56,23 @@ def test_without_docker_it_is_skipped_and_says_why(project: Path, script: str) -
     assert (silent.returncode, silent.stdout) == (0, "SKIPPED: no Docker engine answers on this machine\n")
 
 
-@pytest.mark.parametrize(("script", "fails_with"), [("run.sh", ""), ("sam_local.sh", "make function")])
-def test_with_an_engine_it_is_not_skipped_and_a_failure_is_one(
-    project: Path, script: str, fails_with: str
-) -> None:
-    docker(project, '[ "$1" = info ]')  # and composing fails
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_with_an_engine_it_is_not_skipped_and_a_failure_is_one(project: Path, script: str) -> None:
+    docker(project, '[ "$1" = info ]')  # and composing fails, and there is no network
     ended = run(project, script)
     assert ended.returncode != 0
     assert "SKIPPED" not in ended.stdout + ended.stderr
-    assert fails_with in ended.stderr
+
+
+def test_sam_local_runs_the_tests_where_containers_reach_the_emulator_and_ends_as_they_do(
+    project: Path,
+) -> None:
+    docker(project, '[ "$1" = info ] || echo 172.17.0.1')
+    executable(project / ".venv/bin/python", 'echo "$TENSAFE_SAM_LOCAL $TENSAFE_EMULATOR_HOST $*"; exit 5')
+    ended = run(project, "sam_local.sh")
+    assert (ended.returncode, ended.stdout.split()[:2]) == (5, ["docker", "172.17.0.1"])
+    assert (ROOT / ended.stdout.split()[-1] / "conftest.py").is_file()
+    docker(project, '[ "$1" = info ] || echo')
+    ended = run(project, "sam_local.sh")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "no gateway" in ended.stderr
