@@ -215,7 +215,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the demo; 0 if the report was written, 1 if it may not write there."""
+    """Run the demo; 0 if the report was written, 1 if it may not write there or is refused."""
     arguments = parse()
     console = Console()
     end_on_signals()
@@ -235,7 +235,11 @@ def main() -> int:
         facts = [("base model", name), ("service", "one that ran already")]
         for line in NOT_SHOWN:
             console.print(line)
-        run(running, name, name, arguments.steps, facts, timings, output, console)
+        try:
+            run(running, name, name, arguments.steps, facts, timings, output, console)
+        except tinker.RequestFailedError as refused:  # its budget was spent by an earlier run, say
+            console.print(str(refused), markup=False, soft_wrap=True)
+            return 1
         return 0
     began = time.monotonic()
     if arguments.model:

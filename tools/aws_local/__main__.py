@@ -66,7 +66,9 @@ def serve(model: ModelSource, tenant: str) -> None:
             print("\nCommands work on it with these variables:")
             for variable, value in sorted(stack.environment().items()):
                 print(f"  export {variable}='{value}'")
-            print("\nCtrl-C ends it.", flush=True)
+            print(f"\nThe demo spends all of the tenant {tenant}'s budget. With them, another tenant's key:")
+            print("  .venv/bin/tensafe keys create --tenant another --scope train,sample")
+            print("\nCtrl-C ends it, in up to half a minute.", flush=True)
             signal.pause()
 
 

@@ -24,14 +24,19 @@ def test_it_trains_privately_samples_and_proves_what_it_spent(
     pem.write_text(service.tensafe("privacy", "public-key").stdout)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TINKER_API_KEY": key}
     command = [sys.executable, str(ROOT / "examples/private_finetune.py"), "--url", service.url]
-    done = subprocess.run(
-        [*command, "--public-key", str(pem), "--steps", "2"],
-        cwd=tmp_path,
-        env=environment | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def demo(folder: Path) -> subprocess.CompletedProcess[str]:
+        folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            [*command, "--public-key", str(pem), "--steps", "2"],
+            cwd=folder,
+            env=environment | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = demo(tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for line in NOT_SHOWN:  # what takes the service's own machine is said, not passed over
         assert line in done.stdout
@@ -58,3 +63,8 @@ def test_it_trains_privately_samples_and_proves_what_it_spent(
     said = json.loads((output / "privacy_statement.json").read_text())
     assert (said["private"], said["key_id"]) == (True, signer.key_id)
     assert said["ledger"] == {"rows": 2, "head_hash": proven.head_hash}
+
+    again = demo(tmp_path / "again")  # the budget is spent: a sentence, and nothing charged
+    assert again.returncode == 1
+    assert "[privacy_budget_exceeded]" in again.stdout
+    assert "Traceback" not in again.stdout + again.stderr
