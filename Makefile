@@ -83,8 +83,8 @@ ministack: $(MINISTACK)  ## the environment of the emulator that tests deploy te
 images: install  ## build the images of the GPU tasks with buildah (root, Debian) and start them; IMAGE=name: one
 	@TENSAFE_REQUIRE_IMAGES=1 TENSAFE_IMAGES=$(IMAGE) $(TESTING) $(PY) -m pytest -q -s -m images tests/integration/infra
 
-localstack: install  ## the deployment test on LocalStack; needs a Docker engine
-	@localstack/run.sh
+localstack: install  ## the tests of the emulator on LocalStack; needs a Docker engine
+	@$(TESTING) localstack/run.sh
 
 sam-local: install ministack $(SAM)  ## shared tests over `sam local start-api`; needs a Docker engine
 	@$(TESTING) localstack/sam_local.sh

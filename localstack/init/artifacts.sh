@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run by LocalStack once it answers: the bucket that the function package and the nested templates are uploaded to.
+# Run by LocalStack each time it starts: the bucket that the function package and the nested templates are uploaded to.
 set -euo pipefail
-awslocal s3api create-bucket --bucket deployment-artifacts \
-    --create-bucket-configuration LocationConstraint=eu-central-1
+bucket=deployment-artifacts
+awslocal s3api head-bucket --bucket "$bucket" > /dev/null 2>&1 ||
+    awslocal s3api create-bucket --bucket "$bucket" --create-bucket-configuration LocationConstraint=eu-central-1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,10 +37,10 @@ def docker(project: Path, body: str) -> None:
     executable(project / "bin/docker", body)
 
 
-def run(project: Path, script: str) -> subprocess.CompletedProcess[str]:
+def run(project: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [project / "localstack" / script],
-        env={"PATH": str(project / "bin")},
+        env={"PATH": str(project / "bin"), **environment},
         capture_output=True,
         text=True,
         timeout=30,
@@ -76,3 +77,33 @@ def test_sam_local_runs_the_tests_where_containers_reach_the_emulator_and_ends_a
     ended = run(project, "sam_local.sh")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "no gateway" in ended.stderr
+
+
+@pytest.mark.parametrize("has_http_apis", [True, False])
+def test_on_an_emulator_each_folder_gets_a_line_and_what_it_cannot_deploy_is_said(
+    project: Path, has_http_apis: bool
+) -> None:
+    python = """
+if [ "$1" = -c ]; then
+    echo "CreateApi is not yet implemented"
+    exit ANSWER
+fi
+echo "ran $* on $TENSAFE_EMULATOR_URL"
+[ "${@: -1}" != tests/chaos ]
+"""
+    executable(project / ".venv/bin/python", python.replace("ANSWER", "0" if has_http_apis else "1"))
+    ended = run(project, "run.sh", TENSAFE_EMULATOR_URL="http://127.0.0.1:9")
+    said, _, summary = ended.stdout.partition("\n\n")
+    ran = re.findall(r"^ran -m pytest -q -m emulator (\S+) on http://127.0.0.1:9$", said, re.MULTILINE)
+    assert ended.returncode == 1
+    lines = ["passed    tests/contract", "FAILED    tests/chaos"]
+    if has_http_apis:
+        lines += ["passed    tests/integration/infra", "passed    tests/integration/aws"]
+    else:
+        lines += [
+            "SKIPPED   tests/integration/infra, tests/integration/aws: the emulator has no API Gateway v2 "
+            "(CreateApi is not yet implemented)"
+        ]
+    assert summary.splitlines() == lines
+    assert ran == [line.split()[1] for line in lines if not line.startswith("SKIPPED")]
+    assert all((ROOT / folder).is_dir() for folder in ran)
