@@ -63,6 +63,8 @@ def deploy(
     As `sam package` does, only the places of the package and of the nested templates are replaced by
     where they were uploaded. Raises DeploymentFailed.
     """
+    if not package.is_dir():
+        raise DeploymentFailed(f"there is no functions' package at {package}: make function")
     s3, client = emulator.client("s3"), emulator.client("cloudformation")
     if _ARTIFACTS not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
         s3.create_bucket(Bucket=_ARTIFACTS, CreateBucketConfiguration={"LocationConstraint": REGION})

@@ -22,7 +22,7 @@ from tools.aws_local.front import front
 from tools.aws_local.tasks import Tasks, on_this_machine, read_tasks, running_tasks
 from tools.stack_parameters import stack_parameters
 
-READY_S: Final = 240.0
+READY_S: Final = 420.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tensafe.cloud.settings import read_cloud_settings
+from tools.aws_local.deployment import DeploymentFailed, deploy
 from tools.aws_local.emulator import Emulator
 from tools.aws_local.tasks import TaskSpec, on_this_machine, read_tasks
 from tools.aws_local.template import Scope
@@ -91,6 +92,11 @@ def test_on_this_machine_a_task_differs_by_its_device_and_addresses_alone(
     assert changed == {"TENSAFE_DEVICE", "HOME"}
     assert spec.environment["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4566"
     assert spec.environment["TENSAFE_LEASE_S"] == "3"
+
+
+def test_nothing_is_deployed_without_the_functions_package(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentFailed, match="make function"):
+        deploy(Emulator(9, tmp_path / "log"), tmp_path / "function", {})
 
 
 def test_what_is_not_known_is_refused() -> None:
