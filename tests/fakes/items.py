@@ -69,6 +69,16 @@ class MemoryItems:
     def write_relaxed(self, writes: Sequence[Write]) -> None:
         self.write(writes)
 
+    def all(self) -> list[Item]:
+        """Everything that is stored."""
+        with self._lock:
+            return [stored.copy() for stored in self._stored.values()]
+
+    def place(self, put: Put, text: str) -> None:
+        """Store an item as it is elsewhere: on no condition."""
+        with self._lock:
+            self._apply(put, text)
+
     def _apply(self, write: Write, text: str) -> None:
         match write:
             case Put():

@@ -145,8 +145,12 @@ class AdapterStore:
         return self.get(name, published.version)
 
     def revoke(self, name: str, version: int | None = None) -> Published:
-        """Never serve it again, and erase its key first: what is sealed under it is gone for good."""
-        item = self._item(name, version)
+        """Never serve it again, and erase its key first: what is sealed under it is gone for good.
+
+        Again, it does what was left undone. Without a version it must be clear which one is meant: raises
+        InvalidRequest if several are active. Raises NotFound.
+        """
+        item = self._revocable(name, version)
         published = _published(item)
         scope = _scope(name, published.version)
         body = dict(item.body) | {"status": _REVOKED}
@@ -203,8 +207,24 @@ class AdapterStore:
         except BlobMissing:
             raise Gone("the adapter was rotated or revoked meanwhile") from None
 
+    def _revocable(self, name: str, version: int | None) -> Item:
+        """Of several, "the newest that is active" would be another one for who asks again."""
+        if version is not None:
+            return self._item(name, version)
+        items = self._stored(name)
+        active = [item for item in items if item.body["status"] == _ACTIVE]
+        if len(active) > 1:
+            numbers = ", ".join(str(_published(item).version) for item in active)
+            raise InvalidRequest(f"{name} has versions {numbers}; name the one to revoke", field="version")
+        if not items:
+            raise NotFound(f"there is no such adapter: {name[:100]}")
+        return (active or items)[-1]
+
+    def _stored(self, name: str) -> list[Item]:
+        return self._items.query(f"adapter/{name}", limit=1000) if _NAME.fullmatch(name) else []
+
     def _item(self, name: str, version: int | None) -> Item:
-        items = self._items.query(f"adapter/{name}", limit=1000) if _NAME.fullmatch(name) else []
+        items = self._stored(name)
         if version is None:
             items = [item for item in items if item.body["status"] == _ACTIVE][-1:]
         else:
