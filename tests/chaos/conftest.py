@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tensafe.local.composition import initialise
 from tensafe.local.recovery import reclaim
 from tensafe.operations.doorbell import train_queue
-from tests.chaos import dealt_script
+from tensafe_gpu.trainer.base_model import BaseModel
+from tests.chaos import dealt_script, twenty_runs
 from tests.chaos.forking import KILLED, Server, fork_server
 from tests.chaos.script import BASE, CORRELATED, PRIVATE, close, copied, open_folder, submit_all, submit_one
 from tests.support.training_log import smallest_model
@@ -86,3 +88,9 @@ def dealt_run(space: Path, empty: Path, server: Server) -> DealtRun:
             return DealtRun(begun, created)
         shutil.rmtree(begun)
         shutil.rmtree(created)
+
+
+@pytest.fixture(scope="package")
+def undisturbed(base: BaseModel) -> dict[str, Any]:
+    """What twenty runs lead to with one trainer that nothing happens to."""
+    return twenty_runs.undisturbed(base)

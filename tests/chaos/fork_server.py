@@ -1,7 +1,8 @@
 """Loads torch, the tiny model and the Encryption SDK once; forks a process for every job.
 
 `python -m tests.chaos.fork_server MODEL FOLDER`: reads one JSON job per line, answers with one line:
-how the process ended, how many calls it made, and what it had acknowledged.
+how the process ended, how many calls it made, and what it had acknowledged. Or, of a process that lives
+beside others: its pid, and for a later line how it ended.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import boto3
 import torch
 from tqdm import tqdm
 
+from tensafe.cloud.composition import cloud_services
+from tensafe.cloud.settings import read_cloud_settings
 from tensafe.privacy import amplified
 from tensafe.privacy.accountant import epsilon
-from tensafe.services import Services
+from tensafe.services import Services, wire
 from tensafe.storage.aws_clients import aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
+from tensafe_gpu.process import die_with_parent, stop_on_signals
 from tensafe_gpu.trainer import dealt_steps, private_steps
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
-from tests.chaos import dealt_script, publishing_script
+from tests.chaos import dealt_script, publishing_script, twenty_runs
 from tests.chaos.script import BASE, all_ended, open_folder, rewired, submit_all
 from tests.support.killing_ports import Killer
 
@@ -107,8 +111,19 @@ def _work(worker: TrainerWorker, ends: float) -> None:
 ROLES = {"train": train, "edge": edge, "create": creation, "dealt": owner_and_trainer, "saved": saved}
 
 
+def until_told(services: Services, base: BaseModel, owner: str, visibility_s: float) -> None:
+    """A trainer as the task runs it, with its heartbeats: until SIGTERM."""
+    die_with_parent()
+    stop = stop_on_signals()
+    settings = replace(twenty_runs.SETTINGS, visibility_s=visibility_s, heartbeat_s=visibility_s / 3)
+    build_worker(services, BASE, base, owner, settings).run(stop)
+
+
 def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
     """What the forked process does."""
+    if job["role"] == "until-told":
+        until_told(rooms(job), base, job["owner"], job["visibility_s"])
+        return
     file = output.open("a", buffering=1)
     killer = Killer(job.get("kill_at"), after=job.get("after", False), stage=job.get("kill_stage"))
     opened = open_folder(Path(job["folder"]))
@@ -125,19 +140,42 @@ def live(job: dict[str, Any], base: BaseModel, output: Path) -> None:
     file.write(f"calls {killer.calls}\n")
 
 
+def rooms(job: dict[str, Any]) -> Services:
+    """Of a data directory, or of the AWS that an environment names; with the job's lease."""
+    if "environment" in job:
+        os.environ |= job["environment"]
+        services = cloud_services(read_cloud_settings())
+    else:
+        services = open_folder(Path(job["folder"]))
+    return wire(services.ports, services.models, lease_s=job["lease_s"])
+
+
+def forked(job: dict[str, Any], base: BaseModel, output: Path) -> int:
+    """The pid of a process that does the job."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            live(job, base, output)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
 def serve(base: BaseModel) -> None:
     output = Path(tempfile.mkdtemp()) / "said"
     for line in sys.stdin:
         job = json.loads(line)
+        if "wait" in job:
+            status = os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])
+            print(json.dumps({"status": status}), flush=True)  # noqa: T201
+            continue
         output.write_text("")
-        pid = os.fork()
-        if pid == 0:
-            code = 70
-            try:
-                live(job, base, output)
-                code = 0
-            finally:
-                os._exit(code)
+        pid = forked(job, base, output)
+        if job["role"] == "until-told":
+            print(json.dumps({"pid": pid}), flush=True)  # noqa: T201
+            continue
         if "kill_after_s" in job:
             time.sleep(job["kill_after_s"])
             os.kill(pid, signal.SIGKILL)

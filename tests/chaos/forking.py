@@ -34,6 +34,18 @@ class Server:
             job["kill_stage"] = kill
         elif kill is not None:
             job["kill_at"], job["after"] = kill
+        return self._ask(job)
+
+    def start(self, folder: Path, owner: str, **more: Any) -> int:
+        """The pid of a trainer that lives until SIGTERM, beside others; `wait` for its end."""
+        job = {"role": "until-told", "folder": str(folder), "owner": owner, **more}
+        return int(self._ask(job)["pid"])
+
+    def wait(self, pid: int) -> int:
+        """How a process of `start` ended: its exit status, or the number of its signal, negative."""
+        return int(self._ask({"wait": pid})["status"])
+
+    def _ask(self, job: dict[str, Any]) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")

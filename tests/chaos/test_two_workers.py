@@ -1,10 +1,10 @@
 """Two trainers, killed and overtaken, and 200 operations of 20 runs: each is applied once and in order.
 
-Over SQLite and over the adapters of AWS, with a queue that loses, doubles and holds back messages. Results
-and final states are compared with those of one trainer that nothing happened to: an operation that was lost,
-applied twice or out of order shows in them. Nothing runs at the same time: at a
-call of a port a worker dies, or time passes and the other one goes on in the middle of it. Over SQLite a
-seed is a whole history; the emulator's queues keep time of their own.
+Over SQLite, in memory and over the adapters of AWS, with a queue that loses, doubles and holds back
+messages. Results and final states are compared with those of one trainer that nothing happened to: an
+operation that was lost, applied twice or out of order shows in them. Nothing runs at the same time: at a
+call of a port a worker dies, or time passes and the other one goes on in the middle of it. A seed is a whole
+history, but for the emulator's queues, which keep time of their own. Real processes: test_two_processes.py.
 """
 
 from __future__ import annotations
@@ -16,45 +16,19 @@ from typing import Any
 
 import pytest
 
-from tensafe.operations.records import OpState
 from tensafe.services import Ports, Services
 from tensafe.storage.aws_clients import LazyClient
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
-from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
-from tests.support import training_log
+from tensafe_gpu.trainer.worker import TrainerWorker
+from tests.chaos.twenty_runs import SETTINGS, all_ended, outcome, seeds, submit_mixed
 from tests.support.aws_stack import make_stack
 from tests.support.faulty_ports import BadQueue, Fate, Killed
 from tests.support.ministack import ON_EMULATOR, emulator_of_aws
 from tests.unit.operations.world import BASE, LEASE_S, World
 
 pytestmark = pytest.mark.slow
-
-RUNS = [f"s-1:train:{number}" for number in range(20)]
-NEVER = 10**9
-SETTINGS = WorkerSettings(
-    idle_snapshot_s=0.0,
-    idle_release_s=NEVER,
-    snapshot_every_s=NEVER,
-    snapshot_every_operations=4,
-    missing_seq_s=NEVER,
-    retry_s=0.0,
-    storage_retry_s=0.0,
-)
-
-
-def log_of(run: int) -> list[training_log.Step]:
-    """Ten operations whose outcome depends on all of them and on their order."""
-    steps = [training_log.create()]
-    for number in range(4):
-        steps += [training_log.forward_backward(10 * run + number, count=1), training_log.optim_step()]
-    return [*steps, training_log.save("end")]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel.load(training_log.smallest_model(tmp_path_factory.mktemp("model")), name=BASE)
 
 
 class AwsWorld(World):
@@ -68,15 +42,19 @@ class AwsWorld(World):
         self.services = self.open()
 
 
-@pytest.fixture(params=["sqlite", ON_EMULATOR])
+@pytest.fixture
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param == "sqlite":
-        yield World(tmp_path)
+    if request.param != "emulator":
+        yield World(tmp_path if request.param == "sqlite" else None)
         return
     with emulator_of_aws(tmp_path) as emulator:
         stack = make_stack(emulator.endpoint_url)
         with stack.services() as services:
             yield AwsWorld(services.ports, stack.environment["TENSAFE_TABLE"])
+
+
+def in_memory() -> list[tuple[str, int]]:
+    return [("memory", seed) for seed in seeds(3)]
 
 
 class History:
@@ -135,13 +113,8 @@ class History:
             self._at_hand.pop()
 
     def submit(self) -> None:
-        """Every run's operations in a mixed order; those of one run may arrive in any."""
-        for run_id in RUNS:
-            training_log.begin(self.edge, run_id, BASE)
-        waiting = [(number, seq) for number in range(len(RUNS)) for seq in range(1, 10)]
-        self.rng.shuffle(waiting)
-        for count, (number, seq) in enumerate(waiting):
-            training_log.submit(self.edge, RUNS[number], seq, log_of(number)[seq])
+        """Whatever has been submitted, the workers work at now and then."""
+        for count in submit_mixed(self.edge, self.rng):
             if count % 10 == 0:
                 self.step(self.rng.randrange(2))
 
@@ -149,7 +122,7 @@ class History:
         """Until nothing is open; the sweeper and the consumer of dead letters come on a schedule."""
         for _ in range(400):
             if not any([self.step(0), self.step(1)]):
-                if all(self.edge.outcomes.first_open(run_id) is None for run_id in RUNS):
+                if all_ended(self.edge):
                     return
                 self.pass_time()
                 self.world.later(60)
@@ -158,42 +131,19 @@ class History:
         raise AssertionError("operations stay open")
 
 
-def outcome(services: Services) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for number, run_id in enumerate(RUNS):
-        log = services.outcomes.operations(run_id, limit=1000)
-        assert [one.state for one in log] == [OpState.COMPLETED] * len(log_of(number)), (run_id, log)
-        assert [one.seq for one in log] == list(range(len(log)))
-        results = [training_log.result_of(services, run_id, one.seq) for one in log[:-1]]
-        found[run_id] = (results, training_log.snapshot_of(services, run_id))
-    return found
-
-
-@pytest.fixture(scope="module")
-def unharmed(base: BaseModel) -> dict[str, Any]:
-    world = World()
-    services = world.open()
-    for number, run_id in enumerate(RUNS):
-        for seq, step in enumerate(log_of(number)):
-            if seq == 0:
-                training_log.begin(services, run_id, BASE)
-            else:
-                training_log.submit(services, run_id, seq, step)
-    worker = build_worker(world.open(), BASE, base, "trainer-0", SETTINGS)
-    while worker.step():
-        pass
-    worker.release_all()
-    return outcome(world.open())
-
-
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("world", "seed"),
+    [("sqlite", 4), pytest.param("emulator", 4, marks=ON_EMULATOR.marks), *in_memory()],
+    indirect=["world"],
+)
 def test_two_workers_apply_every_operation_once_and_in_order(
-    world: World, base: BaseModel, unharmed: dict[str, Any]
+    world: World, base: BaseModel, undisturbed: dict[str, Any], seed: int
 ) -> None:
-    history = History(world, base, seed=4)
+    history = History(world, base, seed)
     history.submit()
     history.finish()
-    assert outcome(history.edge) == unharmed
+    assert outcome(history.edge) == undisturbed
     assert history.edge.dead_letters.list() == []
     # All of it happened; how often depends on what the emulator was quick with.
     assert history.killed >= 2
