@@ -22,13 +22,30 @@ from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.adapter import ServedAdapter
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Timeouts, Wanted, unix_connector
+from tensafe_gpu.helora.direct import DirectRequest, direct_elements
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
+from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, SiteId
+from tensafe_gpu.helora.public_keys import BLOCK_KEY, common_elements
 from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.seal_stream import WordArray
 
 TENANT = "tenant-1"
 QUICK = Timeouts(connect_s=5, online_s=5, offline_s=30)
+NONCE = bytes(range(32))
+"""What an adapter holder's connection has drawn; for the two halves of the protocol without one."""
+
+
+def halves_of(block: PreparingBlock) -> tuple[WordArray, WordArray]:
+    """Both halves of a block's public keys, as an adapter holder has them: uint32 [keys, 4, N]."""
+    b = block.public_halves(NONCE)
+    return b, common_elements(NONCE, BLOCK_KEY, block.block_id, len(b))
+
+
+def half_of(request: DirectRequest) -> tuple[WordArray, WordArray]:
+    """As `halves_of`, of a direct request's one key: uint32 [4, N] and [1, 4, N]."""
+    return request.public_half(NONCE), direct_elements(NONCE, request.key_id)
 
 
 def peft_files(

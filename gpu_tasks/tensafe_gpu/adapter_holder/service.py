@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -15,7 +16,7 @@ from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
 from tensafe_gpu.helora.accepted import AcceptLog, Offer
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
-from tensafe_gpu.helora.direct import DirectSite, layout_of
+from tensafe_gpu.helora.direct import DirectSite, direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
@@ -43,10 +44,12 @@ from tensafe_gpu.helora.ports import (
     HeUnavailable,
     SiteId,
 )
+from tensafe_gpu.helora.public_keys import BLOCK_KEY, NONCE_BYTES, common_elements
 from tensafe_gpu.helora.quantise import Float64Array, Int16Array
+from tensafe_gpu.helora.seal_stream import WordArray
 
 Answer = tuple[Kind, list[bytes | memoryview]]
-EvaluationType = Callable[[Int16Array, "np.ndarray[tuple[int, ...], np.dtype[np.uint32]]"], BlockEvaluation]
+EvaluationType = Callable[[Int16Array, WordArray, WordArray], BlockEvaluation]
 
 _LOOK_AGAIN_S: Final = 0.5
 """A rotation or revocation by another process is seen within this time."""
@@ -124,7 +127,8 @@ class HolderService:
             hello.tenant,
             published.policy.tokens_per_site,
         )
-        return Session(self, opened, offer), (Kind.WELCOME, [packed(Welcome.of(opened.info))])
+        nonce = os.urandom(NONCE_BYTES)
+        return Session(self, opened, offer, nonce), (Kind.WELCOME, [packed(Welcome.of(opened.info, nonce))])
 
     def check_current(self, offer: Offer) -> None:
         """Raise HeUnavailable when the epoch is over or the version revoked."""
@@ -157,10 +161,10 @@ class HolderService:
 
 
 class Session:
-    """A greeted connection: answers one frame after the other."""
+    """A greeted connection: answers one frame after the other. `nonce` is its own."""
 
-    def __init__(self, service: HolderService, opened: OpenedAdapter, offer: Offer) -> None:
-        self._service, self._opened, self._offer = service, opened, offer
+    def __init__(self, service: HolderService, opened: OpenedAdapter, offer: Offer, nonce: bytes) -> None:
+        self._service, self._opened, self._offer, self._nonce = service, opened, offer, nonce
         self._block: tuple[bytes, SiteId, BlockEvaluation] | None = None
         self._share_keys: dict[bytes, bytes] = {}
         self._ahead, self._used = RowsAhead(), list[Rows]()
@@ -208,10 +212,11 @@ class Session:
         return Kind.B_REPLY, pack_b(index, [matrices[one.name] for one in shape.modules])
 
     def _begin(self, payload: memoryview) -> Answer:
-        index, block_id, public_key = unpack_begin(payload)
+        index, block_id, b = unpack_begin(payload, [shape.d_in for shape in self._opened.info.sites])
         site = self._site(index)
         self.close()
-        evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, public_key)
+        elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
+        evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, b, elements)
         self._service.accepted.open_block(self._offer, site, block_id)
         self._block = (block_id, site, evaluation)
         return Kind.ACCEPTED, []
@@ -251,14 +256,15 @@ class Session:
     def _direct(self, payload: memoryview) -> Answer:
         shapes = self._opened.info.sites
         layouts = [layout_of(shape.d_in, shape.rank_rows) for shape in shapes]
-        public_key, entries = unpack_direct(payload, layouts)
+        key_id, b, entries = unpack_direct(payload, layouts)
+        elements = direct_elements(self._nonce, key_id)
         sites = [shapes[entry.site].site for entry in entries]
         self._service.accepted.meter(self._offer, Counter(sites))
         self._service.counters["direct tokens"] += len(entries)
         parts = []
         for site, entry in zip(sites, entries, strict=True):
             with self._opened.direct_lock:
-                parts.append(self._opened.direct(site).answer(entry.words, entry.seeds, public_key))
+                parts.append(self._opened.direct(site).answer(entry.words, entry.seeds, b, elements))
         return Kind.DIRECT_REPLY, pack_direct_reply(parts)
 
     def _share_key(self, site: SiteId, block_id: bytes) -> bytes:

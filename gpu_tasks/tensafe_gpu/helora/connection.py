@@ -112,7 +112,7 @@ class Connection:
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
         )
         payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, timeouts.connect_s)
-        self.info = self._checked(payload, wanted)
+        self.info, self.nonce = self._checked(payload, wanted)
 
     @property
     def usable(self) -> bool:
@@ -176,19 +176,20 @@ class Connection:
             raise FrameError("a refusal with an unknown code")
         return HeUnavailable(refusal.code, refusal.message)
 
-    def _checked(self, payload: memoryview, wanted: Wanted) -> AdapterInfo:
+    def _checked(self, payload: memoryview, wanted: Wanted) -> tuple[AdapterInfo, bytes]:
         try:
-            info = parsed(Welcome, payload).info()
+            welcome = parsed(Welcome, payload)
         except FrameError as error:
             self.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder's greeting: {error}") from error
+        info = welcome.info()
         if info.parameters != PARAMETERS:
             self.close()
             raise HeUnavailable(PARAMETERS_REFUSED, "the adapter holder uses other parameters")
         if info.name != wanted.adapter or wanted.version not in (None, info.version):
             self.close()
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder offers another adapter or version")
-        return info
+        return info, bytes.fromhex(welcome.nonce)
 
 
 def _gone(error: PeerGone) -> HeUnavailable:

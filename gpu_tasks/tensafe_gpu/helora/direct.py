@@ -4,6 +4,7 @@ A token's integers lie in coefficients, `chunk` of them per ciphertext: x_j(X) =
 group of N / chunk rows is a plaintext a_j(X) = sum_i sum_k a[i, j chunk + k] X^(i chunk + chunk - 1 - k),
 so that coefficient i chunk + chunk - 1 of sum_j a_j x_j is row i's product. Every other coefficient would
 be more of A than was asked for: a uniform mask covers it. Re-randomised and flooded as a block's reply is.
+One key is enough here: a u hides one token's answer, so at most 32 sums of its coefficients are ever told.
 
 Noise: |a e| <= 21 * (magnitudes of a group's weights) < 2^30, so the flood leaves 2^31 of the gap and hides
 it to 2^-32 in the worst case.
@@ -11,17 +12,18 @@ it to 2^-32 in the worst case.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tensafe_gpu.helora.evaluation import public_encryptor
 from tensafe_gpu.helora.keystream import floods, new_key, ring_rows
 from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import GARBAGE, PARAMETERS_REFUSED, HeUnavailable
+from tensafe_gpu.helora.public_keys import DIRECT_KEY, KEY_ID_BYTES, common_elements, encryptors, halves
 from tensafe_gpu.helora.quantise import Int16Array
 from tensafe_gpu.helora.residues import Int64Array, added, below_primes, centred_mod_t, scaled_up
 from tensafe_gpu.helora.seal_library import check_ciphertext, seal, shared_context
@@ -34,7 +36,6 @@ from tensafe_gpu.helora.seal_stream import (
     ciphertext_from_seed,
     plain_from,
     plain_words,
-    public_key_words,
 )
 
 DIRECT_FLOOD: Final = Q // (2 * T) - (1 << 31)
@@ -73,18 +74,23 @@ def layout_of(d_in: int, rows: int) -> DirectLayout:
     return min(cuts, key=lambda cut: cut.chunks + 2 * cut.groups)
 
 
+def direct_elements(nonce: bytes, key_id: bytes) -> WordArray:
+    """The `a` of a request's one key: uint32 [1, 4, N]."""
+    return common_elements(nonce, DIRECT_KEY, key_id, 1)
+
+
 class DirectRequest:
     """The key holder's side of one request: its own key, gone with it. Not for several threads at once."""
 
     def __init__(self) -> None:
+        self.key_id = os.urandom(KEY_ID_BYTES)
         self._keys = seal.KeyGenerator(shared_context())
         self._reader, self._file = WordReader(), MemoryFile()
 
-    def public_key(self) -> WordArray:
-        """uint32 [2, 4, N]."""
-        key = seal.PublicKey()
-        self._keys.create_public_key(key)
-        return public_key_words(self._file.saved(key))
+    def public_half(self, nonce: bytes) -> WordArray:
+        """uint32 [4, N]. `nonce`: of the connection."""
+        half: WordArray = halves(self._keys, direct_elements(nonce, self.key_id), self._file)[0]
+        return half
 
     def encrypted(self, layout: DirectLayout, x_q: npt.NDArray[np.int32]) -> tuple[WordArray, SeedArray]:
         """A token's int32 [d_in] -> uint32 [chunks, 3, N] and seeds uint8 [chunks, 64]."""
@@ -138,14 +144,14 @@ class DirectSite:
             raise HeUnavailable(PARAMETERS_REFUSED, "this site is too large for the direct mode")
         self._plains = [[self._transformed(one) for one in group] for group in polynomials]
 
-    def answer(self, words: WordArray, seeds: SeedArray, public_key: WordArray) -> WordArray:
+    def answer(self, words: WordArray, seeds: SeedArray, b: WordArray, elements: WordArray) -> WordArray:
         """One token: uint32 [chunks, 3, N] and seeds -> uint32 [groups, 2, 3, N]. Raises HeUnavailable
-        for bad words.
+        for bad words. The halves of the request's public key are uint32 [4, N] and [1, 4, N].
         """
         layout = self.layout
         if words.shape != (layout.chunks, len(PRIMES), N) or not below_primes(words):
             raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
-        encryptor = public_encryptor(public_key, self._file)
+        (encryptor,) = encryptors(b[np.newaxis], elements, self._file)
         inputs = [self._input(words[row], seeds[row].tobytes()) for row in range(layout.chunks)]
         return np.stack([self._hidden(self._sum(inputs, group), encryptor) for group in self._plains])
 

@@ -13,12 +13,14 @@ from tensafe_gpu.helora.direct import DirectLayout
 from tensafe_gpu.helora.frames import FrameError
 from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N
+from tensafe_gpu.helora.public_keys import KEY_ID_BYTES
 from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
 
 MAX_ENTRIES: Final = 256
 _PAIR: Final = struct.Struct("<HH")
 _POLYNOMIAL: Final = 4 * len(PRIMES) * N
-_KEY: Final = 2 * 4 * (len(PRIMES) + 1) * N
+_HEAD: Final = _PAIR.size + KEY_ID_BYTES
+_KEY: Final = 4 * (len(PRIMES) + 1) * N
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,9 @@ class DirectEntry:
     seeds: SeedArray
 
 
-def pack_direct(public_key: WordArray, entries: Sequence[DirectEntry]) -> list[bytes | memoryview]:
-    """DIRECT: entries u16, 0 u16, public key; per entry site u16, 0 u16, words, seeds."""
-    parts: list[bytes | memoryview] = [_PAIR.pack(len(entries), 0), public_key.astype("<u4").tobytes()]
+def pack_direct(key_id: bytes, b: WordArray, entries: Sequence[DirectEntry]) -> list[bytes | memoryview]:
+    """DIRECT: entries u16, 0 u16, key id, b uint32 [4, N]; per entry site u16, 0 u16, words, seeds."""
+    parts: list[bytes | memoryview] = [_PAIR.pack(len(entries), 0) + key_id, b.astype("<u4").tobytes()]
     for one in entries:
         parts += [_PAIR.pack(one.site, 0), one.words.astype("<u4").tobytes(), one.seeds.tobytes()]
     return parts
@@ -40,15 +42,15 @@ def pack_direct(public_key: WordArray, entries: Sequence[DirectEntry]) -> list[b
 
 def unpack_direct(
     payload: memoryview, layouts: Sequence[DirectLayout]
-) -> tuple[WordArray, list[DirectEntry]]:
-    """`layouts` by site number. Raises FrameError."""
-    begin = _PAIR.size + _KEY
+) -> tuple[bytes, WordArray, list[DirectEntry]]:
+    """Key id, b and entries; `layouts` by site number. Raises FrameError."""
+    begin = _HEAD + _KEY
     if len(payload) < begin:
         raise FrameError("a direct request ends before its entries")
     count, zero = _PAIR.unpack_from(payload)
     if zero or not 1 <= count <= MAX_ENTRIES:
         raise FrameError(f"a direct request holds 1 to {MAX_ENTRIES} tokens")
-    key = np.frombuffer(payload[_PAIR.size : begin], dtype="<u4").reshape(2, len(PRIMES) + 1, N)
+    b = np.frombuffer(payload[_HEAD:begin], dtype="<u4").reshape(len(PRIMES) + 1, N)
     entries = []
     for _ in range(count):
         if len(payload) < begin + _PAIR.size:
@@ -67,7 +69,7 @@ def unpack_direct(
         begin = end
     if begin != len(payload):
         raise FrameError("a direct request has something behind its last token")
-    return key, entries
+    return bytes(payload[_PAIR.size : _HEAD]), b, entries
 
 
 def pack_direct_reply(parts: Sequence[WordArray]) -> list[bytes | memoryview]:

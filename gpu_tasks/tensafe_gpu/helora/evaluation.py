@@ -2,14 +2,13 @@
 
 A sum of ciphertexts with integer weights is a product of A with their words modulo each prime: one exact
 float64 matrix product. What would leave is then covered twice. `c1_out = A c1` is a linear system for A, so
-an encryption of zero under the key holder's public key is added; the noise `A e` is another one (the key
-holder knows e), so a flood as wide as decryption allows is added to c0. Without either the adapter is lost
-with one reply: tests/integration/adapter_holder runs both attacks on builds that lack one.
+encryptions of zero are added, under public keys whose second half the key holder cannot choose (public_keys);
+the noise `A e` is another one (the key holder knows e), so a flood as wide as decryption allows is added to
+c0. Without either the adapter is lost with one reply: tests/integration/adapter_holder runs the attacks on
+builds that lack one.
 """
 
 from __future__ import annotations
-
-from typing import Any, Final
 
 import numpy as np
 
@@ -17,33 +16,29 @@ from tensafe_gpu.helora.keystream import floods, ring_rows
 from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable
+from tensafe_gpu.helora.public_keys import encryptors
 from tensafe_gpu.helora.quantise import Int16Array
 from tensafe_gpu.helora.residues import below_primes, reduced, scaled_up
-from tensafe_gpu.helora.seal_library import seal, shared_context
+from tensafe_gpu.helora.seal_library import seal
 from tensafe_gpu.helora.seal_memory import WordReader
 from tensafe_gpu.helora.seal_stream import (
     MemoryFile,
     WordArray,
     ciphertext_from_seed,
-    public_key_from,
 )
-
-KEY_PRIMES: Final = tuple(
-    int(prime.value()) for prime in shared_context().key_context_data().parms().coeff_modulus()
-)
-"""All four primes, which a public key has."""
 
 
 class BlockEvaluation:
     """One block of one site while its ciphertexts arrive, in order. Not for several threads at once."""
 
-    def __init__(self, a: Int16Array, public_key: WordArray) -> None:
-        """`a` int16 [R, d_in]; `public_key` uint32 [2, 4, N]. Raises HeUnavailable for a key that will not
-        do.
+    def __init__(self, a: Int16Array, b: WordArray, elements: WordArray) -> None:
+        """`a` int16 [R, d_in]; the halves of its public keys, uint32 [keys, 4, N] both.
+
+        Raises HeUnavailable for a `b` out of range.
         """
         self._a = a.astype(np.float64)
         self._reader, self._file = WordReader(), MemoryFile()
-        self._encryptor = public_encryptor(public_key, self._file)
+        self._encryptors = encryptors(b, elements, self._file)
         self._sums = np.zeros((a.shape[0], 2 * len(PRIMES) * N))
         self._next = 0
 
@@ -97,19 +92,13 @@ class BlockEvaluation:
         self._reader.close()
         self._file.close()
 
-    def _zero(self) -> WordArray:
-        """A fresh encryption of zero under the key holder's public key: uint32 [2, 3, N]."""
-        zero = seal.Ciphertext()
-        self._encryptor.encrypt_zero(zero)
-        return self._reader.whole(zero)
+    def _zero(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """The sum of fresh encryptions of zero under each public key: int64 [2, 3, N], not reduced."""
+        zero, total = seal.Ciphertext(), np.zeros((2, len(PRIMES), N), dtype=np.int64)
+        for encryptor in self._encryptors:
+            encryptor.encrypt_zero(zero)
+            total += self._reader.whole(zero)
+        return total
 
     def _flood(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return floods(N)
-
-
-def public_encryptor(words: WordArray, file: MemoryFile) -> Any:  # noqa: ANN401 - SEAL's own type
-    """A SEAL encryptor of uint32 [2, 4, N]. Raises HeUnavailable: words out of range, or a half of zeros."""
-    limits = np.array(KEY_PRIMES, dtype=np.uint32)[:, np.newaxis]
-    if words.shape != (2, len(KEY_PRIMES), N) or not (words < limits).all() or not words[1].any():
-        raise HeUnavailable(PARAMETERS_REFUSED, "a public key with words out of range")
-    return seal.Encryptor(shared_context(), public_key_from(words, file))

@@ -141,9 +141,9 @@ class RemoteKeyHolder:
                 layout = layout_of(shape.d_in, shape.rank_rows)
                 entries += [DirectEntry(index, *request.encrypted(layout, token)) for token in x_q]
                 layouts += [layout] * len(x_q)
-            parts = pack_direct(request.public_key(), entries)
             with self._online_lock:
                 connection = self._greeted_online()
+                parts = pack_direct(request.key_id, request.public_half(connection.nonce), entries)
                 wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
                 payload = connection.ask(Kind.DIRECT, parts, Kind.DIRECT_REPLY, wait_s)
             replies = unpack_direct_reply(payload, layouts)
@@ -231,7 +231,7 @@ class RemoteKeyHolder:
         timeout_s = self._timeouts.offline_s
         block = PreparingBlock(shape.d_in, shape.rank_rows)
         try:
-            begin = pack_begin(index, block.block_id, block.public_key())
+            begin = pack_begin(index, block.block_id, block.public_halves(connection.nonce))
             connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, timeout_s)
             for first in range(0, shape.d_in, ROWS_PER_FRAME):
                 count = min(ROWS_PER_FRAME, shape.d_in - first)

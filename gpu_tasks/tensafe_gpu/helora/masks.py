@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tensafe_gpu.helora.keystream import new_key, ring_rows
 from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
+from tensafe_gpu.helora.public_keys import BLOCK_KEY, KEY_ID_BYTES, common_elements, halves, keys_of_block
 from tensafe_gpu.helora.residues import added, below_primes, scaled_up
 from tensafe_gpu.helora.seal_library import check_ciphertext, seal, shared_context
 from tensafe_gpu.helora.seal_memory import WordReader
@@ -26,10 +27,9 @@ from tensafe_gpu.helora.seal_stream import (
     WordArray,
     ciphertext_from,
     plain_words,
-    public_key_words,
 )
 
-BLOCK_ID_BYTES: Final = 16
+BLOCK_ID_BYTES: Final = KEY_ID_BYTES
 _ROWS_AT_ONCE: Final = 8
 """Masks of so many features are scaled together: their arrays stay in the core's cache."""
 
@@ -61,11 +61,11 @@ class PreparingBlock:
         # [d_in, N]: the table by feature, for the time of the encryption.
         self._rho = np.ascontiguousarray(ring_rows(self._key, 0, N, d_in).T)
 
-    def public_key(self) -> WordArray:
-        """uint32 [2, 4, N]: with it the adapter holder re-randomises."""
-        key = seal.PublicKey()
-        self._keys.create_public_key(key)
-        return public_key_words(self._file.saved(key))
+    def public_halves(self, nonce: bytes) -> WordArray:
+        """uint32 [keys, 4, N]: with them the adapter holder re-randomises. `nonce`: of the connection."""
+        count = keys_of_block(self._d_in)
+        elements = common_elements(nonce, BLOCK_KEY, self.block_id, count)
+        return halves(self._keys, elements, self._file)
 
     def encrypted(self, first: int, count: int) -> tuple[WordArray, SeedArray]:
         """Encryptions of features [first, first + count): uint32 [count, 3, N] and their seeds, uint8

@@ -17,6 +17,7 @@ from tensafe_gpu.helora.frames import FrameError
 from tensafe_gpu.helora.masks import BLOCK_ID_BYTES, SeedArray
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PRIMES, N, T
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, ModuleShape, SiteShape
+from tensafe_gpu.helora.public_keys import NONCE_BYTES, keys_of_block
 from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
 
 ROWS_PER_FRAME: Final = 64
@@ -56,7 +57,7 @@ class SiteMessage(_Message):
 
 
 class Welcome(_Message):
-    """Adapter holder: the adapter, as AdapterInfo."""
+    """Adapter holder: the adapter, as AdapterInfo, and the nonce of this connection's public elements."""
 
     name: _Name
     version: Annotated[int, Field(ge=1)]
@@ -66,6 +67,7 @@ class Welcome(_Message):
     parameters: _Name
     tokens_per_site: Annotated[int, Field(ge=0)]
     sites: Annotated[list[SiteMessage], Field(min_length=1, max_length=4096)]
+    nonce: Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * NONCE_BYTES}}}$")]
 
     def info(self) -> AdapterInfo:
         """As the port has it."""
@@ -84,7 +86,7 @@ class Welcome(_Message):
         )  # fmt: skip
 
     @classmethod
-    def of(cls, info: AdapterInfo) -> Welcome:
+    def of(cls, info: AdapterInfo, nonce: bytes) -> Welcome:
         """From the port's."""
         sites = [
             SiteMessage(
@@ -106,6 +108,7 @@ class Welcome(_Message):
             parameters=info.parameters,
             tokens_per_site=info.tokens_per_site,
             sites=sites,
+            nonce=nonce.hex(),
         )
 
 
@@ -133,18 +136,22 @@ def packed(message: _Message) -> bytes:
     return message.model_dump_json().encode()
 
 
-def pack_begin(site: int, block_id: bytes, public_key: WordArray) -> list[bytes | memoryview]:
-    """BLOCK_BEGIN: site u16, 0 u16, block id, public key uint32 [2, 4, N]."""
-    return [_BEGIN.pack(site, 0) + block_id, _words(public_key)]
+def pack_begin(site: int, block_id: bytes, b: WordArray) -> list[bytes | memoryview]:
+    """BLOCK_BEGIN: site u16, 0 u16, block id, b of its keys uint32 [keys, 4, N]."""
+    return [_BEGIN.pack(site, 0) + block_id, _words(b)]
 
 
-def unpack_begin(payload: memoryview) -> tuple[int, bytes, WordArray]:
-    """Raises FrameError."""
-    shape = (2, len(PRIMES) + 1, N)
-    _exactly(payload, _BEGIN.size + BLOCK_ID_BYTES + 4 * shape[0] * shape[1] * N)
+def unpack_begin(payload: memoryview, widths: Sequence[int]) -> tuple[int, bytes, WordArray]:
+    """`widths`: d_in by site number. Raises FrameError."""
+    if len(payload) < _BEGIN.size:
+        raise FrameError("a block begins without a site")
     site, zero = _BEGIN.unpack_from(payload)
     if zero:
         raise FrameError("reserved bytes must be zero")
+    if site >= len(widths):
+        raise FrameError("a site's number is out of range")
+    shape = (keys_of_block(widths[site]), len(PRIMES) + 1, N)
+    _exactly(payload, _BEGIN.size + BLOCK_ID_BYTES + 4 * shape[0] * shape[1] * N)
     rest = payload[_BEGIN.size :]
     return site, bytes(rest[:BLOCK_ID_BYTES]), _array(rest[BLOCK_ID_BYTES:], shape)
 

@@ -6,8 +6,8 @@ SEAL's table (that of the homomorphic encryption standard) allows at 128 bits an
 
 Noise budget: Delta = Q/t is about 2^62, so a reply decrypts exactly while its noise stays below Delta/2 =
 2^61. The flood takes all of that but HONEST_NOISE, a bound (not an estimate) of what an honest reply holds
-besides: |A e| <= 21 * L1(A) < 2^25, |Enc_pk(0)| < 2^18, rounding < 2^22. So a decryption never fails, and
-the noise of A e is hidden to 2^-37 (worst case; 2^-48 for typical rows).
+besides: |A e| <= 21 * L1(A) < 2^25, |Enc_pk(0)| < 2^18 for each of at most 18 keys, rounding < 2^22. So a
+decryption never fails, and the noise of A e is hidden to 2^-37 (worst case; 2^-48 for typical rows).
 """
 
 from __future__ import annotations

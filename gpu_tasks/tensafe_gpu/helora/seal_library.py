@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from tensafe_gpu.helora.parameters import PRIME_BITS, PRIMES, N, T
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable
@@ -14,6 +14,7 @@ except ImportError as error:
     raise ImportError("HE-LoRA needs TenSEAL: pip install 'tensafe[he]'") from error
 
 __all__ = [
+    "KEY_PRIMES",
     "SealCiphertext",
     "SealContext",
     "SealObject",
@@ -76,6 +77,12 @@ def new_context(
 def shared_context() -> SealContext:
     """The context of this process; SEAL's contexts are immutable and may be shared by threads."""
     return new_context()
+
+
+KEY_PRIMES: Final = tuple(
+    int(prime.value()) for prime in shared_context().key_context_data().parms().coeff_modulus()
+)
+"""All four primes, which keys have."""
 
 
 def check_ciphertext(ciphertext: SealCiphertext) -> None:

@@ -110,6 +110,12 @@ def public_key_words(stream: bytes) -> WordArray:
     return _checked(words, 2 * (_LEVELS + 1) * N).reshape(2, _LEVELS + 1, N)
 
 
+def secret_key_words(stream: bytes) -> WordArray:
+    """uint32 [4, N] of a secret key, in NTT form as a public key's words are."""
+    words = _array(body_of(stream), 32 + 8 + 8)  # parms_id, coefficient count, scale
+    return _checked(words, (_LEVELS + 1) * N).reshape(_LEVELS + 1, N)
+
+
 def plain_words(stream: bytes) -> WordArray:
     """uint32 [N] of a plaintext in coefficient form; SEAL leaves out leading zeros."""
     body = body_of(stream)

@@ -7,26 +7,20 @@ read from the captured frames.
 from __future__ import annotations
 
 import functools
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from tensafe_gpu.adapter_holder import service
-from tensafe_gpu.adapter_holder.service import OpenedAdapter
 from tensafe_gpu.helora import key_holder
 from tensafe_gpu.helora.accepted import Range
-from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Wanted, unix_connector
+from tensafe_gpu.helora.connection import Wanted
 from tensafe_gpu.helora.evaluation import BlockEvaluation
-from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, Kind
+from tensafe_gpu.helora.frames import Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
-from tensafe_gpu.helora.keystream import floods, ring_rows
+from tensafe_gpu.helora.keystream import floods
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
     MaskedRange,
@@ -42,13 +36,12 @@ from tensafe_gpu.helora.online import unmasked
 from tensafe_gpu.helora.parameters import FLOOD, PRIMES, N, T
 from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
 from tensafe_gpu.helora.supply import Supply
-from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy
+from tests.support.helora import QUICK, TENANT
 from tests.support.helora_attacks import Secret, expanded, noise, solve_c1
-from tests.support.tap import Tap, split
+from tests.support.helora_party import QK, parties
 
 D, ROWS = 64, 160
 """160 rows of 64 weights: 10,240 of them."""
-QK = "model.layers.0.self_attn.qkv"
 
 
 class WithoutFlood(BlockEvaluation):
@@ -81,50 +74,6 @@ class Remembering(PreparingBlock):
         super().__init__(d_in, rows)
         self.secret, self.masks = Secret(self), self._rho.copy()
         Remembering.last = self
-
-
-@dataclass(frozen=True, slots=True)
-class Party:
-    """An adapter holder of some build, a key holder that talks to it, and the wire between them."""
-
-    holder: Holder
-    private: RemoteKeyHolder
-    tap: Tap
-
-    @property
-    def a(self) -> np.ndarray:
-        return self.holder.store.load("a").adapter.sites[QK].a
-
-    def shares(self, block_id: bytes, first: int, count: int) -> np.ndarray:
-        """The adapter holder's own s."""
-        key = OpenedAdapter(self.holder.store.load("a")).share_key(QK, block_id)
-        return ring_rows(key, first, count, len(self.a))
-
-    def sent(self, kind: Kind) -> list[memoryview]:
-        return self._frames(0, TO_ADAPTER_HOLDER, kind)
-
-    def answered(self, kind: Kind) -> list[memoryview]:
-        return self._frames(1, TO_KEY_HOLDER, kind)
-
-    def _frames(self, way: int, limits: object, kind: Kind) -> list[memoryview]:
-        streams = (pair[way] for pair in self.tap.streams())
-        return [memoryview(body) for one in streams for k, body in split(one, limits, cut=True) if k is kind]  # type: ignore[arg-type]
-
-
-@contextmanager
-def parties(build: type[BlockEvaluation], d: int, rows: int) -> Iterator[Party]:
-    """`rows` are those of q and k together."""
-    with tempfile.TemporaryDirectory(prefix="attack-") as name:
-        folder = Path(name)
-        with adapter_holder(folder / "h", evaluation=build) as holder:
-            files = peft_files(d, rows // 2, leaves=("q", "k"), seed=7)
-            holder.store.publish("a", files, base_model="base", policy=policy())
-            tap, burned = Tap(folder / "tap", holder.socket), BurnLog(folder / "burned.db")
-            private = RemoteKeyHolder(unix_connector(folder / "tap"), Wanted(TENANT, "a"), burned, QUICK)
-            yield Party(holder, private, tap)
-            private.close()
-            tap.close()
-            burned.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +194,8 @@ def deviating(build: type[BlockEvaluation], unit: int = 1 << 51) -> tuple[np.nda
             words[feature, level, feature::d] = (some + unit) % prime
     with parties(build, d, rows) as party:
         wire, a = party.private._online, party.a
-        wire.ask(Kind.BLOCK_BEGIN, pack_begin(0, block.block_id, block.public_key()), Kind.ACCEPTED, 30)
+        begin = pack_begin(0, block.block_id, block.public_halves(wire.nonce))
+        wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 30)
         payload = wire.ask(Kind.BLOCK_ROWS, pack_rows(block.block_id, 0, words, seeds), Kind.BLOCK_REPLY, 30)
     reply = unpack_reply(payload, rows)[1]
     shares = block.finish(reply).shares.T

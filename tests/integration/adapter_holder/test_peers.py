@@ -20,10 +20,11 @@ from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import frames, key_holder
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Timeouts, Wanted, tls_connector, unix_connector
-from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, Kind
+from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.masks import PreparingBlock
+from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import (
     GARBAGE,
     HOLDER_ABSENT,
@@ -62,7 +63,7 @@ def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
 def hello(**changed: object) -> bytes:
     fields = {"parameters": "", "tenant": TENANT, "adapter": "a", "version": None} | changed
     payload = json.dumps(fields).encode()
-    return HEADER.pack(b"TSHE", 1, Kind.HELLO, 0, 1, len(payload)) + payload
+    return HEADER.pack(b"TSHE", VERSION, Kind.HELLO, 0, 1, len(payload)) + payload
 
 
 def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
@@ -83,8 +84,8 @@ def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GARBAGE, "not the HE-LoRA protocol"),
         (HEADER.pack(b"TSHE", 9, 1, 0, 0, 0), GARBAGE, "version 9"),
-        (HEADER.pack(b"TSHE", 1, Kind.BLOCK_ROWS, 0, 0, 1 << 30), GARBAGE, "at most"),
-        (HEADER.pack(b"TSHE", 1, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "begins with HELLO"),
+        (HEADER.pack(b"TSHE", VERSION, Kind.BLOCK_ROWS, 0, 0, 1 << 30), GARBAGE, "at most"),
+        (HEADER.pack(b"TSHE", VERSION, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "begins with HELLO"),
         (hello(prompt="x"), GARBAGE, "prompt"),
         (hello(parameters="bfv/n2048"), PARAMETERS_REFUSED, "accepts"),
         (hello()[:-5], TIMEOUT, "in time"),
@@ -127,7 +128,8 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
     one = PreparingBlock(D, RANK)
     rows = messages.pack_rows(one.block_id, 0, *one.encrypted(0, 1))
     assert refused(Kind.BLOCK_ROWS, rows) == GARBAGE
-    assert refused(Kind.BLOCK_BEGIN, messages.pack_begin(1, block.block_id, one.public_key())) == GARBAGE
+    again = messages.pack_begin(1, block.block_id, one.public_halves(connection.nonce))
+    assert refused(Kind.BLOCK_BEGIN, again) == GARBAGE
     assert holder.service.accepted.spent("a", 1, 1) == spent
     private.products([(OUT, x)])
     private.close()
@@ -158,9 +160,31 @@ def answering(path: Path, answer: bytes | None) -> Iterator[None]:
         listening.close()
 
 
+def welcome(nonce: object) -> bytes:
+    """As an adapter holder says it, but for the nonce; None: without one."""
+    site = {"site": "s", "d_in": 8, "x_bound": 1, "modules": [{"name": "m", "rank": 1, "d_out": 1}]}
+    fields = {
+        "name": "a", "version": 1, "digest": "0" * 64, "epoch": 1, "base_model": "b",
+        "parameters": PARAMETERS, "tokens_per_site": 1, "sites": [site],
+    }  # fmt: skip
+    payload = json.dumps(fields if nonce is None else fields | {"nonce": nonce}).encode()
+    return HEADER.pack(b"TSHE", VERSION, Kind.WELCOME, 0, 1, len(payload)) + payload
+
+
+@pytest.mark.parametrize("nonce", [None, "", "00" * 31, "00" * 33, "0g" * 32, 7])
+def test_a_nonce_that_is_absent_or_short_is_refused(tmp_path: Path, nonce: object) -> None:
+    path, wanted = tmp_path / "s", Wanted(TENANT, "a")
+    with answering(path, welcome(nonce)), pytest.raises(HeUnavailable, match="greeting") as raised:
+        Connection(unix_connector(path), wanted, Timeouts(0.5, 0.5, 0.5))
+    assert raised.value.code == GARBAGE
+    path.unlink()
+    with answering(path, welcome("00" * 32)):  # any other is taken, and hashed
+        Connection(unix_connector(path), wanted, Timeouts(0.5, 0.5, 0.5)).close()
+
+
 def error_frame(body: dict[str, object]) -> bytes:
     payload = json.dumps(body).encode()
-    return HEADER.pack(b"TSHE", 1, Kind.ERROR, 0, 1, len(payload)) + payload
+    return HEADER.pack(b"TSHE", VERSION, Kind.ERROR, 0, 1, len(payload)) + payload
 
 
 @pytest.mark.parametrize(
@@ -169,10 +193,10 @@ def error_frame(body: dict[str, object]) -> bytes:
         (None, TIMEOUT),
         (b"", HOLDER_ABSENT),
         (b"x" * 16, GARBAGE),
-        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 1 << 31), GARBAGE),
-        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 2) + b"{}", GARBAGE),
-        (HEADER.pack(b"TSHE", 1, Kind.ACCEPTED, 0, 1, 0), GARBAGE),
-        (HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 1, 100) + b"{", HOLDER_ABSENT),
+        (HEADER.pack(b"TSHE", VERSION, Kind.WELCOME, 0, 1, 1 << 31), GARBAGE),
+        (HEADER.pack(b"TSHE", VERSION, Kind.WELCOME, 0, 1, 2) + b"{}", GARBAGE),
+        (HEADER.pack(b"TSHE", VERSION, Kind.ACCEPTED, 0, 1, 0), GARBAGE),
+        (HEADER.pack(b"TSHE", VERSION, Kind.WELCOME, 0, 1, 100) + b"{", HOLDER_ABSENT),
         (error_frame({"code": "budget_spent", "message": "m"}), "budget_spent"),
         (error_frame({"code": "made_up", "message": "m"}), GARBAGE),
     ],

@@ -10,6 +10,7 @@ from tensafe_gpu.helora.direct import DIRECT_FLOOD, DirectRequest, DirectSite, l
 from tensafe_gpu.helora.parameters import PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import HeUnavailable
 from tensafe_gpu.helora.quantise import quantised_rows, quantised_tokens
+from tests.support.helora import half_of
 from tests.support.helora_attacks import Secret
 
 
@@ -24,7 +25,7 @@ def test_one_token_is_exact(d: int, rows: int) -> None:
     for token in x_q:
         request = DirectRequest()
         words, seeds = request.encrypted(layout_of(d, rows), token)
-        reply = served.answer(words, seeds, request.public_key())
+        reply = served.answer(words, seeds, *half_of(request))
         wanted = token.astype(np.int64) @ site.a.T.astype(np.int64)
         assert np.array_equal(request.products(layout_of(d, rows), reply), wanted)
         request.close()
@@ -38,9 +39,7 @@ def test_exact_at_both_ends_of_the_flood(monkeypatch: pytest.MonkeyPatch) -> Non
             direct, "floods", lambda count, bound, end=end: np.full(count, end, dtype=np.int64)
         )
         request = DirectRequest()
-        reply = DirectSite(site.a).answer(
-            *request.encrypted(layout_of(128, 16), x_q[0]), request.public_key()
-        )
+        reply = DirectSite(site.a).answer(*request.encrypted(layout_of(128, 16), x_q[0]), *half_of(request))
         assert np.array_equal(
             request.products(layout_of(128, 16), reply), (x_q[0].astype(np.int64) @ site.a.T.astype(np.int64))
         )
@@ -64,7 +63,7 @@ def test_other_coefficients_are_masked_and_without_masks_tell_single_weights(
 
     def seen() -> int:
         request = DirectRequest()
-        reply = DirectSite(site.a).answer(*request.encrypted(layout, unit), request.public_key())
+        reply = DirectSite(site.a).answer(*request.encrypted(layout, unit), *half_of(request))
         values = decrypted(request, reply[0])
         return int(((values + T // 2) % T - T // 2 == wanted).sum())
 
@@ -75,14 +74,21 @@ def test_other_coefficients_are_masked_and_without_masks_tell_single_weights(
 
 
 def test_a_reply_is_re_randomised() -> None:
-    """c1 of the same request differs each time by more than rounding: it is no function of A and c1 sent."""
+    """c1 of the same request differs each time by more than rounding: it is no function of A and c1 sent.
+
+    With a second half that hides nothing it is one, whatever the first is.
+    """
     site = quantised_rows(np.random.default_rng(1).standard_normal((16, 128)))
     request = DirectRequest()
     words, seeds = request.encrypted(layout_of(128, 16), np.ones(128, dtype=np.int32))
-    key = request.public_key()
-    one, two = (DirectSite(site.a).answer(words, seeds, key)[0, 1, 0].astype(np.int64) for _ in range(2))
-    difference = (one - two + PRIMES[0] // 2) % PRIMES[0] - PRIMES[0] // 2
-    assert np.abs(difference).mean() > PRIMES[0] / 8
+    halves, known = half_of(request), np.zeros((1, 4, N), dtype=np.uint32)
+    nothing = np.zeros_like(halves[0])
+    for b, elements in (halves, (nothing, halves[1]), (halves[0], known)):
+        one, two = (
+            DirectSite(site.a).answer(words, seeds, b, elements)[0, 1, 0].astype(np.int64) for _ in range(2)
+        )
+        difference = (one - two + PRIMES[0] // 2) % PRIMES[0] - PRIMES[0] // 2
+        assert (np.abs(difference).mean() > PRIMES[0] / 8) == (elements is not known)
 
 
 def test_what_is_malformed_or_too_large_is_refused() -> None:
@@ -94,9 +100,9 @@ def test_what_is_malformed_or_too_large_is_refused() -> None:
     served = DirectSite(site.a)
     for bad in (wrong, np.concatenate([words, words])):
         with pytest.raises(HeUnavailable):
-            served.answer(bad, seeds, request.public_key())
+            served.answer(bad, seeds, *half_of(request))
     with pytest.raises(HeUnavailable):
-        served.answer(words, seeds, np.zeros_like(request.public_key()))
+        served.answer(words, seeds, half_of(request)[0] | np.uint32(1 << 31), half_of(request)[1])
     with pytest.raises(HeUnavailable):
         request.products(layout_of(128, 16), np.ones((1, 2, 3, N - 1), dtype=np.uint32))
     with pytest.raises(HeUnavailable, match="too large"):

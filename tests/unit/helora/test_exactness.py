@@ -11,6 +11,7 @@ from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.online import answered, masked, unmasked
 from tensafe_gpu.helora.parameters import MAX_L1, N, T
 from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens
+from tests.support.helora import halves_of
 
 SHAPES = [(512, 8), (896, 48), (1536, 16), pytest.param(4096, 32, marks=pytest.mark.slow)]
 """12,288 tokens without the slow one, 16,384 with it."""
@@ -21,7 +22,7 @@ def test_every_product_of_a_block_is_exact(d: int, rows: int) -> None:
     rng = np.random.default_rng(d + rows)
     site = quantised_rows(rng.standard_normal((rows, d)))
     block, share_key = PreparingBlock(d, rows), new_key()
-    evaluation = BlockEvaluation(site.a, block.public_key())
+    evaluation = BlockEvaluation(site.a, *halves_of(block))
     for first in range(0, d, 64):
         evaluation.add(*block.encrypted(first, min(64, d - first)))
     prepared = block.finish(evaluation.reply(share_key))

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 from tensafe_gpu.helora import seal_memory
-from tensafe_gpu.helora.evaluation import KEY_PRIMES, BlockEvaluation
+from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.keystream import floods, new_key, ring_rows
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.parameters import FLOOD, HONEST_NOISE, PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import GARBAGE, PARAMETERS_REFUSED, HeUnavailable
 from tensafe_gpu.helora.residues import scaled_up
-from tensafe_gpu.helora.seal_library import check_ciphertext, new_context, seal, shared_context
+from tensafe_gpu.helora.seal_library import (
+    KEY_PRIMES,
+    check_ciphertext,
+    new_context,
+    seal,
+    shared_context,
+)
 from tensafe_gpu.helora.seal_memory import WordReader
 from tensafe_gpu.helora.seal_stream import (
     MemoryFile,
@@ -26,6 +32,7 @@ from tensafe_gpu.helora.seal_stream import (
     ciphertext_from_seed,
     ciphertext_words,
 )
+from tests.support.helora import halves_of
 
 A = np.arange(-8, 8, dtype=np.int16).reshape(2, 8)
 
@@ -60,19 +67,19 @@ def test_words_at_their_prime_are_refused(block: PreparingBlock) -> None:
         wrong = words.copy()
         wrong[3, level, 17] = prime
         with pytest.raises(HeUnavailable) as raised:
-            BlockEvaluation(A, block.public_key()).add(wrong, seeds)
+            BlockEvaluation(A, *halves_of(block)).add(wrong, seeds)
         assert raised.value.code == PARAMETERS_REFUSED
-    evaluation = BlockEvaluation(A, block.public_key())
+    evaluation = BlockEvaluation(A, *halves_of(block))
     evaluation.add(words, seeds)
     with pytest.raises(HeUnavailable):
         evaluation.add(words[:1], seeds[:1])
 
 
-def test_a_public_key_that_hides_nothing_is_refused(block: PreparingBlock) -> None:
-    key = block.public_key()
-    for wrong in (np.zeros_like(key), np.stack([key[0], 0 * key[1]]), key | np.uint32(1 << 31), key[:, :3]):
+def test_a_public_key_out_of_range_is_refused(block: PreparingBlock) -> None:
+    b, elements = halves_of(block)
+    for wrong in (b | np.uint32(1 << 31), b[:, :3], b[:1]):
         with pytest.raises(HeUnavailable) as raised:
-            BlockEvaluation(A, wrong)
+            BlockEvaluation(A, wrong, elements)
         assert raised.value.code == PARAMETERS_REFUSED
 
 

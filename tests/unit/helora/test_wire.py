@@ -14,17 +14,19 @@ from tensafe_gpu.helora import direct_messages, frames, messages
 from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
-from tensafe_gpu.helora.evaluation import KEY_PRIMES
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
 from tensafe_gpu.helora.messages import MAX_RANGES, Hello, MaskedRange, Refusal, Welcome
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PARAMETERS, PRIMES, N, T
 from tensafe_gpu.helora.ports import CODES, AdapterInfo, ModuleShape, SiteShape
+from tensafe_gpu.helora.public_keys import keys_of_block
+from tensafe_gpu.helora.seal_library import KEY_PRIMES
 from tensafe_gpu.helora.seal_stream import MemoryFile, ciphertext_from_seed, ciphertext_words
 from tests.project_files import ROOT
 
 DOCUMENT = ROOT / "docs" / "helora-wire.md"
 
 BLOCK = bytes(range(16))
+NONCE = bytes(range(32))
 SHAPE = SiteShape("s", 3, (ModuleShape("m", 2, 1),), 7)
 INFO = AdapterInfo("a", 2, "0" * 64, 3, "base", (SHAPE,), PARAMETERS, 9)
 
@@ -41,7 +43,7 @@ def words(*shape: int, limit: int) -> np.ndarray:
 
 def frame(kind: Kind, parts: list, request: int = 5) -> bytes:
     payload = b"".join(bytes(part) for part in parts)
-    return frames.HEADER.pack(b"TSHE", 1, kind, 0, request, len(payload)) + payload
+    return frames.HEADER.pack(b"TSHE", 2, kind, 0, request, len(payload)) + payload
 
 
 WHOLE = {
@@ -49,46 +51,47 @@ WHOLE = {
         frame(
             Kind.HELLO, [messages.packed(Hello(parameters=PARAMETERS, tenant="t", adapter="a", version=2))]
         ),
-        b"TSHE\x01\x01\x00\x00\x05\x00\x00\x00\x64\x00\x00\x00"
+        b"TSHE\x02\x01\x00\x00\x05\x00\x00\x00\x64\x00\x00\x00"
         b'{"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tenant":"t","adapter":"a","version":2}',
     ),
     "welcome": (
-        frame(Kind.WELCOME, [messages.packed(Welcome.of(INFO))]),
-        b"TSHE\x01\x02\x00\x00\x05\x00\x00\x00\x2a\x01\x00\x00"
+        frame(Kind.WELCOME, [messages.packed(Welcome.of(INFO, NONCE))]),
+        b"TSHE\x02\x02\x00\x00\x05\x00\x00\x00\x75\x01\x00\x00"
         b'{"name":"a","version":2,"digest":"' + b"0" * 64 + b'","epoch":3,"base_model":"base",'
         b'"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tokens_per_site":9,"sites":[{"site":"s",'
-        b'"d_in":3,"x_bound":7,"modules":[{"name":"m","rank":2,"d_out":1}]}]}',
+        b'"d_in":3,"x_bound":7,"modules":[{"name":"m","rank":2,"d_out":1}]}],'
+        b'"nonce":"000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"}',
     ),
     "products": (
         frame(Kind.PRODUCTS, messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), words(2, 3, limit=T))])),
         bytes.fromhex(
-            "5453484501090000050000003400000001000000000102030405060708090a0b0c0d0e0f0700000002000000"
+            "5453484502090000050000003400000001000000000102030405060708090a0b0c0d0e0f0700000002000000"
             "00000000b179370e62f36e0c136da60ac4e6dd0875601507"
         ),
     ),
     "products reply": (
         frame(Kind.PRODUCTS_REPLY, messages.pack_products_reply([words(2, 2, limit=T)])),
-        bytes.fromhex("54534845010a0000050000001000000000000000b179370e62f36e0c136da60a"),
+        bytes.fromhex("54534845020a0000050000001000000000000000b179370e62f36e0c136da60a"),
     ),
     "B reply": (
         frame(Kind.B_REPLY, messages.pack_b(1, [np.array([[1.0, -2.5]], dtype=np.float32)])),
-        bytes.fromhex("5453484501040000050000000a00000001000000803f000020c0"),
+        bytes.fromhex("5453484502040000050000000a00000001000000803f000020c0"),
     ),
     "B request": (
         frame(Kind.B_REQUEST, [(3).to_bytes(2, "little")]),
-        bytes.fromhex("545348450103000005000000020000000300"),
+        bytes.fromhex("545348450203000005000000020000000300"),
     ),
-    "accepted": (frame(Kind.ACCEPTED, []), bytes.fromhex("54534845010800000500000000000000")),
+    "accepted": (frame(Kind.ACCEPTED, []), bytes.fromhex("54534845020800000500000000000000")),
     "refusal": (
         frame(Kind.ERROR, [messages.packed(Refusal(code="budget_spent", message="m"))]),
-        b'TSHE\x01\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
+        b'TSHE\x02\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
     ),
 }
 
 DIGESTS = {
     "block begin": (
         frame(Kind.BLOCK_BEGIN, messages.pack_begin(1, BLOCK, words(2, 4, N, limit=PRIMES[0]))),
-        "6b789689630844866921de6e41f93bb420176ad1edb6ae4178228f7fccd705c7", 16 + 20 + 4 * 8 * N,
+        "0fcff081aefccd8533c05d9dc34d9bf65c82b29ecd0998af222698738740dbc3", 16 + 20 + 4 * 8 * N,
     ),
     "block rows": (
         frame(
@@ -97,15 +100,15 @@ DIGESTS = {
                 BLOCK, 64, words(2, 3, N, limit=PRIMES[0]), words(2, 64, limit=256).astype(np.uint8)
             ),
         ),
-        "013b1b52c5dfebbc4f28fd4d2fe1117f6e3a6a320c08688a470de8b07ce42ac5", 16 + 24 + 2 * (12 * N + 64),
+        "9054601e506944042d841b2c8e51c56226c3fb746b1c13a51818984aef36704d", 16 + 24 + 2 * (12 * N + 64),
     ),
     "block reply": (
         frame(Kind.BLOCK_REPLY, messages.pack_reply(BLOCK, words(1, 2, 3, N, limit=PRIMES[0]))),
-        "8048f49155f6149a6c427f9e1657d1d22c27293fd5c5715834903c11c543e262", 16 + 16 + 24 * N,
+        "136f5cfeb527aeaa211b3e37649fd0df0b6c66c0b99723985e6d7060d51025ba", 16 + 16 + 24 * N,
     ),
     "direct reply": (
         frame(Kind.DIRECT_REPLY, direct_messages.pack_direct_reply([words(1, 2, 3, N, limit=PRIMES[0])] * 2)),
-        "c194235941d5f1f18bb3ec0843a191ee25745d6fbf2ea609aac911724ee988e1", 16 + 2 * 24 * N,
+        "b77cb16ad93009b87a159d319fcb9f3b6037fb3a54f7d46233f646de6f968a85", 16 + 2 * 24 * N,
     ),
 }  # fmt: skip
 EXPANDED = "b55dd460aef64a00d8184fbd114355404288eea174811d26b5fa9473996ee6c4"
@@ -135,21 +138,22 @@ def test_the_document_names_what_the_program_holds_to() -> None:
     assert told == set(CODES) - {"not_prepared", "activations_not_finite", "state_failed"}  # never sent
 
 
-DIRECT_DIGEST = "0e567b14ecfcd96cf66b6b46ee48e5c619472966d62436366df49d24c53314ec"
+DIRECT_DIGEST = "46316791615201f004a7c18ca381648564074a18e98b6ec5a9811141bf2e1d2c"
 
 
 def test_a_direct_request_has_this_digest_and_no_other_length() -> None:
     layouts = [layout_of(64, 3), layout_of(300, 3)]
     rows, seeds = words(1, 3, N, limit=PRIMES[0]), words(1, 64, limit=256).astype(np.uint8)
-    key = words(2, 4, N, limit=PRIMES[0])
-    parts = direct_messages.pack_direct(key, [direct_messages.DirectEntry(0, rows, seeds)])
+    key = words(4, N, limit=PRIMES[0])
+    parts = direct_messages.pack_direct(BLOCK, key, [direct_messages.DirectEntry(0, rows, seeds)])
     written = frame(Kind.DIRECT, parts)
     assert hashlib.sha256(written).hexdigest() == DIRECT_DIGEST
     payload = memoryview(written)[16:]
-    got, entries = direct_messages.unpack_direct(payload, layouts)
+    key_id, got, entries = direct_messages.unpack_direct(payload, layouts)
+    assert key_id == BLOCK
     assert np.array_equal(got, key)
     assert np.array_equal(entries[0].words, rows)
-    for wrong in (payload[:3], payload[:-1], memoryview(bytes(payload) + b"x"), payload[: 4 + key.nbytes]):
+    for wrong in (payload[:3], payload[:-1], memoryview(bytes(payload) + b"x"), payload[: 20 + key.nbytes]):
         with pytest.raises(FrameError):
             direct_messages.unpack_direct(wrong, layouts)
     with pytest.raises(FrameError):
@@ -174,7 +178,8 @@ def test_what_is_packed_is_unpacked() -> None:
         return memoryview(b"".join(bytes(part) for part in parts))
 
     key = words(2, 4, N, limit=PRIMES[0])
-    site, block, got = messages.unpack_begin(view(messages.pack_begin(3, BLOCK, key)))
+    begin = view(messages.pack_begin(3, BLOCK, key))
+    site, block, got = messages.unpack_begin(begin, [4096, 4096, 4096, 64])
     assert (site, block) == (3, BLOCK)
     assert np.array_equal(got, key)
     rows, seeds = words(2, 3, N, limit=PRIMES[0]), words(2, 64, limit=256).astype(np.uint8)
@@ -186,19 +191,30 @@ def test_what_is_packed_is_unpacked() -> None:
     ranges, rest = messages.unpack_ranges(view(messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), z)])))
     assert ranges == [Range(BLOCK, 7, 2)]
     assert np.array_equal(messages.unpack_ring(rest, [(2, 3)])[0], z)
-    assert messages.parsed(Welcome, view([messages.packed(Welcome.of(INFO))])).info() == INFO
+    welcome = messages.parsed(Welcome, view([messages.packed(Welcome.of(INFO, NONCE))]))
+    assert (welcome.info(), bytes.fromhex(welcome.nonce)) == (INFO, NONCE)
+
+
+def test_a_block_begins_with_as_many_keys_as_its_site_needs() -> None:
+    begin = b"".join(bytes(part) for part in messages.pack_begin(1, BLOCK, words(2, 4, N, limit=PRIMES[0])))
+    assert len(begin) == 4 + 16 + 2 * 4 * 4 * N
+    messages.unpack_begin(memoryview(begin), [4096, 64])
+    for payload, widths in ((begin, [64, 896]), (begin, [64]), (begin[:-1], [64, 64]), (begin[:3], [64, 64])):
+        with pytest.raises(FrameError):
+            messages.unpack_begin(memoryview(payload), widths)
+    assert 20 + 4 * 4 * N * keys_of_block(MAX_D_IN) <= TO_ADAPTER_HOLDER[Kind.BLOCK_BEGIN]
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
         (frames.HEADER.pack(b"HTTP", 1, 1, 0, 0, 0), "not the HE-LoRA protocol"),
-        (frames.HEADER.pack(b"TSHE", 1, 1, 7, 0, 0), "not the HE-LoRA protocol"),
-        (frames.HEADER.pack(b"TSHE", 2, 1, 0, 0, 0), "version 2"),
-        (frames.HEADER.pack(b"TSHE", 1, 77, 0, 0, 0), "kind 77"),
-        (frames.HEADER.pack(b"TSHE", 1, Kind.WELCOME, 0, 0, 0), "kind 2"),
-        (frames.HEADER.pack(b"TSHE", 1, Kind.HELLO, 0, 0, 4097), "4097 bytes"),
-        (frames.HEADER.pack(b"TSHE", 1, Kind.PRODUCTS, 0, 0, 0xFFFFFFFF), "4294967295 bytes"),
+        (frames.HEADER.pack(b"TSHE", 2, 1, 7, 0, 0), "not the HE-LoRA protocol"),
+        (frames.HEADER.pack(b"TSHE", 1, 1, 0, 0, 0), "version 1"),
+        (frames.HEADER.pack(b"TSHE", 2, 77, 0, 0, 0), "kind 77"),
+        (frames.HEADER.pack(b"TSHE", 2, Kind.WELCOME, 0, 0, 0), "kind 2"),
+        (frames.HEADER.pack(b"TSHE", 2, Kind.HELLO, 0, 0, 4097), "4097 bytes"),
+        (frames.HEADER.pack(b"TSHE", 2, Kind.PRODUCTS, 0, 0, 0xFFFFFFFF), "4294967295 bytes"),
     ],
 )
 def test_headers_that_are_refused(header: bytes, reason: str) -> None:
