@@ -63,9 +63,10 @@ class DirectLayout:
     def groups(self) -> int:
         return -(-self.rows // self.rows_per_group)
 
-    def targets(self) -> npt.NDArray[np.int64]:
-        """The coefficients that carry a group's rows."""
-        return np.arange(self.rows_per_group) * self.chunk + self.chunk - 1
+    def targets(self, group: int) -> npt.NDArray[np.int64]:
+        """The coefficients that carry a group's rows; the last group may have fewer than fit."""
+        rows = min(self.rows_per_group, self.rows - group * self.rows_per_group)
+        return np.arange(rows) * self.chunk + self.chunk - 1
 
 
 def layout_of(d_in: int, rows: int) -> DirectLayout:
@@ -114,12 +115,12 @@ class DirectRequest:
             raise HeUnavailable(GARBAGE, "the adapter holder's ciphertexts have another shape or range")
         decryptor, plain = seal.Decryptor(shared_context(), self._keys.secret_key()), seal.Plaintext()
         parts = []
-        for words in reply:
+        for group, words in enumerate(reply):
             ciphertext = ciphertext_from(words, self._file)
             check_ciphertext(ciphertext)
             decryptor.decrypt(ciphertext, plain)
-            parts.append(plain_words(self._file.saved(plain))[layout.targets()])
-        return centred_mod_t(np.concatenate(parts)[: layout.rows])
+            parts.append(plain_words(self._file.saved(plain))[layout.targets(group)])
+        return centred_mod_t(np.concatenate(parts))
 
     def close(self) -> None:
         """Forget the key."""
@@ -153,7 +154,8 @@ class DirectSite:
             raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
         (encryptor,) = encryptors(b[np.newaxis], elements, self._file)
         inputs = [self._input(words[row], seeds[row].tobytes()) for row in range(layout.chunks)]
-        return np.stack([self._hidden(self._sum(inputs, group), encryptor) for group in self._plains])
+        sums = [self._sum(inputs, group) for group in self._plains]
+        return np.stack([self._hidden(number, one, encryptor) for number, one in enumerate(sums)])
 
     def _polynomials(self, a: Int16Array) -> Int64Array:
         """[groups, chunks, N]."""
@@ -197,11 +199,11 @@ class DirectSite:
         self._evaluator.transform_from_ntt_inplace(total)
         return self._reader.whole(total)
 
-    def _hidden(self, words: WordArray, encryptor: Any) -> WordArray:  # noqa: ANN401 - SEAL's own type
+    def _hidden(self, group: int, words: WordArray, encryptor: Any) -> WordArray:  # noqa: ANN401 - as above
         zero = seal.Ciphertext()
         encryptor.encrypt_zero(zero)
         mask = ring_rows(new_key(), 0, 1, N)[0].copy()
-        mask[self.layout.targets()] = 0
+        mask[self.layout.targets(group)] = 0
         result = words.astype(np.int64) + self._reader.whole(zero)
         flood = floods(N, DIRECT_FLOOD)
         for level, (prime, scaled) in enumerate(zip(PRIMES, scaled_up(mask), strict=True)):
