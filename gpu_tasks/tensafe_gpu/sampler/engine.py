@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,7 @@ from tensafe.contracts.sampling import SampleRequest, SampleResult
 from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
-from tensafe_gpu.sampler.private.adapter import PrivateAdapter, offer_of, vllm_name
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter, cache_salt, naming, offer_of
 from tensafe_gpu.sampler.private.serving import GONE_ON, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
@@ -196,11 +197,11 @@ class SamplingEngine:
             raise HeRefused("he_not_configured")
         try:
             async with self._adapters.lease(adapter) as resident:
-                name = vllm_name(adapter, resident.adapter_id)
+                name = resident.path
                 ids = [self._next_id() for _ in range(request.num_samples)]
-                lora = lora_request(name, resident.adapter_id, resident.path)
+                work = self._generate_all(request, cache_salt(name, salt), None, None, ids, private=name)
                 try:
-                    outputs = await serving.run(name, self._generate_all(request, salt, lora, None, ids))
+                    outputs = await serving.run(name, work)
                 except BaseException:
                     # Their accounts are closed even if the caller has gone.
                     with contextlib.suppress(TensafeError):
@@ -243,17 +244,17 @@ class SamplingEngine:
         lora: LoRARequest | None,
         on_tokens: OnTokens | None,
         ids: list[str] | None = None,
+        *,
+        private: str | None = None,
     ) -> list[RequestOutput]:
         """One vLLM request per continuation, each with its own seed; one failure aborts the others."""
         ids = ids or [self._next_id() for _ in range(request.num_samples)]
+        each = partial(self._generate, request, salt, lora, on_tokens, private)
         if request.num_samples == 1:
-            return [await self._generate(request, 0, salt, lora, on_tokens, ids[0])]
+            return [await each(0, ids[0])]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._generate(request, index, salt, lora, on_tokens, request_id))
-                    for index, request_id in enumerate(ids)
-                ]
+                tasks = [group.create_task(each(index, request_id)) for index, request_id in enumerate(ids)]
         except* TensafeError as errors:
             raise _first(errors) from None
         return [task.result() for task in tasks]
@@ -261,10 +262,11 @@ class SamplingEngine:
     async def _generate(
         self,
         request: SampleRequest,
-        index: int,
         salt: str,
         lora: LoRARequest | None,
         on_tokens: OnTokens | None,
+        private: str | None,
+        index: int,
         request_id: str,
     ) -> RequestOutput:
         from vllm import SamplingParams  # noqa: PLC0415 - only after launch has imported vLLM
@@ -274,7 +276,8 @@ class SamplingEngine:
 
         arguments = sampling_arguments(request, self.limits, index)
         kind = RequestOutputKind.FINAL_ONLY if on_tokens is None else RequestOutputKind.CUMULATIVE
-        params = SamplingParams(output_kind=kind, skip_clone=True, **arguments)
+        extra = naming(private)
+        params = SamplingParams(output_kind=kind, skip_clone=True, extra_args=extra, **arguments)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt), cache_salt=salt)
         last: RequestOutput | None = None
         try:

@@ -1,4 +1,4 @@
-"""Adapters into vLLM and out of it: plain ones checked, private ones opened and stood for by zeros."""
+"""Adapters into the engine and out of it: plain ones checked and handed to vLLM, private ones opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Un
 from tensafe_gpu.sampler.adapters import BaseShapes, check_adapter
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, is_private, vllm_name
 from tensafe_gpu.sampler.private.serving import PrivateServing
-from tensafe_gpu.sampler.private.zeros import zero_files
 from tensafe_gpu.sampler.private_files import PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, Resident
 
@@ -52,16 +51,11 @@ class AdapterLoading:
         return await self._load_files(adapter_id, adapter.identity, files)
 
     async def _load_private(self, adapter_id: int, adapter: PrivateAdapter) -> str:
-        """Open the adapter where it is evaluated, then give vLLM zeros under its name."""
-        serving, name = self._serving, vllm_name(adapter, adapter_id)
-        if serving is None:
+        """Open the adapter where it is evaluated; vLLM hears its name from each request."""
+        if self._serving is None:
             raise HeRefused("he_not_configured")
-        await serving.open(adapter, adapter_id)
-        try:
-            return await self._load_files(adapter_id, name, zero_files(self._base))
-        except BaseException:
-            await serving.close(name)
-            raise
+        await self._serving.open(adapter, adapter_id)
+        return vllm_name(adapter, adapter_id)
 
     async def _load_files(self, adapter_id: int, name: str, files: dict[str, bytes]) -> str:
         began = time.monotonic()
@@ -99,15 +93,16 @@ class AdapterLoading:
             raise InvalidRequest(_REFUSED, field="adapter") from error
 
     async def unload(self, resident: Resident) -> None:
-        """Take an idle adapter out of vLLM.
+        """Close an idle private adapter, or take an ordinary one out of vLLM.
 
         A request that ended at a stop string still runs in vLLM until an abort arrives there, and it
         would load its adapter again. The question beforehand makes a round trip behind that abort.
         """
+        if self._serving is not None and is_private(resident.identity):
+            await self._serving.close(resident.path)
+            return
         await self._llm.list_loras()
         await self._llm.remove_lora(resident.adapter_id)
-        if self._serving is not None and is_private(resident.identity):
-            await self._serving.close(f"{resident.identity}#{resident.adapter_id}")
 
 
 def lora_request(identity: str, adapter_id: int, path: str) -> LoRARequest:

@@ -22,8 +22,6 @@ import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from tensafe_gpu.sampler.private.step import STEP
-
 if TYPE_CHECKING:
     from vllm.lora.layers import LoRAMapping
 
@@ -123,10 +121,8 @@ class GroupedCpuLora(PunicaWrapperCPU):
     ) -> None:
         """Called by vLLM before each step whose composition or slots changed."""
         super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
-        # A private adapter is a slot of zeros here; its deltas are added elsewhere.
-        here = [i for i, one in enumerate(lora_index_to_id) if one not in STEP.private_ids]
-        self._token_groups = [g for g in group_rows(self.token_lora_indices) if g[0] in here]
-        self._sampler_groups = [g for g in group_rows(self.sampler_indices) if g[0] in here]
+        self._token_groups = group_rows(self.token_lora_indices)
+        self._sampler_groups = group_rows(self.sampler_indices)
 
     def add_shrink(
         self,

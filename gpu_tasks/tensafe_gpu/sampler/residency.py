@@ -23,7 +23,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 AnyAdapter = Adapter | PrivateAdapter
 Load = Callable[[int, AnyAdapter], Awaitable[str]]
-"""Put the adapter into vLLM under a new id; returns the path that vLLM knows it by."""
+"""Load the adapter under a new id; returns the path that vLLM knows it by, or a private one's name."""
 Unload = Callable[["Resident"], Awaitable[None]]
 
 

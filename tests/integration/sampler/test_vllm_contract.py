@@ -174,27 +174,30 @@ def test_vllm_01_layers_are_replaced_by_name() -> None:
 
 
 def test_vllm_01_the_rows_of_a_pass_have_names() -> None:
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.engine.input_processor import InputProcessor
-    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
-    assert parameters(LoRAModelRunnerMixin.set_active_loras) == [
-        "self",
-        "input_batch",
-        "num_scheduled_tokens",
-        "num_sampled_tokens",
-        "mapping_type",
-    ]
-    assert "set_active_loras" not in vars(GPUModelRunner)
     # Called with the rows of the pass that follows, in the order of the batch.
     prepare = source(GPUModelRunner._prepare_inputs)
-    assert "self.set_active_loras(" in prepare
-    batch = source(InputBatch)
-    for attribute in ("request_lora_mapping", "lora_id_to_lora_request"):
-        assert f"self.{attribute}" in batch, attribute
+    assert parameters(GPUModelRunner._prepare_inputs) == ["self", "scheduler_output", "num_scheduled_tokens"]
+    assert "np.repeat(self.arange_np[:num_reqs], num_scheduled_tokens)" in prepare
+    executing = source(GPUModelRunner.execute_model)
+    assert executing.index("self._update_states(") < executing.index("self._prepare_inputs(")
+    assert executing.index("self._prepare_inputs(") < executing.index("self._model_forward(")
+    for name in ("_prepare_inputs", "_dummy_run"):
+        assert name not in vars(CPUModelRunner), name
+    # Passes of nobody's, profiling and capturing, do not prepare inputs.
+    assert "_prepare_inputs(" not in source(GPUModelRunner._dummy_run)
+    assert "self._dummy_run(" in source(GPUModelRunner.profile_run)
+    assert "self.requests: dict[str, CachedRequestState]" in source(GPUModelRunner.__init__)
+    for carrier in (CachedRequestState, NewRequestData):
+        assert "sampling_params" in parameters(carrier), carrier
+    assert SamplingParams(extra_args={"a": "b"}).extra_args == {"a": "b"}
     assert isinstance(InputBatch.req_ids, property)
-    assert "req_lora_mapping.repeat(num_scheduled_tokens)" in source(InputBatch.make_lora_inputs)
     assert 'f"{request.external_req_id}-{random_uuid():.8}"' in source(InputProcessor)
 
 
@@ -227,9 +230,9 @@ def test_the_document_names_each_attribute() -> None:
         "prefix",
         "base_layer",
         "packed_modules_mapping",
-        "set_active_loras",
-        "request_lora_mapping",
-        "lora_id_to_lora_request",
+        "_prepare_inputs",
+        "_dummy_run",
+        "sampling_params",
         "req_ids",
         "num_cached_tokens",
         "_get_prompt_logprobs_dict",

@@ -15,12 +15,18 @@ import torch
 from tensafe.contracts.errors import HE_CODES, HeRefused
 from tensafe_gpu.helora import ports
 from tensafe_gpu.helora.ports import AdapterInfo, HeUnavailable, ModuleShape, SiteShape
-from tensafe_gpu.sampler.private.adapter import PrivateAdapter, external_id, vllm_name
+from tensafe_gpu.sampler.private.adapter import (
+    PrivateAdapter,
+    cache_salt,
+    external_id,
+    naming,
+    vllm_name,
+)
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 from tensafe_gpu.sampler.private.placing import DoesNotFit, Slice, Target, place
 from tensafe_gpu.sampler.private.preparing import Preparer
 from tensafe_gpu.sampler.private.serving import PrivateServing
-from tensafe_gpu.sampler.private.step import Span, Step
+from tensafe_gpu.sampler.private.step import Span, Step, spans_of
 
 MODULES = {
     "m.q_proj": Slice("m.qkv_proj", 0, 8, 4),
@@ -283,15 +289,14 @@ def test_a_step_knows_its_rows_and_charges_them() -> None:
         threading.Event().wait(0.01)
     step = Step()
     spans = [
-        Span("private:A@1#1", 7, "s1", 0, 3),
-        Span("private:gone@1#2", 8, "s2", 3, 4),
-        Span("private:A@1#1", 7, "s3", 5, 6),
+        Span("private:A@1#1", "s1", 0, 3),
+        Span("private:gone@1#2", "s2", 3, 4),
+        Span("private:A@1#1", "s3", 5, 6),
     ]
     step.begin(spans, adapters)
     (group,) = step.groups
     assert isinstance(group.rows, torch.Tensor)
     assert group.rows.tolist() == [0, 1, 2, 5]
-    assert step.private_ids == {7, 8}
     group.evaluated("m.qkv")
     group.fail_rows(np.array([False, False, False, True]))
     assert step.report("s1") == {
@@ -305,9 +310,33 @@ def test_a_step_knows_its_rows_and_charges_them() -> None:
     assert step.report("s2")["failure"] == "he_adapter_holder_absent"
     assert step.report("s3")["failure"] == "he_activations_not_finite"
     assert step.report("s1")["tokens"] == 0  # closed
+    step.begin(spans[:1], adapters)
+    assert step.groups
+    step.rest()  # a pass of nobody's
+    assert not step.groups
+    step.begin(spans[:1], adapters)
     step.begin([], adapters)
     assert step.groups == []
     adapters.close("private:A@1#1")
+
+
+def test_rows_have_the_name_that_their_request_carries() -> None:
+    """By no id and no order; a request that vLLM no longer knows has none, and is not vouched for."""
+    carried: dict[str, Any] = {"s1-aaaaaaaa": naming("private:A@1#1"), "s2-bbbbbbbb": None, "s3-cccccccc": {}}
+    requests: Any = {
+        name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra))
+        for name, extra in carried.items()
+    }
+    requests["s4-dddddddd"] = SimpleNamespace(sampling_params=None)
+    batch = ["s2-bbbbbbbb", "s1-aaaaaaaa", "gone-eeeeeee", "s3-cccccccc", "s4-dddddddd", "s1-aaaaaaaa"]
+    found = list(spans_of(batch, requests, np.array([2, 3, 1, 1, 1, 4], np.int32)))
+    assert found == [Span("private:A@1#1", "s1", 2, 5), Span("private:A@1#1", "s1", 8, 12)]
+
+
+def test_cache_blocks_are_of_one_opening_and_scope() -> None:
+    salts = {cache_salt(name, salt) for name in ("private:A@1#1", "private:A@1#2") for salt in ("s", "t")}
+    assert len(salts) == 4
+    assert cache_salt("a", 'b", "c') != cache_salt('a", "b', "c")
 
 
 def test_names() -> None:

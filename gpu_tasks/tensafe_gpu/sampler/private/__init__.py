@@ -6,7 +6,6 @@
     step.py         the rows of one forward pass by request, and what was evaluated for each
     injection.py    the layers that add the deltas; never raises in a forward pass
     extension.py    the worker's methods that the sampler calls
-    zeros.py        what stands for a private adapter inside vLLM
     preparing.py    preprocessing kept ahead of demand
     serving.py      the sampler's side: admission, watching, counting
 

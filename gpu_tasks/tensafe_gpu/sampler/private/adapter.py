@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tensafe.contracts.execution import BASE_MODEL, DEFAULT_PLAIN, DEFAULT_PRIVATE, ExecutionPolicy, Offer
 from tensafe_gpu.sampler.adapters import Adapter
 
 PREFIX: Final = "private:"
+_NAME: Final = "tensafe_private_adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,22 @@ def offer_of(adapter: Adapter | PrivateAdapter | None) -> Offer:
 def vllm_name(adapter: PrivateAdapter, adapter_id: int) -> str:
     """The name inside vLLM: new with every opening, so that no cache block of a failed one is reused."""
     return f"{adapter.identity}#{adapter_id}"
+
+
+def naming(name: str | None) -> dict[str, Any] | None:
+    """What a request of vLLM carries (`SamplingParams.extra_args`), so that its rows have this name."""
+    return None if name is None else {_NAME: name}
+
+
+def name_in(extra_args: Mapping[str, Any] | None) -> str | None:
+    """The name that a request of vLLM carries, if it is one of a private adapter."""
+    name: str | None = None if extra_args is None else extra_args.get(_NAME)
+    return name
+
+
+def cache_salt(name: str, salt: str) -> str:
+    """vLLM's salt of a private request: its cache blocks are those of this opening and scope alone."""
+    return json.dumps([name, salt])
 
 
 def held_as(identity: str) -> tuple[str, str]:

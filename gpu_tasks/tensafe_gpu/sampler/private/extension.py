@@ -10,9 +10,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.lora.layers import BaseLayerWithLoRA
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tensafe_gpu.sampler.environment import CONNECT_VARIABLE
@@ -33,6 +31,8 @@ class PrivateWorkerExtension:
 
     def tensafe_private_install(self) -> dict[str, int]:
         """Put the map in front of every forward pass. Raises TypeError if vLLM is not as examined."""
+        if getattr(self, "private_adapters", None) is not None:
+            raise TypeError("private adapters are installed already")
         runner = self.model_runner
         model = runner.get_model()
         modules = projections(model)
@@ -88,17 +88,17 @@ def projections(model: torch.nn.Module) -> dict[str, Slice]:
     packed = cast("Mapping[str, list[str]]", getattr(model, "packed_modules_mapping", {}))
     found: dict[str, Slice] = {}
     for name, module in model.named_modules():
-        base = getattr(module, "base_layer", None)
-        if not isinstance(module, BaseLayerWithLoRA) or not isinstance(base, LinearBase):
+        if not isinstance(module, LinearBase):
             continue
-        parent, _, last = name.rpartition(".")
+        # vLLM's LoRA layers hold the layer that they stand for under this name.
+        parent, _, last = name.removesuffix(".base_layer").rpartition(".")
         parts = packed.get(last) or [last]
-        widths = list(getattr(base, "output_sizes", None) or [base.output_size])
-        if base.tp_size != 1 or len(parts) != len(widths):
+        widths = list(getattr(module, "output_sizes", None) or [module.output_size])
+        if module.tp_size != 1 or len(parts) != len(widths):
             continue
         first = 0
         for part, width in zip(parts, widths, strict=True):
-            found[f"{parent}.{part}"] = Slice(base.prefix, first, first + width, base.input_size)
+            found[f"{parent}.{part}"] = Slice(module.prefix, first, first + width, module.input_size)
             first += width
     return found
 
@@ -107,16 +107,16 @@ def _mapping(original: type[GPUModelRunner], adapters: OpenAdapters) -> type[GPU
     """The runner's class with the rows of private requests noted before each pass."""
 
     class Noting(original):  # type: ignore[misc,valid-type]
-        def set_active_loras(
-            self,
-            input_batch: InputBatch,
-            num_scheduled_tokens: npt.NDArray[np.int32],
-            *arguments: Any,  # noqa: ANN401 - vLLM's signature
-            **settings: Any,  # noqa: ANN401
-        ) -> None:
+        def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[np.int32]) -> Any:  # noqa: ANN401 - vLLM's signature
             """Called by vLLM before each forward pass of real requests."""
-            STEP.begin(list(spans_of(input_batch, num_scheduled_tokens)), adapters)
-            super().set_active_loras(input_batch, num_scheduled_tokens, *arguments, **settings)
+            spans = spans_of(self.input_batch.req_ids, self.requests, num_scheduled_tokens)
+            STEP.begin(list(spans), adapters)
+            return super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+
+        def _dummy_run(self, *arguments: Any, **settings: Any) -> Any:  # noqa: ANN401 - vLLM's signature
+            """Called by vLLM for passes without a request, such as those that it captures."""
+            STEP.rest()
+            return super()._dummy_run(*arguments, **settings)
 
     Noting.__name__ = f"Private{original.__name__}"
     return Noting

@@ -1,13 +1,13 @@
 """The rows of one forward pass by request, and what was evaluated for each request.
 
-The map is built once per step, before the layers run, from the *names* of the adapters in vLLM's batch:
-ids are assigned by whoever loads an adapter, and a map by id matches nothing when somebody else did.
+The map is built once per step, before the layers run, from the *name* that each request carries: ids are
+assigned by whoever loads an adapter, and a map by id matches nothing when somebody else did.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tensafe_gpu.sampler.private.adapter import external_id, is_private
+from tensafe_gpu.sampler.private.adapter import external_id, name_in
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 
 if TYPE_CHECKING:
-    from vllm.v1.worker.gpu_input_batch import InputBatch
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 _MOST_ACCOUNTS: Final = 8192
 """A step that was in flight when its request ended opens an account that nobody asks for."""
@@ -56,7 +56,6 @@ class Span:
     """Rows [start, stop) of the pass belong to one request of a private adapter."""
 
     name: str
-    adapter_id: int
     request: str
     start: int
     stop: int
@@ -89,15 +88,17 @@ class Group:
             account.evaluated[site] += tokens
 
 
-def spans_of(batch: InputBatch, scheduled: npt.NDArray[np.int32]) -> Iterator[Span]:
-    """The private requests of vLLM's batch; `scheduled` holds the rows of each request, in order."""
+def spans_of(
+    batch: Sequence[str], requests: Mapping[str, CachedRequestState], scheduled: npt.NDArray[np.int32]
+) -> Iterator[Span]:
+    """The private requests of vLLM's batch, whose ids and rows `batch` and `scheduled` hold in order."""
     start = 0
-    for index, count in enumerate(scheduled.tolist()):
-        adapter_id = int(batch.request_lora_mapping[index])
-        if adapter_id > 0:
-            name = batch.lora_id_to_lora_request[adapter_id].lora_name
-            if is_private(name):
-                yield Span(name, adapter_id, external_id(batch.req_ids[index]), start, start + count)
+    for request_id, count in zip(batch, scheduled.tolist(), strict=False):
+        request = requests.get(request_id)
+        params = None if request is None else request.sampling_params
+        name = None if params is None else name_in(params.extra_args)
+        if name is not None:
+            yield Span(name, external_id(request_id), start, start + count)
         start += count
 
 
@@ -106,13 +107,10 @@ class Step:
 
     def __init__(self) -> None:
         self.groups: Sequence[Group] = ()
-        self.private_ids: frozenset[int] = frozenset()
-        """vLLM's ids of the private adapters in this pass: there is nothing of them to apply in the clear."""
         self._accounts: OrderedDict[str, Account] = OrderedDict()
 
     def begin(self, spans: Sequence[Span], adapters: OpenAdapters) -> None:
         """Set up the next pass; never raises, since an error here ends the engine for everybody."""
-        self.private_ids = frozenset(span.adapter_id for span in spans)
         by_name: dict[str, list[Span]] = {}
         for span in spans:
             by_name.setdefault(span.name, []).append(span)
@@ -128,6 +126,10 @@ class Step:
             else:
                 group.fail(adapter.failure or NOT_OPEN)
         self.groups = groups
+
+    def rest(self) -> None:
+        """The next pass is none of a request: nothing is evaluated in it."""
+        self.groups = ()
 
     def report(self, request: str) -> dict[str, Any]:
         """The account of a request that has ended; it is closed."""
