@@ -21,13 +21,21 @@ class Job:
 
     batch: int
     new_tokens: int
+    on_base: bool = False
+    """Of the base model, whatever adapter there is."""
 
 
-def decode_loop(model_path: str, rank: int, held_at: Mapping[str, str] | None, peft: str | None) -> Handler:
+def decode_loop(
+    model_path: str,
+    rank: int,
+    held_at: Mapping[str, str] | None,
+    peft: str | None,
+    compile_dir: Path | None = None,
+) -> Handler:
     """Called with a Job, it returns seconds. Prompts have two tokens, so prefill is one more small step."""
     from tensafe_gpu.sampler.environment import configure_environment  # noqa: PLC0415
 
-    configure_environment(threads=1)
+    configure_environment(threads=1, compile_dir=compile_dir)
     from tensafe.contracts.sampling import SampleRequest, SamplingParams  # noqa: PLC0415
     from tensafe_gpu.sampler.adapters import Adapter  # noqa: PLC0415
     from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
@@ -56,7 +64,8 @@ def decode_loop(model_path: str, rank: int, held_at: Mapping[str, str] | None, p
     async def sample(job: Job) -> list[SampleResult]:
         params = SamplingParams(max_tokens=job.new_tokens, temperature=0.0, stop=())
         requests = [SampleRequest(prompt=(7 + n, 11), params=params) for n in range(job.batch)]
-        return await asyncio.gather(*(engine.sample(request, adapter) for request in requests))
+        chosen = None if job.on_base else adapter
+        return await asyncio.gather(*(engine.sample(request, chosen) for request in requests))
 
     def decode(job: Job) -> float:
         began = time.perf_counter()
@@ -64,7 +73,8 @@ def decode_loop(model_path: str, rank: int, held_at: Mapping[str, str] | None, p
         took = time.perf_counter() - began
         assert all(len(one.sequences[0].tokens) == job.new_tokens for one in results)
         modes = {one.execution.mode.value for one in results if one.execution}
-        assert modes == ({"HE"} if held_at is not None else {"PLAINTEXT"}), modes
+        expected = "NONE" if job.on_base else "PLAINTEXT" if held_at is None else "HE"
+        assert modes == {expected}, modes
         return took
 
     return decode

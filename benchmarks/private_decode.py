@@ -73,32 +73,38 @@ def measured(bench: Bench, shape: Shape) -> Mapping[str, float]:
         intermediate=shape.intermediate,
         heads=shape.heads,
     )
-    peft = _adapter(bench.folder / "peft", shape)
     holder = HolderProcess(bench.folder / "holder")
     try:
-        holder.command(
-            "publish", "--name", NAME, "--peft", str(peft), "--base-model", NAME, "--tenants", NAME,
-            "--tokens-per-site", "1000000",
-        )  # fmt: skip
-        return _compare(bench, shape, model, peft, holder)
+        where = published_at(bench.folder, holder, shape)
+        return _compare(bench, shape, model, holder, where)
     finally:
         holder.kill()
 
 
+def published_at(folder: Path, holder: HolderProcess, shape: Shape) -> dict[str, str]:
+    """Where a key holder finds a random adapter on q, k, v and o of this shape; its files are in `peft`."""
+    peft = _adapter(folder / "peft", shape)
+    holder.command(
+        "publish", "--name", NAME, "--peft", str(peft), "--base-model", NAME, "--tenants", NAME,
+        "--tokens-per-site", "1000000",
+    )  # fmt: skip
+    return _where(folder, holder)
+
+
 def _compare(
-    bench: Bench, shape: Shape, model: Path, peft: Path, holder: HolderProcess
+    bench: Bench, shape: Shape, model: Path, holder: HolderProcess, where: Mapping[str, str]
 ) -> Mapping[str, float]:
     import psutil  # noqa: PLC0415
 
     assert holder.process is not None
     resident = psutil.Process(holder.process.pid).memory_info
-    before, where = resident().rss, _where(bench.folder, holder)
+    before = resident().rss
     results: dict[str, float] = {}
     with Peer(decode_loop, str(model), shape.rank, where, None) as private:
         bench.note("opening, a block for every site")
         private(Job(1, 2))
         results["private_holder_resident"] = (resident().rss - before) / 1e6
-        with Peer(decode_loop, str(model), shape.rank, None, str(peft)) as native:
+        with Peer(decode_loop, str(model), shape.rank, None, str(bench.folder / "peft")) as native:
             for batch in BATCHES:
                 bench.note(f"taking turns, batch {batch}")
                 job = Job(batch, shape.new_tokens)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +126,10 @@ class EvaluatorKeyHolder:
 def connect(holder: Mapping[str, str]) -> KeyHolder:
     """What `key_holder=` names in the tests' engines: the real one where there is an address.
 
-    With `record` it writes what it sees into that file, with `unprepared` it never prepares anything.
+    With `record` it writes what it sees into that file, with `unprepared` it never prepares anything. With
+    `dropped` the layer of that name adds nothing from now on, as if a compiler had left its operator out.
     """
+    _drop(holder.get("dropped"))
     if "address" in holder:
         from tensafe_gpu.sampler.private import connecting
 
@@ -140,6 +142,16 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
             real.prepare = lambda _site: None  # type: ignore[method-assign]
         return real
     return EvaluatorKeyHolder(holder["socket"], float(holder.get("timeout_s", "2")))
+
+
+def _drop(layer: str | None) -> None:
+    from tensafe_gpu.sampler.private import injection
+
+    kept = _ADDING.setdefault("add_deltas", injection.add_deltas)
+    injection.add_deltas = lambda name, y, x: None if name == layer else kept(name, y, x)
+
+
+_ADDING: dict[str, Callable[..., None]] = {}
 
 
 def send(connection: socket.socket, message: object) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -68,6 +69,8 @@ class CloudSettings(BaseModel):
     """Where tasks send spans (docs/observability.md); None sends none, and functions never do."""
     private_adapters: bool = False
     """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
+    compile_dir: Path | None = None
+    """Samplers compile their passes and keep the code in this folder (docs/vllm.md); on CPU without LoRA."""
     device: Literal["cpu", "cuda"] = "cuda"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lease_s: float = Field(default=30.0, ge=2, le=600)
@@ -84,7 +87,7 @@ class CloudSettings(BaseModel):
             raise ValueError(f"at most {_MODELS_MAX_CHARS} characters")
         return json.loads(value)
 
-    @field_validator("oidc_issuer", "oidc_audience", "otlp_endpoint", mode="before")
+    @field_validator("oidc_issuer", "oidc_audience", "otlp_endpoint", "compile_dir", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None  # CloudFormation has no way to leave a variable out

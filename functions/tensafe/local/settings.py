@@ -47,6 +47,8 @@ class LocalSettings(BaseSettings):
     """Compute threads per task; 0 leaves the choice to the library."""
     private_adapters: bool = False
     """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
+    compile_dir: Path | None = None
+    """Samplers compile their passes and keep the code in this folder (docs/vllm.md); on CPU without LoRA."""
     holder_tls: Path | None = None
     """A folder with cert.pem, key.pem and ca.pem, for adapter holders that are reached over TCP."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)

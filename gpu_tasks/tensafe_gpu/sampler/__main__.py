@@ -70,7 +70,9 @@ def main() -> None:
     stop = stop_on_signals()
     try:
         settings = read_task_settings()
-        configure_environment(device=settings.device, threads=settings.threads or 1)
+        configure_environment(
+            device=settings.device, threads=settings.threads or 1, compile_dir=settings.compile_dir
+        )
         configure_logging("sampler", settings.log_level)
         services = open_task_services(settings)
     except ConfigurationError as error:

@@ -55,7 +55,7 @@ class SamplingEngine:
         self._private = private
         self.limits = Limits(llm.model_config.get_vocab_size(), settings.max_context_tokens)
         self._serving = PrivateServing(self._ask_worker) if settings.key_holder else None
-        loading = AdapterLoading(llm, base, private, settings.max_lora_rank, self._serving)
+        loading = AdapterLoading(llm, base, private, settings.rank_limit, self._serving)
         self._adapters = ResidentAdapters(settings.max_resident_adapters, loading.load, loading.unload)
         self._request_ids = itertools.count(1)
         self._closed = False

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Final, Literal
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.sampler.compiling import compiler_variables
 
 Device = Literal["cpu", "cuda"]
 
@@ -23,6 +25,8 @@ CONNECT_VARIABLE: Final = "TENSAFE_KEY_HOLDER"
 """`module:function` that makes key holders in the engine's process; absent without private adapters."""
 
 _DEVICE_VARIABLE: Final = "TENSAFE_SAMPLER_DEVICE"
+_COMPILED_VARIABLE: Final = "TENSAFE_SAMPLER_COMPILED"
+_NO_DYNAMO: Final = "TORCHDYNAMO_DISABLE"
 
 _ALWAYS: Final = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -47,7 +51,7 @@ _CPU: Final = {
     # The host is shared with the trainer: no pinning of threads to cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # LoRA on CPU is eager anyway; without this the first request needs a C++ compiler at run time.
-    "TORCHDYNAMO_DISABLE": "1",
+    _NO_DYNAMO: "1",
     # glibc would give the engine's activations back after every step and fault them in again
     # (docs/vllm.md, Measured). Read when the engine's process starts; 32 MiB is the most it takes.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
@@ -58,11 +62,15 @@ _state: Final = {"configured": False}
 """Whether this process set the variables before it imported vLLM."""
 
 
-def configure_environment(*, device: Device = "cpu", threads: int = 1) -> None:
+def configure_environment(
+    *, device: Device = "cpu", threads: int = 1, compile_dir: Path | None = None
+) -> None:
     """Set vLLM's environment variables for this process and its children.
 
-    `threads` is the number of OpenMP threads of the engine on CPU. Call it once, first.
-    Raises ConfigurationError when a value is out of range or vLLM has been imported already.
+    `threads` is the number of OpenMP threads of the engine on CPU. With `compile_dir` the engine compiles
+    its passes and keeps what the compiler made there; see `compiling`. Call it once, first.
+    Raises ConfigurationError when a value is out of range, vLLM has been imported already, or nothing can
+    be compiled here.
     """
     if threads < 1:
         raise ConfigurationError("the sampler needs at least one thread", field="threads")
@@ -71,6 +79,11 @@ def configure_environment(*, device: Device = "cpu", threads: int = 1) -> None:
     values = dict(_ALWAYS)
     if device == "cpu":
         values |= _CPU | {"OMP_NUM_THREADS": str(threads)}
+    os.environ.pop(_COMPILED_VARIABLE, None)
+    if compile_dir is not None:
+        values |= {_COMPILED_VARIABLE: "1", **compiler_variables(compile_dir.absolute(), device)}
+        values.pop(_NO_DYNAMO, None)
+        os.environ.pop(_NO_DYNAMO, None)
     values[_DEVICE_VARIABLE] = device
     values[SAMPLER_PID_VARIABLE] = str(os.getpid())
     os.environ.update(values)
@@ -87,3 +100,8 @@ def environment_is_configured() -> bool:
 def environment_device() -> Device:
     """The device that `configure_environment` was called with."""
     return "cuda" if os.environ.get(_DEVICE_VARIABLE) == "cuda" else "cpu"
+
+
+def environment_compiles() -> bool:
+    """Whether `configure_environment` was told to compile."""
+    return os.environ.get(_COMPILED_VARIABLE) == "1"

@@ -14,6 +14,7 @@ from tensafe.contracts.sampling import MAX_TOPK_LOGPROBS
 from tensafe_gpu.sampler.engine_logging import logging_configuration
 from tensafe_gpu.sampler.environment import (
     CONNECT_VARIABLE,
+    environment_compiles,
     environment_device,
     environment_is_configured,
 )
@@ -32,6 +33,8 @@ _CPU_CACHE_BYTES: Final = 2**30
 _BATCHED_TOKENS: Final = 2048
 """Tokens in one step. Prompt logprobs take float32 [tokens, vocabulary] of memory at a time."""
 
+_IN_PIECES: Final = {"compilation_config": {"cudagraph_mode": "PIECEWISE"}}
+"""A graph of a whole pass would not come by the private adapters; on CPU vLLM captures none."""
 _NO_VLLM: Final = (
     "sampling needs vLLM: pip install 'tensafe[sampler]' for CPU, 'tensafe[sampler-cuda]' for CUDA"
 )
@@ -67,9 +70,14 @@ class EngineSettings:
                 "max_loras must be at least 1 and at most max_resident_adapters", field="max_loras"
             )
 
+    @property
+    def rank_limit(self) -> int | None:
+        """Of ordinary adapters; None where vLLM takes none of any rank: it compiles, and runs on CPU."""
+        return None if environment_compiles() and environment_device() == "cpu" else self.max_lora_rank
+
     def vllm_arguments(self) -> dict[str, Any]:
         """Arguments of vllm.AsyncEngineArgs."""
-        on_cpu = environment_device() == "cpu"
+        on_cpu, compiled = environment_device() == "cpu", environment_compiles()
         return {
             "model": str(self.model_path),
             "dtype": self.dtype,
@@ -77,13 +85,10 @@ class EngineSettings:
             "kv_cache_memory_bytes": self.kv_cache_bytes or (_CPU_CACHE_BYTES if on_cpu else None),
             "max_num_seqs": self.max_sequences,
             "max_num_batched_tokens": max(_BATCHED_TOKENS, self.max_sequences),
-            # A compiled or captured pass would not come by the private adapters' Python.
-            "enforce_eager": on_cpu or self.key_holder is not None,
+            "enforce_eager": not compiled and (on_cpu or self.key_holder is not None),
             "block_size": _CPU_BLOCK_TOKENS if on_cpu else None,
-            "enable_lora": True,
-            "max_loras": self.max_loras,
-            "max_cpu_loras": self.max_resident_adapters,
-            "max_lora_rank": next(rank for rank in _RANKS if rank >= self.max_lora_rank),
+            **self._lora_arguments(),
+            **(_IN_PIECES if compiled and self.key_holder is not None else {}),
             "max_logprobs": MAX_TOPK_LOGPROBS,
             "logprobs_mode": "raw_logprobs",
             "enable_prefix_caching": True,
@@ -93,6 +98,17 @@ class EngineSettings:
             "worker_extension_cls": _WORKER_EXTENSION,
             # vLLM's default is 0: every restart would draw the same tokens for unseeded requests.
             "seed": secrets.randbits(31),
+        }
+
+    def _lora_arguments(self) -> dict[str, Any]:
+        limit = self.rank_limit
+        if limit is None:
+            return {}
+        return {
+            "enable_lora": True,
+            "max_loras": self.max_loras,
+            "max_cpu_loras": self.max_resident_adapters,
+            "max_lora_rank": next(rank for rank in _RANKS if rank >= limit),
         }
 
 
@@ -134,7 +150,7 @@ async def repair(llm: AsyncLLM, *, private: bool) -> None:
     try:
         facts = await llm.collective_rpc("tensafe_repair")
         if private:
-            await llm.collective_rpc("tensafe_private_install")
+            facts[0] |= (await llm.collective_rpc("tensafe_private_install"))[0]
     except Exception as error:
         raise ConfigurationError("this version of vLLM cannot be repaired; see docs/vllm.md") from error
     _LOG.info("sampling engine repaired", extra={"workers": len(facts), **facts[0]})

@@ -26,15 +26,24 @@ _REFUSED: Final = (
 )
 
 
+_COMPILED: Final = (
+    "this sampler compiles its passes (TENSAFE_COMPILE_DIR), and on CPU vLLM takes no ordinary adapters "
+    "then; start it without that setting to sample from one"
+)
+
+
 class AdapterLoading:
-    """`load` and `unload` of `residency.ResidentAdapters`; `serving` None refuses private adapters."""
+    """`load` and `unload` of `residency.ResidentAdapters`.
+
+    `max_rank` None refuses ordinary adapters, `serving` None private ones.
+    """
 
     def __init__(
         self,
         llm: AsyncLLM,
         base: BaseShapes,
         private: PrivateDirectory,
-        max_rank: int,
+        max_rank: int | None,
         serving: PrivateServing | None,
     ) -> None:
         self._llm = llm
@@ -47,6 +56,8 @@ class AdapterLoading:
         """Check the adapter, hand it to vLLM through memory-backed files, and check what vLLM made of it."""
         if isinstance(adapter, PrivateAdapter):
             return await self._load_private(adapter_id, adapter)
+        if self._max_rank is None:
+            raise Unsupported(_COMPILED, field="adapter")
         files = await asyncio.to_thread(check_adapter, adapter.files, self._base, self._max_rank)
         return await self._load_files(adapter_id, adapter.identity, files)
 

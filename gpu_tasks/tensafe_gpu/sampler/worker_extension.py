@@ -41,22 +41,21 @@ class SamplerWorkerExtension(PrivateWorkerExtension):
     model_runner: GPUModelRunner
 
     def tensafe_repair(self) -> dict[str, Any]:
-        """Install the repairs of lora_rows; returns facts. Raises TypeError if one does not fit."""
+        """Install the repairs; returns facts. Raises TypeError if one does not fit."""
         runner = self.model_runner
         if not isinstance(runner, GPUModelRunner):
             raise TypeError("vLLM chose its second model runner; the repairs are for the first")
-        manager = _manager(runner)
-        for wrapper in manager.punica_wrapper_mapping.values():
-            if not isinstance(wrapper, PromptRows):
-                wrapper.__class__ = repaired_class(type(wrapper))
-        for name, module in manager.modules.items():
-            if not isinstance(module.punica_wrapper, PromptRows):
-                raise TypeError(f"the LoRA layer {name} was not repaired")
-        if not isinstance(runner, _PromptLogprobs):
-            repairs = (_PromptLogprobs, *((SeededChunks,) if runner.device.type == "cpu" else ()))
+        repairs: list[type] = []
+        modules = 0
+        if runner.lora_config is not None:  # else no ordinary adapters, and nothing of theirs to repair
+            modules = _repair_lora(_manager(runner))
+            repairs.append(_PromptLogprobs)
+        if runner.device.type == "cpu":
+            repairs.append(SeededChunks)
+        if repairs and not isinstance(runner, tuple(repairs)):
             runner.__class__ = type("TensafeModelRunner", (*repairs, type(runner)), {})
         EngineFormatter.requests_may_come()
-        return {"lora_modules": len(manager.modules), "threads": torch.get_num_threads()}
+        return {"lora_modules": modules, "threads": torch.get_num_threads()}
 
     def tensafe_unapplied(self, adapter_id: int) -> list[str]:
         """Modules of a loaded adapter that vLLM has no LoRA layer for and would silently leave out."""
@@ -65,6 +64,17 @@ class SamplerWorkerExtension(PrivateWorkerExtension):
         if adapter is None:
             raise RuntimeError(f"adapter {adapter_id} is not loaded")
         return sorted(set(adapter.loras) - set(manager.modules))
+
+
+def _repair_lora(manager: LoRAModelManager) -> int:
+    """How many LoRA layers apply their adapters by groups of rows now: all. Raises TypeError otherwise."""
+    for wrapper in manager.punica_wrapper_mapping.values():
+        if not isinstance(wrapper, PromptRows):
+            wrapper.__class__ = repaired_class(type(wrapper))
+    for name, module in manager.modules.items():
+        if not isinstance(module.punica_wrapper, PromptRows):
+            raise TypeError(f"the LoRA layer {name} was not repaired")
+    return len(manager.modules)
 
 
 def _manager(runner: GPUModelRunner) -> LoRAModelManager:

@@ -201,6 +201,107 @@ def test_vllm_01_the_rows_of_a_pass_have_names() -> None:
     assert 'f"{request.external_req_id}-{random_uuid():.8}"' in source(InputProcessor)
 
 
+def test_vllm_01_how_vllm_compiles() -> None:
+    from vllm import envs
+    from vllm.compilation import caching, decorators
+    from vllm.config import CompilationConfig, CompilationMode, CUDAGraphMode, get_current_vllm_config
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    assert CompilationConfig(splitting_ops=["a::b"]).splitting_ops == ["a::b"]
+    assert [mode.name for mode in CompilationMode] == [
+        "NONE",
+        "STOCK_TORCH_COMPILE",
+        "DYNAMO_TRACE_ONCE",
+        "VLLM_COMPILE",
+    ]
+    whole = [mode.name for mode in CUDAGraphMode if mode.has_full_cudagraphs()]
+    assert whole == ["FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"]
+    assert callable(get_current_vllm_config)
+    check = source(CpuPlatform.check_and_update_config)
+    assert re.search(r"lora_config is not None:\s+compilation_config.mode = CompilationMode.NONE", check)
+    assert "compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE" in check
+    assert "self.lora_config = vllm_config.lora_config" in source(GPUModelRunner.__init__)
+    # A whole graph is loaded by a key that knows nothing of replaced layers: it is never asked for.
+    assert "VLLM_USE_AOT_COMPILE" in envs.environment_variables
+    assert "if envs.VLLM_USE_AOT_COMPILE:" in source(decorators)
+    assert "op_registry_oot" not in source(caching)
+
+
+def test_vllm_01_a_graph_is_split_at_the_operator() -> None:
+    """What vLLM compiles and captures lies before and behind it; between them Python runs."""
+    from vllm.compilation.backends import split_graph
+
+    from tensafe_gpu.sampler.private.injection import OPERATOR
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            torch.ops.tensafe.add_deltas(y, x, "layer")
+            return y + 1
+
+    graph = torch.fx.symbolic_trace(Layer())
+    _, pieces = split_graph(graph, ["vllm::unified_attention_with_output", OPERATOR])
+    assert [piece.is_splitting_graph for piece in pieces] == [False, True, False]
+    _, whole = split_graph(torch.fx.symbolic_trace(Layer()), ["vllm::unified_attention_with_output"])
+    assert [piece.is_splitting_graph for piece in whole] == [False]
+
+
+def test_vllm_01_passes_that_would_not_come_by_the_operator_are_refused() -> None:
+    from types import SimpleNamespace
+
+    from vllm.config import CompilationConfig
+
+    from tensafe_gpu.sampler.private.injection import OPERATOR, how_it_runs
+
+    def runs(mode: int, graphs: str, *operators: str) -> str:
+        config = CompilationConfig(mode=mode, cudagraph_mode=graphs, splitting_ops=list(operators))
+        return how_it_runs(SimpleNamespace(compilation_config=config))  # type: ignore[arg-type]
+
+    assert runs(0, "NONE") == "eager"
+    assert runs(2, "NONE") == "compiled"
+    assert runs(3, "PIECEWISE", "a::b", OPERATOR) == runs(3, "NONE", OPERATOR) == "compiled in pieces"
+    for mode, graphs, operators in [
+        (0, "FULL", ()),
+        (3, "FULL", (OPERATOR,)),
+        (3, "FULL_AND_PIECEWISE", (OPERATOR,)),
+        (3, "FULL_DECODE_ONLY", (OPERATOR,)),
+        (3, "PIECEWISE", ("a::b",)),
+        (1, "NONE", (OPERATOR,)),
+    ]:
+        with pytest.raises(TypeError):
+            runs(mode, graphs, *operators)
+
+
+def test_he_01_a_compiler_cannot_leave_the_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing private runs while a graph is made: a condition in Python would be answered for good then."""
+    from types import SimpleNamespace
+
+    from tensafe_gpu.sampler.private import injection
+
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    seen: list[str] = []
+
+    def compiled(method: object) -> list[str]:
+        seen.clear()
+
+        def backend(graph: torch.fx.GraphModule, _: object) -> object:
+            seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+            return graph.forward
+
+        layer = torch.nn.Linear(4, 4, bias=False)
+        layer.prefix = "a.layer"  # type: ignore[assignment]
+        with torch._dynamo.config.patch(disable=False), torch.no_grad():
+            run = torch.compile(lambda x: method.apply(layer, x), backend=backend, fullgraph=True)  # type: ignore[attr-defined]
+            run(torch.ones(3, 4))
+        return list(seen)
+
+    plain = SimpleNamespace(apply=lambda layer, x, _bias: torch.nn.functional.linear(x, layer.weight))
+    assert any("add_deltas" in name for name in compiled(injection._injected(plain, compiled=True)))
+    # The eager path has such a condition: compiled, it is the bug that the count of sites catches.
+    assert not any("add_deltas" in name for name in compiled(injection._injected(plain, compiled=False)))
+
+
 def test_vllm_01_projections_are_found_by_their_unfused_names() -> None:
     from vllm.lora.layers import BaseLayerWithLoRA
     from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -234,6 +335,13 @@ def test_the_document_names_each_attribute() -> None:
         "_dummy_run",
         "sampling_params",
         "req_ids",
+        "lora_config",
+        "compilation_config",
+        "splitting_ops",
+        "cudagraph_mode",
+        "mode",
+        "get_current_vllm_config",
+        "VLLM_USE_AOT_COMPILE",
         "num_cached_tokens",
         "_get_prompt_logprobs_dict",
         "num_prompt_logprobs",

@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tensafe_gpu.sampler.environment import CONNECT_VARIABLE
 from tensafe_gpu.sampler.private.holders import Connect, OpenAdapters
-from tensafe_gpu.sampler.private.injection import installed, register
+from tensafe_gpu.sampler.private.injection import how_it_runs, installed, register
 from tensafe_gpu.sampler.private.placing import Slice
 from tensafe_gpu.sampler.private.step import STEP, spans_of
 
@@ -29,7 +29,7 @@ class PrivateWorkerExtension:
     model_runner: GPUModelRunner
     private_adapters: OpenAdapters | None
 
-    def tensafe_private_install(self) -> dict[str, int]:
+    def tensafe_private_install(self) -> dict[str, Any]:
         """Put the map in front of every forward pass. Raises TypeError if vLLM is not as examined."""
         if getattr(self, "private_adapters", None) is not None:
             raise TypeError("private adapters are installed already")
@@ -42,7 +42,8 @@ class PrivateWorkerExtension:
         adapters = OpenAdapters(connect_function(os.environ[CONNECT_VARIABLE]), modules, runner.device)
         self.private_adapters = adapters
         runner.__class__ = _mapping(type(runner), adapters)
-        return {"layers": len(layers), "projections": len(modules)}
+        passes = how_it_runs(runner.vllm_config)
+        return {"layers": len(layers), "projections": len(modules), "passes": passes}
 
     def tensafe_private_open(
         self, name: str, wanted: Mapping[str, str | None], holder: Mapping[str, str]

@@ -4,6 +4,11 @@
 in its place and hands its quantisation method's output to `add_deltas`. vLLM's own LoRA layers call that
 same method, so plain and private adapters share a batch.
 
+Where vLLM compiles the model the same function is called as an operator that the compiler cannot see into,
+in every pass; whether there is anything to add is asked inside. A Python condition around it would be
+answered once, while nobody asks for anything private, and the operator would be gone. Where vLLM captures
+graphs as well, the graph is split at the operator, which so runs between its pieces.
+
 Nothing here raises in a forward pass: an error there ends the engine for every request, for good. What
 fails leaves a zero delta and marks the requests; the sampler discards them.
 """
@@ -16,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers import linear
 
 from tensafe_gpu.sampler.private.step import STEP, Group, Rows
@@ -27,6 +33,7 @@ LAYERS: Final = (
     "RowParallelLinear",
     "ReplicatedLinear",
 )
+OPERATOR: Final = "tensafe::add_deltas"
 
 
 def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
@@ -53,6 +60,20 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
             group.fail(group.adapter.fail(error))
 
 
+def _operate(y: torch.Tensor, x: torch.Tensor, layer: str) -> None:
+    add_deltas(layer, y, x)
+
+
+def _operate_on_shapes(y: torch.Tensor, x: torch.Tensor, layer: str) -> None:
+    """Adding changes no shape."""
+
+
+_LIBRARY: Final = torch.library.Library("tensafe", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("add_deltas(Tensor(a!) y, Tensor x, str layer) -> ()")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("add_deltas", _operate, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake(OPERATOR, _operate_on_shapes, lib=_LIBRARY)
+
+
 def _finite_rows(group: Group, x: torch.Tensor) -> npt.NDArray[np.float32]:
     """x [n, d_in] as contiguous float32 numpy; rows that are no numbers become 0 and end their request."""
     rows: npt.NDArray[np.float32] = x.detach().to("cpu", torch.float32).contiguous().numpy()
@@ -74,7 +95,7 @@ def _add(y: torch.Tensor, rows: Rows, low: torch.Tensor, b: torch.Tensor) -> Non
         y[rows] = torch.addmm(y[rows].float(), low, b).to(y.dtype)
 
 
-def _injected(method: Any) -> Any:  # noqa: ANN401 - a vLLM LinearMethodBase of any kind
+def _injected(method: Any, *, compiled: bool) -> Any:  # noqa: ANN401 - a vLLM LinearMethodBase of any kind
     """A copy of one layer's quantisation method whose `apply` adds the deltas.
 
     A copy and an instance attribute: its class, by which vLLM chooses a weight loader, stays.
@@ -88,7 +109,13 @@ def _injected(method: Any) -> Any:  # noqa: ANN401 - a vLLM LinearMethodBase of 
             add_deltas(layer.prefix, y, x)
         return y
 
-    method.apply = apply_and_add
+    def apply_and_operate(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ANN401
+        y: torch.Tensor = apply(layer, x, bias)
+        torch.ops.tensafe.add_deltas(y, x, layer.prefix)
+        return y
+
+    # The operator costs a dispatch, which an eager pass without private rows need not pay.
+    method.apply = apply_and_operate if compiled else apply_and_add
     return method
 
 
@@ -108,10 +135,32 @@ def _replacement(base: Any) -> Any:  # noqa: ANN401 - one of vLLM's layer classe
 
         def __init__(self, *arguments: Any, **settings: Any) -> None:  # noqa: ANN401
             super().__init__(*arguments, **settings)
-            self.quant_method: Any = _injected(self.quant_method)
+            compilation = get_current_vllm_config().compilation_config
+            splitting = compilation.splitting_ops
+            if splitting and OPERATOR not in splitting:  # as vLLM's own models add theirs
+                splitting.append(OPERATOR)
+            compiled = compilation.mode is not CompilationMode.NONE
+            self.quant_method: Any = _injected(self.quant_method, compiled=compiled)
 
     Injected.__name__ = Injected.__qualname__ = f"Injected{base.__name__}"
     return Injected
+
+
+def how_it_runs(config: VllmConfig) -> str:
+    """`eager`, `compiled`, or `compiled in pieces` that vLLM may capture.
+
+    Raises TypeError where a pass would not come by the operator: it is captured whole, or not split there.
+    """
+    compilation = config.compilation_config
+    if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
+        raise TypeError("vLLM would capture passes in whole graphs")
+    if compilation.mode is CompilationMode.NONE:
+        return "eager"
+    if compilation.mode is CompilationMode.DYNAMO_TRACE_ONCE:
+        return "compiled"
+    if compilation.mode is CompilationMode.VLLM_COMPILE and OPERATOR in (compilation.splitting_ops or ()):
+        return "compiled in pieces"
+    raise TypeError("vLLM compiles in a way that was not examined")
 
 
 def installed(model: torch.nn.Module) -> int:
