@@ -2,8 +2,9 @@
 
     make cost
 
-The calls are counted while one operation is submitted and finished, and one sweep made, over the adapters of
-AWS on moto. Prices and assumptions come from tools/prices.toml, which says that they were given.
+The calls are counted while one operation is submitted, by a whole request, and finished, and one sweep made,
+over the adapters of AWS on moto. Prices and assumptions come from tools/prices.toml, which says that they
+were given.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import json
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.contract.emulators import Wire, moto_in_process
-from tests.contract.test_rooms_on_aws import AwsWorld
+from tests.contract.test_edge_calls import edge_over
 from tests.support.templates import CORE, OBSERVABILITY, read_template, resources
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -57,28 +58,36 @@ def _kilobytes(request: Mapping[str, Any]) -> int:
 
 
 def counted() -> dict[str, Calls]:
-    """Submit, finish and sweep, each on its own."""
+    """A credential looked up; submit, finish and sweep, each on its own."""
     with moto_in_process(), Wire().between() as wire:
-        world = AwsWorld()
-        run = world.run()
-        found = {}
-        wire.forget()
-        operation = world.submit(run, 1)
-        found["submit"] = calls_of(wire.called, wire.sent)
-        wire.forget()
-        world.complete(run, operation)
-        found["finish"] = calls_of(wire.called, wire.sent)
-        wire.forget()
-        world.services.sweeper.sweep()
-        world.services.retention.purge()
-        found["sweep"] = calls_of(wire.called, wire.sent)
+        edge = edge_over(wire)
+        world = edge.world
+
+        def calls(act: Callable[[], object]) -> Calls:
+            wire.forget()
+            act()
+            return calls_of(wire.called, wire.sent)
+
+        edge.optim_step(1)
+        world.later(1.0)  # more than a remembered key is good for
+        found = {
+            "credential": calls(lambda: edge.services.callers.authenticate(edge.key)),
+            "submit": calls(lambda: edge.optim_step(2)),
+        }
+        operation = world.op(edge.run, 1)
+        found["finish"] = calls(lambda: world.complete(edge.run, operation))
+        services = world.services
+        found["sweep"] = calls(lambda: (services.sweeper.sweep(), services.retention.purge()))
         return found
 
 
 def per_thousand_operations(calls: Mapping[str, Calls], given: Mapping[str, Any]) -> dict[str, float]:
-    """Dollars for 1,000 operations: one request submits, one long poll takes the result, one worker works."""
+    """Dollars for 1,000 operations: one request submits, one long poll takes the result, one worker works.
+
+    Both requests are let in by the authorizer, and each function looks at their credential.
+    """
     price, assume = given["prices"], given["assumptions"]
-    reads = calls["submit"].read_units + calls["finish"].read_units
+    reads = calls["submit"].read_units + calls["finish"].read_units + 4 * calls["credential"].read_units
     reads += math.ceil(assume["poll_s"] * assume["result_reads_per_poll_s"])
     writes = calls["submit"].write_units + calls["finish"].write_units
     api_gb_s = assume["api_memory_gb"] * (assume["request_s"] + assume["poll_s"])
@@ -129,7 +138,8 @@ def page(calls: Mapping[str, Calls], given: Mapping[str, Any], idle: Mapping[str
     counts = "\n".join(f"| {name} | {_called(one)} |" for name, one in calls.items())
     return f"""# What it costs
 
-Written by `tools/cost.py` (`make cost`); do not edit. Calls are counted over moto while one operation runs.
+Written by `tools/cost.py` (`make cost`); do not edit. Calls are counted over moto: one credential looked
+up, one operation submitted by a whole request to a warm process, and finished, and one sweep.
 Prices are list prices of {given["region"]} in US dollars, given on {given["date"]} and not fetched; they and
 what is assumed stand in `tools/prices.toml`. No bill was ever compared with this.
 

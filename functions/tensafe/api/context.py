@@ -19,6 +19,7 @@ from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, Payloa
 from tensafe.correlation import carried
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.operations.sessions import Session
+from tensafe.operations.streams import not_found
 from tensafe.services import Services
 from tensafe.wire.limits import WireLimits
 
@@ -84,11 +85,19 @@ class Context:
 
     def run(self, principal: Principal, run_id: str) -> StreamRecord:
         """The caller's run. Raises NotFound for whatever else the text may be, Gone once erased."""
-        return self._stream(principal, run_id, StreamKind.RUN, "no such training run")
+        return self._stream(self.services.streams.get, principal, run_id, StreamKind.RUN)
 
     def sampler(self, principal: Principal, sampler_id: str) -> StreamRecord:
         """The caller's sampling session. Raises NotFound for whatever else the text may be."""
-        return self._stream(principal, sampler_id, StreamKind.SAMPLER, "no such sampling session")
+        return self._stream(self.services.streams.get, principal, sampler_id, StreamKind.SAMPLER)
+
+    def run_to_submit(self, principal: Principal, run_id: str) -> StreamRecord:
+        """As `run`, for an operation that is submitted next: the record may be a while old."""
+        return self._stream(self.services.streams.known, principal, run_id, StreamKind.RUN)
+
+    def sampler_to_submit(self, principal: Principal, sampler_id: str) -> StreamRecord:
+        """As `sampler`, for a sample that is submitted next: the record may be a while old."""
+        return self._stream(self.services.streams.known, principal, sampler_id, StreamKind.SAMPLER)
 
     def session(self, principal: Principal, session_id: str) -> Session:
         """The caller's session. Raises NotFound for whatever else the text may be."""
@@ -97,11 +106,17 @@ class Context:
         except InvalidRequest:
             raise NotFound("no such session; create one first", field="session_id") from None
 
-    def _stream(self, principal: Principal, stream_id: str, kind: StreamKind, absent: str) -> StreamRecord:
+    def _stream(
+        self,
+        find: Callable[[str, str, StreamKind], StreamRecord],
+        principal: Principal,
+        stream_id: str,
+        kind: StreamKind,
+    ) -> StreamRecord:
         try:
-            return self.services.streams.get(stream_id, principal.tenant, kind)
+            return find(stream_id, principal.tenant, kind)
         except InvalidRequest:  # no text that could be an id
-            raise NotFound(absent) from None
+            raise not_found(kind) from None
 
     async def wait(
         self, request: Request, stream_id: str, look: Callable[[], _T | None], timeout_s: float

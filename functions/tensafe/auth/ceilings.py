@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from tensafe.auth.tenant_items import Read, tenant_item
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.ports import ConditionFailed, Items, JsonValue, Key, Put
 
@@ -25,6 +26,8 @@ SKEW_S: Final = 2.0
 OUTSTANDING_S: Final = HELD_S + COMMIT_S + SKEW_S
 _REFUSED_S: Final = 1.0
 """How long a refusal holds in this process: counting is not for every request of an impatient client."""
+_FIRST: Final = 16
+"""A process begins with this part of the most that it may take ahead, then twice as many each time."""
 _TRIES: Final = 64
 _SHARES_MAX: Final = 10_000
 Count = Callable[[int], int]
@@ -49,10 +52,19 @@ class Ceilings:
         self._lock = threading.Lock()
         self._shares: dict[tuple[str, str], _Share] = {}
 
-    def take(self, tenant: str, name: str, limit: int, count: Count, *, batch_max: int = 1) -> bool:
+    def take(
+        self,
+        tenant: str,
+        name: str,
+        limit: int,
+        count: Count,
+        *,
+        batch_max: int = 1,
+        read: Read | None = None,
+    ) -> bool:
         """Whether there may be one more, which the caller then creates within COMMIT_S.
 
-        A process takes up to `batch_max` ahead. Raises Unavailable.
+        A process takes up to `batch_max` ahead. `read` is how the bound is read. Raises Unavailable.
         """
         share = self._share(tenant, name)
         with share.lock:
@@ -60,9 +72,11 @@ class Ceilings:
             if share.refused_ms is not None and 0 <= now - share.refused_ms < _REFUSED_S * 1000:
                 return False
             if not 0 <= now - share.taken_ms < HELD_S * 1000:
-                share.left, share.batch = 0, 1
+                share.left, share.batch = 0, max(1, batch_max // _FIRST)
             if not share.left:
-                share.left = self._more(_key(tenant, name), limit, count, share.batch)
+                share.left = self._more(
+                    tenant_item(tenant, f"number/{name}"), limit, count, share.batch, read or self._items.get
+                )
                 share.taken_ms = now
                 share.batch = min(batch_max, share.batch * 2)
             share.refused_ms = None if share.left else now
@@ -77,10 +91,10 @@ class Ceilings:
                 self._shares.clear()
             return self._shares.setdefault((tenant, name), _Share())
 
-    def _more(self, key: Key, limit: int, count: Count, batch: int) -> int:
+    def _more(self, key: Key, limit: int, count: Count, batch: int, read: Read) -> int:
         """Up to `batch` more, as many as the limit leaves; 0 if none."""
         for _ in range(_TRIES):
-            item = self._items.get(key)
+            item = read(key)
             bound, recent = self._read(item.body if item else None)
             if item is None or bound + sum(recent.values()) >= limit:
                 bound = count(limit + 1)
@@ -106,7 +120,3 @@ class Ceilings:
         oldest_s = self._clock_ms() / 1000 - OUTSTANDING_S - 1
         recent = {second: units for second, units in taken.items() if int(second) >= oldest_s}
         return cast(int, body["bound"]) + sum(taken.values()) - sum(recent.values()), recent
-
-
-def _key(tenant: str, name: str) -> Key:
-    return Key(f"tenant/{tenant}/limits", f"number/{name}")

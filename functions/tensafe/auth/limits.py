@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Final, cast
 
 from tensafe.auth.principal import check_tenant
+from tensafe.auth.tenant_items import Read, tenant_item
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put
 
@@ -52,14 +53,14 @@ class Limits:
         self._lock = threading.Lock()
         self._cache: dict[str, tuple[float, TenantLimits]] = {}
 
-    def of(self, tenant: str) -> TenantLimits:
-        """What holds for the tenant, as it was at most CACHE_S ago."""
+    def of(self, tenant: str, read: Read | None = None) -> TenantLimits:
+        """What holds for the tenant, as it was at most CACHE_S ago. `read` is how it is read."""
         now = self._clock()
         with self._lock:
             cached = self._cache.get(tenant)
         if cached is not None and 0 <= now - cached[0] < CACHE_S:
             return cached[1]
-        found = self.stored(tenant)
+        found = _of_item((read or self._items.get)(_key(tenant)))
         with self._lock:
             if len(self._cache) >= _TENANTS_MAX:
                 self._cache.clear()
@@ -96,4 +97,4 @@ def _of_item(item: Item | None) -> TenantLimits:
 
 
 def _key(tenant: str) -> Key:
-    return Key(f"tenant/{tenant}/limits", "limits")
+    return tenant_item(tenant, "limits")

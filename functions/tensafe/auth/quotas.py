@@ -7,6 +7,7 @@ from typing import Final
 
 from tensafe.auth.ceilings import Ceilings
 from tensafe.auth.limits import Limits
+from tensafe.auth.tenant_items import Read, ReadTogether
 from tensafe.auth.windows import WINDOW_S, Windows
 from tensafe.contracts.errors import QuotaExceeded, RateLimited
 from tensafe.operations import layout
@@ -31,11 +32,16 @@ class Quotas:
 
     def admit_operation(self, tenant: str, payload_bytes: int) -> None:
         """One submission. Raises RateLimited, or QuotaExceeded for a payload that no window has room for."""
-        self.admit_request(tenant, payload_bytes)
-        limits = self.limits.of(tenant)
-        batch_max = max(1, limits.open_operations // 64)
+        read = ReadTogether(self._items, tenant).get
+        self._admit_rate(tenant, payload_bytes, read)
+        limits = self.limits.of(tenant, read)
         if not self._ceilings.take(
-            tenant, "operations", limits.open_operations, self._count_open(tenant), batch_max=batch_max
+            tenant,
+            "operations",
+            limits.open_operations,
+            self._count_open(tenant),
+            batch_max=max(1, limits.open_operations // 64),
+            read=read,
         ):
             raise RateLimited(
                 f"{limits.open_operations} operations of this tenant have not ended yet; wait for some",
@@ -45,12 +51,15 @@ class Quotas:
 
     def admit_request(self, tenant: str, payload_bytes: int = 0) -> None:
         """What costs a write and leaves no operation behind. Raises as `admit_operation`."""
-        limits = self.limits.of(tenant)
+        self._admit_rate(tenant, payload_bytes, ReadTogether(self._items, tenant).get)
+
+    def _admit_rate(self, tenant: str, payload_bytes: int, read: Read) -> None:
+        limits = self.limits.of(tenant, read)
         per_window = {
             "operations": limits.operations_per_s * WINDOW_S,
             "bytes": limits.bytes_per_s * WINDOW_S,
         }
-        self._windows.take(tenant, {"operations": 1, "bytes": payload_bytes}, per_window)
+        self._windows.take(tenant, {"operations": 1, "bytes": payload_bytes}, per_window, read)
 
     def admit_run(self, tenant: str) -> None:
         """One more run, which is created next. Raises QuotaExceeded."""

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, cast
 
+from tensafe.auth.tenant_items import Read, tenant_item
 from tensafe.contracts.errors import QuotaExceeded, RateLimited, Unavailable
-from tensafe.storage.ports import ConditionFailed, Items, JsonValue, Key, Put
+from tensafe.storage.ports import ConditionFailed, Items, JsonValue, Put
 
 WINDOW_S: Final = 10
 _SMALLEST: Final = 256
@@ -45,8 +46,10 @@ class Windows:
         self._lock = threading.Lock()
         self._shares: dict[str, _Share] = {}
 
-    def take(self, tenant: str, wanted: Mapping[str, int], limits: Mapping[str, int]) -> None:
-        """Take all of `wanted`, or nothing; `limits` are for one window.
+    def take(
+        self, tenant: str, wanted: Mapping[str, int], limits: Mapping[str, int], read: Read | None = None
+    ) -> None:
+        """Take all of `wanted`, or nothing; `limits` are for one window. `read` is how the counter is read.
 
         Raises RateLimited until the window ends, QuotaExceeded for what no window could grant.
         """
@@ -62,7 +65,7 @@ class Windows:
             if share.window < now:
                 share.window, share.left, share.spent, share.part = now, {}, frozenset(), _SMALLEST
             if any(share.left.get(name, 0) < units for name, units in wanted.items()):
-                self._enlarge(tenant, share, wanted, limits)
+                self._enlarge(tenant, share, wanted, limits, read or self._items.get)
             for name, units in wanted.items():
                 share.left[name] -= units
 
@@ -73,13 +76,13 @@ class Windows:
             return self._shares.setdefault(tenant, _Share())
 
     def _enlarge(
-        self, tenant: str, share: _Share, wanted: Mapping[str, int], limits: Mapping[str, int]
+        self, tenant: str, share: _Share, wanted: Mapping[str, int], limits: Mapping[str, int], read: Read
     ) -> None:
         needed = {name: units - share.left.get(name, 0) for name, units in wanted.items()}
         self._refuse_if_short(share, {name for name in share.spent if needed[name] > 0})
-        key = _key(tenant)
+        key = tenant_item(tenant, "window")
         for _ in range(_TRIES):
-            item = self._items.get(key)
+            item = read(key)
             body = item.body if item else {}
             present = cast(int, body.get("window", -1))
             used = cast("dict[str, int]", body.get("used", {})) if present >= share.window else {}
@@ -115,7 +118,3 @@ class Windows:
                 "the operator raise the limit (`tensafe tenants limits`)",
                 retry_after_s=max(1, -(-left_ms // 1000)),
             )
-
-
-def _key(tenant: str) -> Key:
-    return Key(f"tenant/{tenant}/limits", "window")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations import layout
+from tensafe.operations.known_streams import KnownStreams
 from tensafe.operations.records import StreamKind, StreamRecord, StreamState, seq_of
 from tensafe.storage.ports import Blobs, ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 from tensafe.vault.vault import Vault
@@ -31,6 +32,7 @@ class Stores:
     items: Items
     blobs: Blobs
     vault: Vault
+    known: KnownStreams = field(default_factory=KnownStreams)
 
 
 class Streams:
@@ -40,6 +42,7 @@ class Streams:
         self._items = stores.items
         self._blobs = stores.blobs
         self._vault = stores.vault
+        self._known = stores.known
         self._clock_ms = clock_ms
 
     def creation(
@@ -87,11 +90,18 @@ class Streams:
 
     def get(self, stream_id: str, tenant: str, kind: StreamKind | None = None) -> StreamRecord:
         """The tenant's stream. Raises NotFound (also for another tenant's) or Gone once erased."""
-        record = self.find(stream_id)
-        if record is None or record.tenant != tenant or (kind is not None and record.kind is not kind):
-            raise not_found(kind or StreamKind.RUN)
+        record = _theirs(self.find(stream_id), tenant, kind)
         if record.state is StreamState.ERASED:
             raise Gone("this run has been erased")
+        return record
+
+    def known(self, stream_id: str, tenant: str, kind: StreamKind) -> StreamRecord:
+        """As `get`, for who hands it to `Submissions` next: as it was a while ago (`KnownStreams`)."""
+        record = self._known.find(stream_id)
+        if record is not None:
+            return _theirs(record, tenant, kind)
+        record = self.get(stream_id, tenant, kind)
+        self._known.keep(record)
         return record
 
     def list_runs(self, tenant: str, *, limit: int = 100, before: str | None = None) -> list[StreamRecord]:
@@ -115,9 +125,8 @@ class Streams:
         Idempotency records stay until they expire: a digest of the client's key, and a digest of the
         payload under the deleted key. Raises NotFound.
         """
-        record = self.find(stream_id)
-        if record is None or record.tenant != tenant:
-            raise not_found(StreamKind.RUN)
+        record = _theirs(self.find(stream_id), tenant)
+        self._known.forget(stream_id)
         self._erase_samplers(stream_id, tenant)
         while record.state is not StreamState.ERASED:
             try:
@@ -199,6 +208,12 @@ class Streams:
 
 def _meta(record: StreamRecord) -> Key:
     return layout.stream_item(record.stream_id, "meta")
+
+
+def _theirs(record: StreamRecord | None, tenant: str, kind: StreamKind | None = None) -> StreamRecord:
+    if record is None or record.tenant != tenant or (kind is not None and record.kind is not kind):
+        raise not_found(kind or StreamKind.RUN)
+    return record
 
 
 def _source(record: StreamRecord) -> str | None:

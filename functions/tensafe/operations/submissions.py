@@ -65,6 +65,7 @@ class Submissions(LogReader):
         self._doorbell = doorbell
         self._closing = Closing(stores.items)
         self._window = Window()
+        self._known_streams = stores.known
 
     def create(self, stream: StreamRecord, creation: Sequence[Write], submission: Submission) -> Operation:
         """Create the stream, then submit its first operation; a retry finds what is there.
@@ -88,8 +89,8 @@ class Submissions(LogReader):
         Raises Conflict if the seq or the idempotency key is taken by another payload, RunBlocked or
         Gone by the stream's state, InvalidRequest for a seq out of range.
 
-        Mostly the seq is new, so the transaction is tried before anything is read: its conditions say
-        whether it is. Only then is looked at what is there.
+        Mostly the seq is new and the stream as it was, so the transaction is tried before anything is read:
+        its conditions say whether it is so. Only then is looked at what is there.
         """
         print_ = self._fingerprint(stream, submission)
         if self._is_admitted(stream, submission.seq):
@@ -97,6 +98,7 @@ class Submissions(LogReader):
             if operation is not None:
                 return operation
         for _ in range(_RETRIES):
+            stream = self._read_anew(stream)
             known = self._known(stream, submission, print_)
             if known is not None:
                 self._ring_again(stream, known, submission)
@@ -105,13 +107,22 @@ class Submissions(LogReader):
             operation = self._write(stream, submission, print_)
             if operation is not None:
                 return operation
-            stream = self._present(stream)
         raise Unavailable("the run is changing too fast; try again")
 
     def append(self, stream: StreamRecord, submission: Submission) -> Operation:
-        """Submit at the next free seq (`submission.seq` is ignored); idempotent on the key alone."""
+        """Submit at the next free seq (`submission.seq` is ignored); idempotent on the key alone.
+
+        For a run whose operations are numbered here alone: behind the last one that this process saw, the
+        next seq is free or taken, and never a gap.
+        """
         print_ = self._fingerprint(stream, submission)
+        highest = self._window.highest(stream.stream_id)
+        if highest is not None and self._is_admitted(stream, highest + 1):
+            operation = self._write(stream, replace(submission, seq=highest + 1), print_)
+            if operation is not None:
+                return operation
         for _ in range(_RETRIES):
+            stream = self._read_anew(stream)
             known = self._known_key(stream, submission, print_)
             if known is not None:
                 self._ring_again(stream, known, submission)
@@ -122,7 +133,6 @@ class Submissions(LogReader):
             operation = self._write(stream, submission, print_)
             if operation is not None:
                 return operation
-            stream = self._present(stream)
         raise Unavailable("the run is changing too fast; try again")
 
     def reject(self, stream: StreamRecord, seq: int, kind: OpKind, error: TensafeError) -> Operation | None:
@@ -226,6 +236,15 @@ class Submissions(LogReader):
             raise NotFound("no such training run")
         return StreamRecord.from_item(stream.stream_id, item)
 
+    def _read_anew(self, stream: StreamRecord) -> StreamRecord:
+        """The stream as it is, which is not always as it was known. Raises NotFound, Gone."""
+        self._known_streams.forget(stream.stream_id)
+        present = self._present(stream)
+        if present.state is StreamState.ERASED:
+            raise Gone("this run has been erased")
+        self._known_streams.keep(present)
+        return present
+
     def _fingerprint(self, stream: StreamRecord, submission: Submission) -> str:
         same = submission.payload if submission.identity is None else submission.identity
         return self._vault.fingerprint(stream.scope, submission.kind.value, same)
@@ -255,8 +274,6 @@ class Submissions(LogReader):
     def _admit(self, stream: StreamRecord, seq: int) -> None:
         if stream.state is StreamState.BLOCKED:
             raise RunBlocked(stream.cause or "an earlier operation of this run died; see dead letters")
-        if stream.state is StreamState.ERASED:
-            raise Gone("this run has been erased")
         self._admit_seq(stream, seq)
 
     def _is_admitted(self, stream: StreamRecord, seq: int) -> bool:

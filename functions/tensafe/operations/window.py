@@ -25,6 +25,11 @@ class Window:
         with self._lock:
             return seq <= self._highest.get(stream_id, -1) + SEQ_WINDOW
 
+    def highest(self, stream_id: str) -> int | None:
+        """The highest seq seen; None if none was, or if it was forgotten."""
+        with self._lock:
+            return self._highest.get(stream_id)
+
     def saw(self, stream_id: str, seq: int) -> None:
         """An operation with this seq is in the log."""
         with self._lock:

@@ -11,6 +11,7 @@ from tools.cost import Calls, calls_of, page, per_idle_month, per_thousand_opera
 
 GIVEN = tomllib.loads((ROOT / "tools/prices.toml").read_text())
 CALLS = {
+    "credential": Calls({"GetItem": 1}, read_units=1),
     "submit": Calls({"TransactWriteItems": 1, "SendMessage": 1}, write_units=6, read_units=2),
     "finish": Calls({"TransactWriteItems": 1}, write_units=4, read_units=0),
     "sweep": Calls({"Query": 32}, write_units=0, read_units=32),
@@ -28,7 +29,7 @@ def test_a_transaction_is_paid_for_twice_and_by_the_kilobyte() -> None:
 def test_a_thousand_operations_cost_what_their_calls_do() -> None:
     rows = per_thousand_operations(CALLS, GIVEN)
     assert rows["DynamoDB, 10 write units"] == pytest.approx(1000 * 10 * 0.625e-6)
-    assert rows["DynamoDB, 10 read units"] == pytest.approx(1000 * 10 * 0.125e-6)
+    assert rows["DynamoDB, 14 read units"] == pytest.approx(1000 * 14 * 0.125e-6)
     assert rows["SQS, 3 requests"] == pytest.approx(1000 * 3 * 0.5e-6)
     gb_s = 1.0 * 2.03 + 2 * 0.5 * 0.01
     assert rows["Lambda, 2 requests and their authorizer"] == pytest.approx(

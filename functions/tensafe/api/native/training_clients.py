@@ -228,7 +228,7 @@ def _numbered_here(context: Context, principal: Principal, client_id: str) -> St
 
     The SDK counts those of its runs itself: one that it does not know of would take its next one's place.
     """
-    stream = context.run(principal, client_id)
+    stream = context.run_to_submit(principal, client_id)
     if stream.session_id is not None:
         raise Conflict(
             "this run belongs to a session of the SDK, which numbers its operations; go on with it there, or "

@@ -98,7 +98,7 @@ def _submit(
     """For a thread: a prompt may have a million tokens."""
     sample = parse(bodies.SampleBody, raw, max_bytes=DATA_MAX_BYTES).to_sample()
     services = context.services
-    stream = context.sampler(principal, str(sample.request_id.owner))
+    stream = context.sampler_to_submit(principal, str(sample.request_id.owner))
     sampling.check_sample(sample.request, runs.served(services, stream))
     payload = SamplePayload(
         request=sample.request,

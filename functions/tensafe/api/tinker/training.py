@@ -115,7 +115,7 @@ async def optim_step(request: Request, principal: TrainCaller, context: Edge) ->
 
     async def submit_step(raw: bytes) -> Response:
         step = parse(models.OptimStepBody, raw).to_optim_step()
-        stream = context.run(principal, str(step.request_id.owner))
+        stream = context.run_to_submit(principal, str(step.request_id.owner))
         with runs.telling_the_charge(runs.optimizer_family(stream)):
             step.check_family(runs.optimizer_family(stream))
         return await submit(context, stream, step.request_id, OpKind.OPTIM_STEP, step.params)
@@ -136,7 +136,7 @@ def _decode(
     limits = context.limits.wire
     body = decode_body(raw, encoding, max_bytes=limits.body_bytes)
     decoded = decode_request(body, limits)
-    stream = context.run(principal, str(decoded.run))
+    stream = context.run_to_submit(principal, str(decoded.run))
     check_request(decoded.request, runs.served(context.services, stream))
     return body, decoded, stream
 

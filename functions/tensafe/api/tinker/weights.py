@@ -67,7 +67,7 @@ async def load_weights(request: Request, principal: TrainCaller, context: Edge) 
         )
         if load.creates_run:
             return await _create(context, principal, load, checkpoint, payload)
-        stream = context.run(principal, str(load.request_id.owner))
+        stream = context.run_to_submit(principal, str(load.request_id.owner))
         return await submit(context, stream, load.request_id, OpKind.LOAD, _into(stream, payload))
 
     return await or_tombstone(context, principal, OpKind.LOAD, request, submit_load)
@@ -102,7 +102,7 @@ async def _save(
         payload = body.to_payload()
         check_metadata(dict(payload.user_metadata))
         address = body.to_request_id()
-        stream = context.run(principal, str(address.owner))
+        stream = context.run_to_submit(principal, str(address.owner))
         return await submit(context, stream, address, kind, payload, identity=_repeated(payload))
 
     return await or_tombstone(context, principal, kind, request, submit_save)
