@@ -75,6 +75,11 @@ class KeyRingSuite:
         with pytest.raises(InvalidRequest):
             ring.wrap(data_key, CONTEXT)
 
+    def test_it_can_be_asked_whether_it_would_wrap(self, ring: KeyRing) -> None:
+        ring.check(CONTEXT)
+        with pytest.raises(InvalidRequest):
+            ring.check({})
+
     def test_threads_share_a_ring(self, ring: KeyRing) -> None:
         def round_trip(n: int) -> bool:
             data_key, context = os.urandom(32), {"run": f"run-{n}"}

@@ -63,6 +63,17 @@ class TestKms:
         (asked,) = wire.sent  # for a key of its own, which then wraps ours here
         assert sorted(asked) == ["EncryptionContext", "GrantTokens", "KeyId", "NumberOfBytes"]
 
+    def test_a_check_asks_what_wrapping_would_and_loads_no_sdk(self, ring: KmsRing, wire: Wire) -> None:
+        ring.check(CONTEXT)
+        assert ring._wrapper._loaded is None
+        (asked,) = wire.sent
+        called = wire.called[:]
+        wire.forget()
+        ring.wrap(b"k" * 32, CONTEXT)
+        (wrapping,) = wire.sent
+        assert called == wire.called
+        assert asked == {name: value for name, value in wrapping.items() if name != "GrantTokens"}
+
     def test_no_key_but_its_own_is_asked(self, ring: KeyRing, other_ring: KeyRing, wire: Wire) -> None:
         """A discovery keyring would ask the key that the message names."""
         wrapped = other_ring.wrap(b"k" * 32, CONTEXT)
@@ -103,9 +114,10 @@ class TestFaults:
             ring.unwrap(wrapped, CONTEXT)
         assert code in caplog.text
         assert "secret" not in failure.value.message + caplog.text
-        wire.break_next((400, {"__type": code}))
-        with pytest.raises(Unavailable):
-            ring.wrap(b"k" * 32, CONTEXT)
+        for call in (lambda: ring.wrap(b"k" * 32, CONTEXT), lambda: ring.check(CONTEXT)):
+            wire.break_next((400, {"__type": code}))
+            with pytest.raises(Unavailable):
+                call()
         assert ring.unwrap(wrapped, CONTEXT) == b"k" * 32
 
     def test_an_outage_is_unavailable_and_one_lost_call_is_not_noticed(
@@ -115,7 +127,11 @@ class TestFaults:
         wrapped = ring.wrap(b"k" * 32, CONTEXT)
         wire.break_next(fault)
         assert ring.unwrap(wrapped, CONTEXT) == b"k" * 32
-        for call in (lambda: ring.unwrap(wrapped, CONTEXT), lambda: ring.wrap(b"k" * 32, CONTEXT)):
+        for call in (
+            lambda: ring.unwrap(wrapped, CONTEXT),
+            lambda: ring.wrap(b"k" * 32, CONTEXT),
+            lambda: ring.check(CONTEXT),
+        ):
             wire.break_next(*[fault] * 4)
             with pytest.raises(Unavailable):
                 call()

@@ -59,7 +59,7 @@ def without_keys(calls: set[tuple[str, str]]) -> set[tuple[str, str]]:
 def test_whoever_asks_whether_the_keys_answer_asks_as_the_policy_wants(world: AwsWorld, wire: Wire) -> None:
     wire.forget()
     with recorded() as found:
-        checks = Readiness(world.services, timeout_s=30).checks()  # the Encryption SDK is loaded
+        checks = Readiness(world.services, timeout_s=30).checks()
     assert {checks[name] for name in ("items", "blobs", "queues", "keys")} == {OK}
     assert contexts(wire) != []
     assert refused(wire, "ApiRole") == []

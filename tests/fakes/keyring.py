@@ -36,6 +36,9 @@ class MemoryKeyRing:
         except (InvalidTag, ValueError) as error:
             raise UnwrapFailed("does not authenticate") from error
 
+    def check(self, context: Mapping[str, str]) -> None:
+        check_context(context)
+
 
 def _bound(context: Mapping[str, str]) -> bytes:
     return json.dumps(check_context(context), sort_keys=True).encode()

@@ -7,7 +7,6 @@ minute (each look may cost a call of KMS), and what hangs is not asked again unt
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -60,7 +59,7 @@ class Readiness:
             "items": _Probe(lambda: ports.items.get(Key("health", "probe")), _HOLDS_S),
             "blobs": _Probe(lambda: ports.blobs.head("health/probe"), _HOLDS_S),
             "queues": _Probe(lambda: [ports.queues.depth(spec.name) for spec in ports.queue_specs], _HOLDS_S),
-            "keys": _Probe(lambda: ports.keyring.wrap(os.urandom(32), _PROBE.context()), _KEYS_HOLD_S),
+            "keys": _Probe(lambda: ports.keyring.check(_PROBE.context()), _KEYS_HOLD_S),
         }
         self._threads = ThreadPoolExecutor(len(self._probes), thread_name_prefix="ready")
 

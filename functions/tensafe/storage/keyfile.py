@@ -22,6 +22,7 @@ from typing import Final
 from cryptography.hazmat.primitives import constant_time, hashes, hmac
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe.storage.checks import check_context
 from tensafe.storage.encryption_sdk import MaterialProviders, SdkWrapper
 
 FORMAT: Final = "tensafe-key-file"
@@ -102,6 +103,10 @@ class KeyFileRing:
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         return self._wrapper.unwrap(wrapped, context)
+
+    def check(self, context: Mapping[str, str]) -> None:
+        """The key is in memory, where it was found whole at the start."""
+        check_context(context)
 
     def derive(self, purpose: bytes) -> bytes:
         """A secret of 32 bytes for this purpose alone: HMAC-SHA256 under the key."""

@@ -16,7 +16,8 @@ from typing import Any, Final
 from botocore.exceptions import ClientError
 
 from tensafe.contracts.errors import ConfigurationError, Unavailable
-from tensafe.storage.aws_clients import AwsClient, error_code, region_of
+from tensafe.storage.aws_clients import AwsClient, aws_errors_made_ours, error_code, region_of
+from tensafe.storage.checks import check_context
 from tensafe.storage.encryption_sdk import MaterialProviders, SdkWrapper
 from tensafe.storage.ports import UnwrapFailed
 
@@ -49,6 +50,7 @@ class KmsRing:
                 f"the KMS key is of {match[1]} and the service runs in {region_of(client)}",
                 field="kms_key_arn",
             )
+        self._kms = client
         self._client = _NotingClient(client)
         self._key_arn = key_arn
         self._wrapper = SdkWrapper(self._make_keyring)
@@ -71,6 +73,13 @@ class KmsRing:
                 raise
             _log.error("KMS did not unwrap: %s", said)
             raise Unavailable("the key service cannot use its key now; try again") from refusal
+
+    def check(self, context: Mapping[str, str]) -> None:
+        """What wrapping asks of KMS: a key of its own, which is not used here."""
+        with aws_errors_made_ours("key service"):
+            self._kms.generate_data_key(
+                KeyId=self._key_arn, NumberOfBytes=32, EncryptionContext=check_context(context)
+            )
 
     def _make_keyring(self, providers: MaterialProviders) -> object:
         models = importlib.import_module("aws_cryptographic_material_providers.mpl.models")

@@ -317,6 +317,12 @@ class KeyRing(Protocol):
         KMS does not tell some altered bytes from a key that it may not use: both are Unavailable then.
         """
 
+    def check(self, context: Mapping[str, str]) -> None:
+        """Raise Unavailable if no data key could be wrapped now with this context.
+
+        Asks whoever holds the key, and loads nothing that only wrapping needs.
+        """
+
 
 class Bell(Protocol):
     """Wakes waiters, in other processes too where the platform can (AWS cannot).

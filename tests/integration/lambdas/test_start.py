@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.aws_stack import Stack
 from tests.support.cloud import cloud_environment
 from tests.support.lambda_runtime import http_event
 
@@ -35,6 +37,12 @@ answer = handler(json.loads(sys.argv[1]), None)
 assert answer["statusCode"] == 200, answer
 print(json.dumps(told()))
 """
+READY = """
+import json, sys
+answer = handler(json.loads(sys.argv[1]), None)
+assert json.loads(answer["body"])["checks"]["keys"] == "ok", answer
+print(json.dumps([sorted(sys.modules), []]))
+"""
 LATER = """
 import importlib
 import boto3
@@ -53,13 +61,15 @@ BESIDE = {"cryptography", "_cffi_backend", "_openssl", "tensafe"}
 """What a bare function does not load: AES of the vault, and ourselves."""
 
 
-def loaded(built: Path, *programs: str) -> list[tuple[set[str], set[str]]]:
+def loaded(
+    built: Path, *programs: str, path: str = "/healthz", settings: Mapping[str, str] | None = None
+) -> list[tuple[set[str], set[str]]]:
     """Modules in memory, and those of them without byte code, after each part that tells."""
     environment = {"PYTHONPATH": str(built / "function"), "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:1"}
-    event = json.dumps(http_event("GET", "https://tensafe.example/healthz"))
+    event = json.dumps(http_event("GET", f"https://tensafe.example{path}"))
     done = subprocess.run(
         [sys.executable, "-S", "-s", "-B", "-c", "".join(programs), event],
-        env={**cloud_environment(), **environment},
+        env={**(settings or cloud_environment()), **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -88,3 +98,10 @@ def test_whatever_it_imports_sooner_or_later_has_its_byte_code(built: Path) -> N
     (_, at_start), (names, later) = loaded(built, OURS, ANSWER, LATER)
     assert {"numpy", "tensafe.api.openai.completions", "tensafe.privacy.deals", "aws_encryption_sdk"} <= names
     assert (at_start, later) == (set(), set())
+
+
+def test_whether_the_keys_answer_is_asked_without_the_encryption_sdk(built: Path, stack: Stack) -> None:
+    """A cold function would import it for longer than a probe may take, and say that KMS hangs."""
+    ((names, _),) = loaded(built, OURS, READY, path="/readyz", settings=stack.environment)
+    assert "botocore.client" in names
+    assert not {name for name in names if name.startswith(("aws_encryption_sdk", "aws_cryptographic"))}

@@ -14,7 +14,7 @@ from tensafe.services import Services
 from tensafe.storage.ports import StorageError
 from tests.unit.operations.world import BASE, World
 
-DEPENDENCIES = {"items": "get", "blobs": "head", "queues": "depth", "keys": "wrap"}
+DEPENDENCIES = {"items": "get", "blobs": "head", "queues": "depth", "keys": "check"}
 
 
 def port_of(services: Services, name: str) -> object:
@@ -78,8 +78,8 @@ def test_asking_often_costs_little(services: Services, monkeypatch: pytest.Monke
     now = [1000.0]
     readiness = Readiness(services, clock=lambda: now[0])
     readiness.checks()
-    wrap, calls = services.ports.keyring.wrap, []
-    monkeypatch.setattr(services.ports.keyring, "wrap", lambda *a: (calls.append(1), wrap(*a))[1])
+    calls: list[int] = []
+    monkeypatch.setattr(services.ports.keyring, "check", lambda *_: calls.append(1))
     for _ in range(50):
         now[0] += 1
         readiness.checks()
