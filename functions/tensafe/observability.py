@@ -33,6 +33,10 @@ class JsonFormatter(logging.Formatter):
         self._role = role
 
     def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self.fields(record), default=str, separators=(",", ":"))
+
+    def fields(self, record: logging.LogRecord) -> dict[str, object]:
+        """What the line says, by name."""
         fields: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{record.msecs:03.0f}Z",
@@ -48,13 +52,16 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = record.exc_info[0].__name__
             fields["places"] = _places(record)
-        return json.dumps(fields, default=str, separators=(",", ":"))
+        return fields
 
 
-def configure_logging(role: str, level: str = "INFO") -> None:
-    """Send everything to standard error as JSON; libraries that quote requests stay at warnings."""
+def configure_logging(role: str, level: str = "INFO", formatter: logging.Formatter | None = None) -> None:
+    """Send everything to standard error as JSON; libraries that quote requests stay at warnings.
+
+    `formatter` is for a process whose lines say more than `JsonFormatter`'s.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(role))
+    handler.setFormatter(formatter or JsonFormatter(role))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from mangum import Mangum
 from starlette.requests import Request
@@ -13,7 +13,8 @@ from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.api.errors import shaped
 from tensafe.cloud.composition import cloud_services
-from tensafe.lambdas.entry import Handler, entry, start
+from tensafe.lambdas.entry import Event, Handler, entry, start
+from tensafe.lambdas.xray import traceparent
 from tensafe.metrics.requests import ServerErrors
 from tensafe.services import Services
 
@@ -32,7 +33,22 @@ def serving(services: Services, base_url: str | None = None) -> Handler:
     meter = ServerErrors(services.metrics)
     app = create_app(services, LIMITS, meter=meter, base_url=base_url, at_once=False)
     app.add_exception_handler(ModuleNotFoundError, _absent)
-    return cast(Handler, Mangum(app, lifespan="off"))
+    return _traced(cast(Handler, Mangum(app, lifespan="off")))
+
+
+def _traced(handler: Handler) -> Handler:
+    """A request that names no span of its client's is a part of the trace that X-Ray keeps of this event.
+
+    So the tasks' spans of its operation lie in that trace.
+    """
+
+    def handle(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON
+        span, headers = traceparent(), event.get("headers") or {}
+        if span is not None and "traceparent" not in headers:  # API Gateway writes names in lower case
+            event = {**event, "headers": {**headers, "traceparent": span}}
+        return handler(event, context)
+
+    return handle
 
 
 async def _absent(request: Request, error: Exception) -> Response:

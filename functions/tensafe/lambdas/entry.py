@@ -10,24 +10,24 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from tensafe.cloud.settings import CloudSettings, read_cloud_settings
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.lambdas import RUNTIME
+from tensafe.lambdas.log_lines import Event, FunctionFormatter, Handler, told
 from tensafe.observability import configure_logging
 
 log = logging.getLogger(__name__)
 
-Event = Mapping[str, Any]
-Handler = Callable[[Event, object], Any]
+__all__ = ["Event", "Handler", "entry", "start"]
 _T = TypeVar("_T")
 
 
 def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
     """What a function works with, over its settings. Raises ConfigurationError that names what is missing."""
-    configure_logging(role)
+    configure_logging(role, formatter=FunctionFormatter(role))
     logging.getLogger("botocore").setLevel(logging.WARNING)
     try:
         settings = read_cloud_settings()
@@ -41,7 +41,7 @@ def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
 def entry(make: Callable[[], Handler]) -> Handler:
     """A function's handler: made now if Lambda loads the module, else by the first event."""
     if RUNTIME in os.environ:
-        at_start = make()
+        at_start = told(make())
         gc.freeze()  # what is here by now stays as long as the process
         gc.enable()
         return at_start
@@ -49,7 +49,7 @@ def entry(make: Callable[[], Handler]) -> Handler:
 
     def handler(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON, whatever the event's kind wants
         if not made:
-            made.append(make())
+            made.append(told(make()))
         return made[0](event, context)
 
     return handler

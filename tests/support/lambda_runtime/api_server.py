@@ -23,10 +23,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Invocation:
+class Invocation:
+    """One event; `trace` is X-Ray's header."""
+
     request_id: str
     event: bytes
     deadline_ms: int
+    trace: str
 
 
 class RuntimeApi:
@@ -36,7 +39,8 @@ class RuntimeApi:
         self.answers: queue.Queue[Answer] = queue.Queue()
         self.first_asked_s: float | None = None
         """`time.perf_counter()` when the process first asked for an event: its initialisation was over."""
-        self._events: queue.Queue[_Invocation | None] = queue.Queue()
+        self.last: Invocation | None = None
+        self._events: queue.Queue[Invocation | None] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.api = self
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -49,7 +53,9 @@ class RuntimeApi:
 
     def put(self, event: bytes, timeout_s: float) -> None:
         deadline_ms = int((time.time() + timeout_s) * 1000)
-        self._events.put(_Invocation(str(uuid4()), event, deadline_ms))
+        trace = f"Root=1-{uuid4().hex[:8]}-{uuid4().hex[:24]};Parent={uuid4().hex[:16]};Sampled=1"
+        self.last = Invocation(str(uuid4()), event, deadline_ms, trace)
+        self._events.put(self.last)
 
     def close(self) -> None:
         self._events.put(None)
@@ -57,7 +63,7 @@ class RuntimeApi:
         self._server.server_close()
         self._thread.join()
 
-    def next(self) -> _Invocation | None:
+    def next(self) -> Invocation | None:
         if self.first_asked_s is None:
             self.first_asked_s = time.perf_counter()
         return self._events.get()
@@ -87,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Lambda-Runtime-Deadline-Ms", str(invocation.deadline_ms))
         arn = "arn:aws:lambda:eu-central-1:123456789012:function:tensafe"
         self.send_header("Lambda-Runtime-Invoked-Function-Arn", arn)
-        self.send_header("Lambda-Runtime-Trace-Id", "Root=1-5e1b4151-43a0913a12345678901234567;Sampled=0")
+        self.send_header("Lambda-Runtime-Trace-Id", invocation.trace)
         self._finish(invocation.event)
 
     def do_POST(self) -> None:

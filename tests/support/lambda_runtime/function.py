@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.lambda_runtime.api_server import Answer, RuntimeApi
+from tests.support.lambda_runtime.api_server import Answer, Invocation, RuntimeApi
 
 PAYLOAD_MAX_BYTES = 6 * 1024 * 1024 + 100
 """Of an event, and of an answer, as JSON: Lambda's quota for synchronous invocations."""
@@ -60,6 +60,13 @@ class Function:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    @property
+    def last(self) -> Invocation:
+        """The last event that it was given."""
+        assert self._api is not None
+        assert self._api.last is not None
+        return self._api.last
 
     @property
     def init_s(self) -> float:
