@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,6 +66,64 @@ def test_a_token_of_the_issuer_is_let_in_and_no_other(authorizer: Function, issu
     assert good["context"]["scopes"] == "sample train"
     for wrong in ({"aud": "else"}, {"exp": 1}, {"tenant": None}, {"iss": "https://else.example"}):
         assert authorizer.invoke(event(authorization=f"Bearer {issuer.token(**wrong)}")) == REFUSED
+
+
+def refusals(function: Function) -> list[str]:
+    """Why tokens were refused, as the log has it."""
+    lines = [json.loads(one) for one in function.logged.splitlines() if one.startswith("{")]
+    return [one["reason"] for one in lines if one.get("event") == "token refused"]
+
+
+def symmetric(issuer: Issuer, algorithm: str, secret: bytes) -> str:
+    """A token whose MAC is made with `secret`; unsigned for `none`."""
+    kid, _, _ = issuer.key()
+    head, body = (
+        base64.urlsafe_b64encode(json.dumps(one).encode()).rstrip(b"=").decode()
+        for one in ({"alg": algorithm, "kid": kid, "typ": "JWT"}, issuer.claims())
+    )
+    mac = hmac.digest(secret, f"{head}.{body}".encode(), "sha256") if algorithm == "HS256" else b""
+    return f"{head}.{body}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+
+def test_no_token_chooses_how_it_is_checked(authorizer: Function, issuer: Issuer) -> None:
+    """The issuer's public key is everybody's: a MAC that is made with it proves nothing."""
+    _, algorithm, key = issuer.key()
+    published = json.dumps({**key.as_dict(private=False), "alg": algorithm, "use": "sig"}).encode()
+    pem = key.as_pem(private=False)
+    forged = [symmetric(issuer, "HS256", secret) for secret in (pem, pem.strip(), published, b"")]
+    forged += [symmetric(issuer, name, b"") for name in ("none", "None", "NONE", "ES512", "")]
+    before = len(refusals(authorizer))
+    for token in forged:
+        for header in (f"Bearer {token}", f"bearer {token}"):
+            assert authorizer.invoke(event(authorization=header)) == REFUSED
+        assert authorizer.invoke(event(x_api_key=token)) == REFUSED
+    assert set(refusals(authorizer)[before:]) <= {"algorithm", "form"}
+    # An allowed algorithm that is not the key's.
+    mixed = symmetric(issuer, "RS256", b"") + "AAAA"
+    assert authorizer.invoke(event(authorization=f"Bearer {mixed}")) == REFUSED
+    good = issuer.token()
+    assert authorizer.invoke(event(authorization=f"Bearer {good}"))["isAuthorized"] is True
+    bare = good.rpartition(".")[0]  # and the good one without its signature
+    assert authorizer.invoke(event(authorization=f"Bearer {bare}.")) == REFUSED
+
+
+@pytest.mark.slow
+def test_a_rotated_key_is_picked_up_and_the_withdrawn_one_ends(authorizer: Function, issuer: Issuer) -> None:
+    old = issuer.token()
+    assert authorizer.invoke(event(authorization=f"Bearer {old}"))["isAuthorized"] is True
+    issuer.rotate("second", "EdDSA")
+    new = issuer.token()
+    deadline = time.monotonic() + 60
+    while authorizer.invoke(event(authorization=f"Bearer {new}")) == REFUSED:  # asked once in 10 s
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert authorizer.invoke(event(authorization=f"Bearer {old}")) == REFUSED
+    assert authorizer.starts == 1
+    asked = issuer.requests.count("/jwks")
+    for _ in range(5):  # a key id that nobody has costs the issuer nothing for as long
+        stranger = issuer.token(header={"kid": "third"})
+        assert authorizer.invoke(event(authorization=f"Bearer {stranger}")) == REFUSED
+    assert issuer.requests.count("/jwks") == asked
 
 
 def test_while_the_table_is_away_nobody_is_let_in(function: Callable[..., Function], key: str) -> None:
