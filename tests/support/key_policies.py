@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.support.template_access import key_statements
@@ -36,6 +37,8 @@ def _holds(operator: str, name: str, wanted: Any, context: Mapping[str, str]) ->
         return set(context) <= set(wanted)
     if operator == "StringEquals" and name.startswith(_CONTEXT):
         return context.get(name.removeprefix(_CONTEXT)) == wanted
+    if operator == "StringLike" and name.startswith(_CONTEXT):
+        return fnmatchcase(context.get(name.removeprefix(_CONTEXT), ""), wanted)
     if operator == "Null" and name.startswith(_CONTEXT):
         return (name.removeprefix(_CONTEXT) not in context) == (wanted == "true")
     raise ValueError(f"{operator} {name}")

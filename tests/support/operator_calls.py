@@ -40,7 +40,7 @@ class Recorded:
             name = str(given.get("QueueUrl") or given["QueueName"]).rpartition("/")[2]
             self.calls.add((f"sqs:{operation}", "TrainQueue" if "train-" in name else "SampleQueue"))
         elif service == "s3":
-            self.calls.add((f"s3:{_OF_S3.get(operation, operation)}", "BlobBucket"))
+            self.calls.add((f"s3:{_OF_S3.get(operation, operation)}", _bucket(given["Bucket"])))
         elif (service, operation) == ("kms", "Decrypt"):
             self.opened.append(given["EncryptionContext"])
         else:
@@ -48,7 +48,15 @@ class Recorded:
 
 
 def _table(name: str) -> str:
-    return {"tensafe-items": "ItemsTable", "tensafe-anchors": "AnchorTable"}[name]
+    return {
+        "tensafe-items": "ItemsTable",
+        "tensafe-anchors": "AnchorTable",
+        "tensafe-adapters": "AdapterTable",
+    }[name]
+
+
+def _bucket(name: str) -> str:
+    return "AdapterBucket" if "adapter" in name else "BlobBucket"
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from tests.support.templates import Template, listed, referred, resources, texts
 
@@ -79,7 +78,7 @@ def wildcards(template: Template) -> list[str]:
     """Actions or resources with a wildcard that nobody gave a reason for; NotAction and NotResource too."""
     return [
         f"{name}: {action} on {resource}"
-        for name, statement in _role_statements(template)
+        for name, statement in role_statements(template)
         for action, resource in _pairs(statement)
         if "*" in action + resource and (action, resource) not in ALLOWED
     ]
@@ -90,13 +89,14 @@ def unused_allowances(*templates: Template) -> list[str]:
     found = {
         pair
         for template in templates
-        for _, statement in _role_statements(template)
+        for _, statement in role_statements(template)
         for pair in _pairs(statement)
     }
     return [f"{action} on {resource}" for action, resource in ALLOWED if (action, resource) not in found]
 
 
-def _role_statements(template: Template) -> Iterator[tuple[str, Template]]:
+def role_statements(template: Template) -> Iterator[tuple[str, Template]]:
+    """What roles are allowed, with the logical id of the policy or role that says so."""
     for name, one in template["Resources"].items():
         properties = one.get("Properties", {})
         if one["Type"] in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"):
@@ -127,6 +127,21 @@ def _pairs(statement: Template) -> Iterator[tuple[str, str]]:
 def key_statements(key: Template) -> list[Template]:
     """The statements of a key's policy, those behind a condition of the template too."""
     return [one["Fn::If"][1] if "Fn::If" in one else one for one in key["KeyPolicy"]["Statement"]]
+
+
+def properties(template: Template, name: str) -> Any:
+    """Of the resource with this logical id, to be changed by a planted bug."""
+    return template["Resources"][name]["Properties"]
+
+
+def policy_statement(template: Template, policy: str, index: int = 0) -> Any:
+    """One statement of a policy."""
+    return properties(template, policy)["PolicyDocument"]["Statement"][index]
+
+
+def key_statement(template: Template, key: str, sid: str) -> Any:
+    """One statement of a key's policy."""
+    return next(one for one in key_statements(properties(template, key)) if one["Sid"] == sid)
 
 
 def open_keys(template: Template) -> list[str]:
@@ -168,7 +183,8 @@ def contexts_unchecked(template: Template) -> list[str]:
             through_s3 = "kms:ViaService" in condition.get("StringEquals", {})
             bound = (
                 condition.get("StringEquals", {}).get("kms:EncryptionContext:purpose") == "tensafe-data-key"
-                and _tenant_is_named(condition)
+                and _is_named(condition, "tenant")
+                and _is_named(condition, "scope")
                 and sorted(
                     condition.get("ForAllValues:StringEquals", {}).get("kms:EncryptionContextKeys", [])
                 )
@@ -181,56 +197,11 @@ def contexts_unchecked(template: Template) -> list[str]:
     return wrong
 
 
-def _tenant_is_named(condition: Template) -> bool:
-    name = "kms:EncryptionContext:tenant"
-    one = condition.get("StringEquals", {}).get(name)
-    return condition.get("Null", {}).get(name) == "false" or one == "adapter-holder"
-
-
-HOLDERS: Final = frozenset({"AdapterTable", "AdapterBucket", "AdapterKey"})
-"""What belongs to the adapter holder, in template.yaml."""
-SERVICES: Final = frozenset({"ItemsTable", "AnchorTable", "BlobBucket", "DataKey", "SigningKey"})
-"""What belongs to the service."""
-_PUBLISHER_MAY: Final = frozenset({"kms:GenerateDataKey"})
-
-
-def domains_crossed(core: Template, tasks: Template) -> list[str]:
-    """Where the service may use what is the adapter holder's, or the adapter holder what is the service's."""
-    wrong = []
-    for name, statement in _role_statements(core):
-        whose = SERVICES if name.startswith("AdapterHolder") else HOLDERS
-        wrong += [f"{name}: {one}" for one in sorted(_named(statement) & whose)]
-    for name in sorted((HOLDERS | SERVICES) & set(resources(core, "AWS::KMS::Key"))):
-        for statement in core["Resources"][name]["Properties"]["KeyPolicy"]["Statement"]:
-            roles = {one for one in _named(statement["Principal"]) if one.endswith("Role")}
-            theirs = roles - {"AdapterHolderRole"} if name in HOLDERS else roles & {"AdapterHolderRole"}
-            wrong += [f"{name}/{statement['Sid']}: {one}" for one in sorted(theirs)]
-            if "PublisherArn" in _named(statement["Principal"]):
-                more = set(statement["Action"]) - _PUBLISHER_MAY if name in HOLDERS else {"everything"}
-                wrong += [f"{name}/{statement['Sid']}: a publisher has {one}" for one in sorted(more)]
-    handed = core["Resources"]["Tasks"]["Properties"]["Parameters"]
-    for name, task in resources(tasks, "AWS::ECS::TaskDefinition").items():
-        named = _named([container["Environment"] for container in task["ContainerDefinitions"]])
-        reached = {one for parameter in named & set(handed) for one in _named(handed[parameter])}
-        whose = SERVICES if name.startswith("AdapterHolder") else HOLDERS
-        wrong += [f"{name}: {one}" for one in sorted(reached & whose)]
-    return wrong
-
-
-def _named(value: object) -> set[str]:
-    """Logical ids and parameters that `value` refers to, however deep."""
-    if isinstance(value, list):
-        return {name for one in value for name in _named(one)}
-    if not isinstance(value, dict):
-        return set()
-    found = {referred(value)} if len(value) == 1 else set()
-    for key, inner in value.items():
-        if key == "Fn::Sub":
-            found |= {
-                one.partition(".")[0] for text in texts(inner) for one in re.findall(r"\$\{([^}!]+)\}", text)
-            }
-        found |= _named(inner)
-    return {one for one in found if isinstance(one, str)}
+def _is_named(condition: Template, part: str) -> bool:
+    """Whether a context without this part is refused."""
+    name = f"kms:EncryptionContext:{part}"
+    compared = condition.get("StringEquals", {}) | condition.get("StringLike", {})
+    return condition.get("Null", {}).get(name) == "false" or name in compared
 
 
 def public_buckets(template: Template) -> list[str]:

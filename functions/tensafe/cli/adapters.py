@@ -32,7 +32,7 @@ HolderDir = Annotated[
         "--holder-dir",
         metavar="DIR",
         help="The adapter holder's data directory. (default: its store on AWS, named by "
-        "$TENSAFE_HOLDER_TABLE, _BUCKET and _KMS_KEY_ID)",
+        "$TENSAFE_HOLDER_TABLE, _BUCKET and _KMS_KEY_ID, with the credentials of $TENSAFE_HOLDER_PROFILE)",
         show_default=False,
     ),
 ]

@@ -21,7 +21,17 @@ _COMMAND: Final = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
 OF_HOLDER: Final = "TENSAFE_HOLDER_"
 STORE: Final = ("TABLE", "BUCKET", "KMS_KEY_ID")
 PROFILE: Final = "PROFILE"
-_CREDENTIALS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_CREDENTIALS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_DEFAULT_PROFILE",
+)
+"""What the SDK would take credentials from before it looks at a profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +61,24 @@ def in_directory(data_dir: Path) -> HolderCommand:
 def on_aws(environment: Mapping[str, str] | None = None) -> HolderCommand:
     """On the table, bucket and key that `TENSAFE_HOLDER_*` names; by default in this process's environment.
 
-    `TENSAFE_HOLDER_PROFILE` names the profile with the credentials of the adapter holder's side; without it
-    they are the service's. Raises ConfigurationError for variables that are not set.
+    `TENSAFE_HOLDER_PROFILE` names the profile with the credentials of the adapter holder's side: no role of
+    the template has rights on both, and the service's do not reach that process. Raises ConfigurationError
+    for variables that are not set.
     """
     given = dict(os.environ if environment is None else environment)
-    absent = [f"{OF_HOLDER}{name}" for name in STORE if not given.get(f"{OF_HOLDER}{name}")]
+    wanted = [f"{OF_HOLDER}{name}" for name in (*STORE, PROFILE)]
+    absent = [name for name in wanted if not given.get(name)]
     if absent:
         raise ConfigurationError(
             f"name the adapter holder's directory with --holder-dir, or its store on AWS; "
             f"not set: {', '.join(absent)}"
         )
-    kept = {name: value for name, value in given.items() if not name.startswith("TENSAFE_")}
-    if profile := given.get(f"{OF_HOLDER}{PROFILE}"):
-        kept = {name: value for name, value in kept.items() if name not in _CREDENTIALS}
-        kept["AWS_PROFILE"] = profile
+    kept = {
+        name: value
+        for name, value in given.items()
+        if not name.startswith("TENSAFE_") and name not in _CREDENTIALS
+    }
     store = {f"TENSAFE_{name}": given[f"{OF_HOLDER}{name}"] for name in STORE}
     # There is no key ring on AWS but KMS, so the strictest name is always true.
-    return HolderCommand((), {**kept, "TENSAFE_ENVIRONMENT": "production", **store})
+    told = {"TENSAFE_ENVIRONMENT": "production", "AWS_PROFILE": given[f"{OF_HOLDER}{PROFILE}"]}
+    return HolderCommand((), {**kept, **told, **store})

@@ -52,11 +52,14 @@ def holder(service: AwsService, tmp_path: Path) -> Iterator[TaskSpec]:
 
 
 def adapters(service: AwsService, holder: TaskSpec, *arguments: str) -> dict[str, Any]:
-    """`tensafe adapters`, told of both sides' stores."""
+    """`tensafe adapters`, told of both sides' stores; the adapter holder's with credentials of their own."""
     stores = {
         f"TENSAFE_HOLDER_{name}": holder.environment[f"TENSAFE_{name}"]
         for name in ("TABLE", "BUCKET", "KMS_KEY_ID")
     }
+    config = Path(holder.environment["HOME"]) / "aws-config"
+    config.write_text("[profile adapters]\naws_access_key_id = holder\naws_secret_access_key = holder\n")
+    stores |= {"TENSAFE_HOLDER_PROFILE": "adapters", "AWS_CONFIG_FILE": str(config)}
     line = [
         sys.executable,
         "-P",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support import template_access as rules
+from tests.support.template_access import key_statement, policy_statement, properties
 from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template, resources, texts
 
 Rule = Callable[[Template], list[str]]
@@ -42,97 +43,84 @@ def test_log_groups_of_the_tasks_end_and_are_encrypted() -> None:
     assert rules.unencrypted_logs(read_template(TASKS)) == []
 
 
-def _properties(template: Template, name: str) -> Any:
-    return template["Resources"][name]["Properties"]
-
-
-def _statement(template: Template, policy: str, index: int = 0) -> Any:
-    return _properties(template, policy)["PolicyDocument"]["Statement"][index]
-
-
-def _key_statement(template: Template, key: str, sid: str) -> Any:
-    statements = rules.key_statements(_properties(template, key))
-    return next(one for one in statements if one["Sid"] == sid)
-
-
 PLANTED: dict[str, tuple[Rule, Callable[[Template], object]]] = {
     "any action on a table": (
         rules.wildcards,
-        lambda t: _statement(t, "ApiPolicy").update(Action="dynamodb:*"),
+        lambda t: policy_statement(t, "ApiPolicy").update(Action="dynamodb:*"),
     ),
-    "any table": (rules.wildcards, lambda t: _statement(t, "ApiPolicy").update(Resource="*")),
+    "any table": (rules.wildcards, lambda t: policy_statement(t, "ApiPolicy").update(Resource="*")),
     "all objects of all buckets": (
         rules.wildcards,
-        lambda t: _statement(t, "SamplerPolicy", 1).update(Resource="arn:aws:s3:::*"),
+        lambda t: policy_statement(t, "SamplerPolicy", 1).update(Resource="arn:aws:s3:::*"),
     ),
     "everything but": (
         rules.wildcards,
-        lambda t: _statement(t, "ApiPolicy").pop("Action"),
+        lambda t: policy_statement(t, "ApiPolicy").pop("Action"),
     ),
     "a managed policy": (
         rules.wildcards,
-        lambda t: _properties(t, "ApiRole").update(
+        lambda t: properties(t, "ApiRole").update(
             ManagedPolicyArns=["arn:aws:iam::aws:policy/PowerUserAccess"]
         ),
     ),
     "policies that SAM writes": (
         rules.wildcards,
-        lambda t: _properties(t, "ApiFunction").update(Policies=["AmazonDynamoDBFullAccess"]),
+        lambda t: properties(t, "ApiFunction").update(Policies=["AmazonDynamoDBFullAccess"]),
     ),
     "an administrator who decrypts": (
         rules.open_keys,
-        lambda t: _key_statement(t, "DataKey", "Administer")["Action"].append("kms:Decrypt"),
+        lambda t: key_statement(t, "DataKey", "Administer")["Action"].append("kms:Decrypt"),
     ),
     "a key for everybody": (
         rules.open_keys,
-        lambda t: _key_statement(t, "DataKey", "Administer").update(Principal="*"),
+        lambda t: key_statement(t, "DataKey", "Administer").update(Principal="*"),
     ),
     "a signing key without its condition": (
         rules.open_keys,
-        lambda t: _key_statement(t, "SigningKey", "SignDigests").pop("Condition"),
+        lambda t: key_statement(t, "SigningKey", "SignDigests").pop("Condition"),
     ),
     "data keys of any context": (
         rules.contexts_unchecked,
-        lambda t: _key_statement(t, "DataKey", "UnwrapDataKeysOfATenant")["Condition"].pop("Null"),
+        lambda t: key_statement(t, "DataKey", "UnwrapDataKeysOfATenant")["Condition"].pop("Null"),
     ),
     "a key that S3 is asked for any bucket": (
         rules.contexts_unchecked,
-        lambda t: _key_statement(t, "DataKey", "ObjectsOfTheBucketThroughS3")["Condition"][
-            "StringEquals"
-        ].pop("kms:EncryptionContext:aws:s3:arn"),
+        lambda t: key_statement(t, "DataKey", "ObjectsOfTheBucketThroughS3")["Condition"]["StringEquals"].pop(
+            "kms:EncryptionContext:aws:s3:arn"
+        ),
     ),
     "a public bucket": (
         rules.public_buckets,
-        lambda t: _properties(t, "BlobBucket")["PublicAccessBlockConfiguration"].update(
+        lambda t: properties(t, "BlobBucket")["PublicAccessBlockConfiguration"].update(
             BlockPublicPolicy=False
         ),
     ),
     "a bucket that anybody reads": (
         rules.public_buckets,
-        lambda t: _statement(t, "BlobBucketPolicy").update(Effect="Allow"),
+        lambda t: policy_statement(t, "BlobBucketPolicy").update(Effect="Allow"),
     ),
     "a bucket that takes any key": (
         rules.public_buckets,
-        lambda t: _properties(t, "BlobBucketPolicy")["PolicyDocument"]["Statement"].pop(1),
+        lambda t: properties(t, "BlobBucketPolicy")["PolicyDocument"]["Statement"].pop(1),
     ),
     "a bucket without versions": (
         rules.public_buckets,
-        lambda t: _properties(t, "BlobBucket").pop("VersioningConfiguration"),
+        lambda t: properties(t, "BlobBucket").pop("VersioningConfiguration"),
     ),
     "two functions with one role": (
         rules.shared_roles,
-        lambda t: _properties(t, "SweeperFunction").update(Role={"Fn::GetAtt": ["ApiRole", "Arn"]}),
+        lambda t: properties(t, "SweeperFunction").update(Role={"Fn::GetAtt": ["ApiRole", "Arn"]}),
     ),
-    "a role that SAM makes": (rules.shared_roles, lambda t: _properties(t, "ApiFunction").pop("Role")),
+    "a role that SAM makes": (rules.shared_roles, lambda t: properties(t, "ApiFunction").pop("Role")),
     "a table without recovery": (
         rules.tables_unprotected,
-        lambda t: _properties(t, "AnchorTable").pop("PointInTimeRecoverySpecification"),
+        lambda t: properties(t, "AnchorTable").pop("PointInTimeRecoverySpecification"),
     ),
     "a table that goes with its stack": (
         rules.tables_unprotected,
         lambda t: t["Resources"]["ItemsTable"].pop("DeletionPolicy"),
     ),
-    "a log group in clear": (rules.unencrypted_logs, lambda t: _properties(t, "ApiLogs").pop("KmsKeyId")),
+    "a log group in clear": (rules.unencrypted_logs, lambda t: properties(t, "ApiLogs").pop("KmsKeyId")),
 }
 
 
@@ -146,55 +134,13 @@ def test_a_planted_bug_is_seen(name: str) -> None:
 
 def test_a_wildcard_of_an_instance_is_seen() -> None:
     template = read_template(TASKS)
-    _properties(template, "InstanceRole")["Policies"][0]["PolicyDocument"]["Statement"][0]["Action"] = "ecs:*"
+    properties(template, "InstanceRole")["Policies"][0]["PolicyDocument"]["Statement"][0]["Action"] = "ecs:*"
     assert rules.wildcards(template) != []
-
-
-CROSSED: dict[str, Callable[[Template, Template], object]] = {
-    "a sampler that reads private adapters": lambda core, tasks: _statement(core, "SamplerPolicy").update(
-        Resource=[{"Fn::GetAtt": ["ItemsTable", "Arn"]}, {"Fn::GetAtt": ["AdapterTable", "Arn"]}]
-    ),
-    "an API that reads their bucket": lambda core, tasks: _statement(core, "ApiPolicy", 1).update(
-        Resource={"Fn::Sub": "${AdapterBucket.Arn}/*"}
-    ),
-    "an adapter holder that reads the service's items": lambda core, tasks: _statement(
-        core, "AdapterHolderPolicy"
-    ).update(Resource={"Fn::GetAtt": ["ItemsTable", "Arn"]}),
-    "a sampler that unwraps adapters": lambda core, tasks: _key_statement(
-        core, "AdapterKey", "UnwrapDataKeysOfAdapters"
-    )["Principal"]["AWS"].append({"Fn::GetAtt": ["SamplerRole", "Arn"]}),
-    "an adapter holder that unwraps runs": lambda core, tasks: _key_statement(
-        core, "DataKey", "UnwrapDataKeysOfATenant"
-    )["Principal"]["AWS"].append({"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}),
-    "an adapter holder that signs": lambda core, tasks: _key_statement(core, "SigningKey", "SignDigests")[
-        "Principal"
-    ]["AWS"].append({"Fn::GetAtt": ["AdapterHolderRole", "Arn"]}),
-    "a publisher that unwraps adapters": lambda core, tasks: _key_statement(
-        core, "AdapterKey", "UnwrapDataKeysOfAdapters"
-    )["Principal"]["AWS"].append({"Ref": "PublisherArn"}),
-    "an adapter holder that is told the service's table": lambda core, tasks: core["Resources"]["Tasks"][
-        "Properties"
-    ]["Parameters"].update(AdapterTable={"Ref": "ItemsTable"}),
-    "a sampler that is told the adapter holder's key": lambda core, tasks: _properties(tasks, "SamplerTask")[
-        "ContainerDefinitions"
-    ][0]["Environment"].append({"Name": "TENSAFE_KMS_KEY_ID", "Value": {"Ref": "AdapterKeyArn"}}),
-}
-
-
-def test_neither_trust_domain_reaches_into_the_other() -> None:
-    assert rules.domains_crossed(read_template(CORE), read_template(TASKS)) == []
-
-
-@pytest.mark.parametrize("name", CROSSED)
-def test_a_planted_crossing_is_seen(name: str) -> None:
-    core, tasks = read_template(CORE), read_template(TASKS)
-    CROSSED[name](core, tasks)
-    assert rules.domains_crossed(core, tasks) != []
 
 
 def test_the_adapter_holder_may_do_what_its_code_does() -> None:
     """No transaction of it checks an item that it does not write, and nothing is scanned."""
-    policy = _properties(read_template(CORE), "AdapterHolderPolicy")["PolicyDocument"]["Statement"]
+    policy = properties(read_template(CORE), "AdapterHolderPolicy")["PolicyDocument"]["Statement"]
     assert {action for statement in policy for action in statement["Action"]} == {
         *(f"dynamodb:{one}" for one in ("GetItem", "Query", "PutItem", "DeleteItem")),
         *(f"s3:{one}" for one in ("GetObject", "PutObject", "DeleteObject", "ListBucket")),
@@ -203,7 +149,7 @@ def test_the_adapter_holder_may_do_what_its_code_does() -> None:
 
 def test_samplers_sign_what_they_attest() -> None:
     for sid in ("SignDigests", "ReadThePublicHalf"):
-        statement = _key_statement(read_template(CORE), "SigningKey", sid)
+        statement = key_statement(read_template(CORE), "SigningKey", sid)
         assert {"Fn::GetAtt": ["SamplerRole", "Arn"]} in statement["Principal"]["AWS"]
 
 
@@ -221,14 +167,19 @@ def test_an_operator_opens_no_data_key_and_signs_nothing() -> None:
     }
 
 
-def test_there_is_no_operator_unless_one_is_named() -> None:
-    template = read_template(CORE)
-    assert template["Parameters"]["OperatorArn"]["Default"] == ""
-    for name, one in template["Resources"].items():
-        if name.startswith("Operator"):
-            assert one["Condition"] == "HasOperator"
-    trust = _properties(template, "OperatorRole")["AssumeRolePolicyDocument"]["Statement"]
-    assert [one["Principal"] for one in trust] == [{"AWS": {"Ref": "OperatorArn"}}]
+@pytest.mark.parametrize(
+    ("parameter", "roles"),
+    [("OperatorArn", {"OperatorRole"}), ("PublisherArn", {"PublisherRole", "HolderPublisherRole"})],
+)
+def test_there_is_nobody_unless_one_is_named(parameter: str, roles: set[str]) -> None:
+    template, condition = read_template(CORE), f"Has{parameter.removesuffix('Arn')}"
+    assert template["Parameters"][parameter]["Default"] == ""
+    assert template["Conditions"][condition] == {"Fn::Not": [{"Fn::Equals": [{"Ref": parameter}, ""]}]}
+    named = {name for name, one in template["Resources"].items() if one.get("Condition") == condition}
+    assert named == roles | {f"{role.removesuffix('Role')}Policy" for role in roles}
+    for role in roles:
+        (trust,) = properties(template, role)["AssumeRolePolicyDocument"]["Statement"]
+        assert trust["Principal"] == {"AWS": {"Ref": parameter}}
 
 
 def test_nobody_deletes_from_the_anchors() -> None:
@@ -236,8 +187,8 @@ def test_nobody_deletes_from_the_anchors() -> None:
     actions = {
         action
         for name in template["Resources"]
-        if name.endswith("Policy") and "Roles" in _properties(template, name)
-        for statement in _properties(template, name)["PolicyDocument"]["Statement"]
+        if name.endswith("Policy") and "Roles" in properties(template, name)
+        for statement in properties(template, name)["PolicyDocument"]["Statement"]
         if statement["Resource"] == {"Fn::GetAtt": ["AnchorTable", "Arn"]}
         for action in statement["Action"]
     }
@@ -245,6 +196,6 @@ def test_nobody_deletes_from_the_anchors() -> None:
 
 
 def test_what_is_deleted_leaves_the_bucket() -> None:
-    (rule,) = _properties(read_template(CORE), "BlobBucket")["LifecycleConfiguration"]["Rules"]
+    (rule,) = properties(read_template(CORE), "BlobBucket")["LifecycleConfiguration"]["Rules"]
     assert rule["Status"] == "Enabled"
     assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
