@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 import pytest
+from moto.kms.responses import KmsResponse
+from moto.moto_api._internal import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 
 from tests.contract.emulators import moto_on_loopback
+from tests.support.moto_process import repair_digests
 from tests.support.operator_calls import Call, Recorded
 
 _SERVICES: Final = {"DynamoDB_20120810": "dynamodb", "AmazonSQS": "sqs", "TrentService": "kms"}
@@ -30,6 +34,9 @@ _OF_METHODS: Final = {
     "PUT": "PutObject",
     "DELETE": "DeleteObject",
 }
+
+
+_RECEIVE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class OfCaller:
 class WireCalls:
     """Everything that reached moto so far."""
 
-    def __init__(self, endpoint: str = "") -> None:
+    def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self._callers: dict[str, OfCaller] = defaultdict(OfCaller)
         self._roles: dict[str, str] = {}
@@ -113,22 +120,33 @@ class WireCalls:
 
 @contextmanager
 def recording_moto() -> Iterator[WireCalls]:
-    """moto on loopback until the block ends, with a record of every request that is signed."""
-    calls, answer = WireCalls(), DomainDispatcherApplication.__call__
+    """moto on loopback until the block ends, with a record of every request that is signed.
 
-    def noted(application: Any, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
-        role = calls.note(environ, body)
-        answered = answer(application, environ, start)
-        if role is None:
-            return answered
-        whole = b"".join(answered)
-        calls.assumed(role, whole)
-        return [whole]
+    Its KMS signs digests as they are. A receive waits a moment, and while it does others are answered.
+    """
+    with pytest.MonkeyPatch.context() as patch, moto_on_loopback() as endpoint:
+        moto_api_backend.reset()  # this process may have had others, which it shares its stores with
+        patch.setattr(KmsResponse, "sign", KmsResponse.sign)  # so that it comes back
+        repair_digests()
+        calls, answer = WireCalls(endpoint), DomainDispatcherApplication.__call__
 
-    with pytest.MonkeyPatch.context() as patch:
+        def noted(application: Any, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            role = calls.note(environ, body)
+            if environ.get("HTTP_X_AMZ_TARGET") == "AmazonSQS.ReceiveMessage":
+                time.sleep(_RECEIVE_S)
+                body = json.dumps(json.loads(body) | {"WaitTimeSeconds": 0}).encode()
+                environ["CONTENT_LENGTH"] = str(len(body))
+            environ["wsgi.input"] = io.BytesIO(body)
+            answered = answer(application, environ, start)
+            if role is None:
+                return answered
+            whole = b"".join(answered)
+            calls.assumed(role, whole)
+            return [whole]
+
         patch.setattr(DomainDispatcherApplication, "__call__", noted)
-        with moto_on_loopback() as endpoint:
-            calls.endpoint = endpoint
+        try:
             yield calls
+        finally:
+            moto_api_backend.reset()

@@ -1,6 +1,7 @@
-"""The adapter holder as ECS starts it: the template's command and variables, over a moto that is a process.
+"""The adapter holder as ECS starts it: the template's command and variables, over moto.
 
-Its table, bucket and key are its own. The key holder's side of the protocol asks, over mutual TLS.
+Its table, bucket and key are its own. The key holder's side of the protocol asks, over mutual TLS. What it
+calls, served and by command, is held to the template, for no emulator here enforces IAM.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 
@@ -37,20 +39,29 @@ from tests.support.aws_stack import Stack, make_stack
 from tests.support.certificates import Authority
 from tests.support.helora import QUICK, TENANT, PlainReference, peft_files
 from tests.support.holder_stack import make_holder
-from tests.support.moto_process import moto_process
+from tests.support.key_policies import permits
+from tests.support.operator_calls import allowed
 from tests.support.service import free_port
 from tests.support.templates import TASKS, read_template
+from tests.support.wire_calls import WireCalls, recording_moto
 
 pytestmark = pytest.mark.slow
 
 D, RANK = 64, 8
 OUT = "model.layers.0.self_attn.o"
+NOT_CALLED = {("s3:ListBucket", "AdapterBucket")}
+"""Without it S3 answers 403 for what is not there."""
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with moto_process() as endpoint:
-        yield make_stack(endpoint)
+def wire() -> Iterator[WireCalls]:
+    with recording_moto() as wire:
+        yield wire
+
+
+@pytest.fixture(scope="module")
+def stack(wire: WireCalls) -> Stack:
+    return make_stack(wire.endpoint)
 
 
 def container() -> Any:
@@ -61,7 +72,7 @@ def container() -> Any:
 @pytest.fixture(scope="module")
 def environment(stack: Stack) -> dict[str, str]:
     """The variables of the template, and no other."""
-    made = make_holder(stack)
+    made = make_holder(stack) | {"AWS_ACCESS_KEY_ID": "holder"}
     named = {one["Name"] for one in container()["Environment"]}
     assert {name for name in named if name.startswith("TENSAFE_")} == {
         name for name in made if name.startswith("TENSAFE_")
@@ -75,6 +86,7 @@ def variables(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it has the credentials of whoever made it
 
 
 def command(*arguments: str, fails: bool = False) -> Any:
@@ -155,12 +167,14 @@ def plain(name: str) -> PlainReference:
 
 
 def test_exact_deltas_and_no_index_twice_across_a_kill(
+    wire: WireCalls,
     environment: dict[str, str],
     authority: Authority,
     connect: Callable[..., RemoteKeyHolder],
     tmp_path: Path,
 ) -> None:
     port, alive = free_port(), tmp_path / "alive"
+    wire.forget()
     assert publish(tmp_path, "a")["version"] == 1
     assert "command `tls`" in command("serve", "--listen", f"tcp:127.0.0.1:{port}", fails=True)
     files = authority.issue("holder")
@@ -197,6 +211,20 @@ def test_exact_deltas_and_no_index_twice_across_a_kill(
         private.close()
     assert command("show", "--name", "a")["tokens_by_site_and_tenant"] == {}
     assert [(one["name"], one["epoch"]) for one in command("list")["adapters"]] == [("a", 2)]
+    assert command("revoke", "--name", "a")["status"] == "revoked"
+    # Served, killed and by command: it called what its role may, and its role may no more.
+    called, may = wire.of("holder").calls, allowed("AdapterHolderPolicy")
+    assert called - may == set()
+    assert may - called == NOT_CALLED
+    uses = {(one.key, one.action, *sorted(one.context)) for one in wire.of("holder").uses}
+    names = ("purpose", "scope", "tenant")
+    key = environment["TENSAFE_KMS_KEY_ID"]
+    assert uses == {(key, "kms:GenerateDataKey", *names), (key, "kms:Decrypt", *names)}
+    for one in wire.of("holder").uses:
+        assert permits("AdapterKey", "AdapterHolderRole", one.action, one.context), one
+        assert not permits(
+            "AdapterKey", "AdapterHolderRole", one.action, dict(one.context) | {"tenant": "acme"}
+        )
 
 
 def test_another_key_or_another_adapter_s_opens_nothing(

@@ -138,15 +138,6 @@ def test_a_wildcard_of_an_instance_is_seen() -> None:
     assert rules.wildcards(template) != []
 
 
-def test_the_adapter_holder_may_do_what_its_code_does() -> None:
-    """No transaction of it checks an item that it does not write, and nothing is scanned."""
-    policy = properties(read_template(CORE), "AdapterHolderPolicy")["PolicyDocument"]["Statement"]
-    assert {action for statement in policy for action in statement["Action"]} == {
-        *(f"dynamodb:{one}" for one in ("GetItem", "Query", "PutItem", "DeleteItem")),
-        *(f"s3:{one}" for one in ("GetObject", "PutObject", "DeleteObject", "ListBucket")),
-    }
-
-
 def test_samplers_sign_what_they_attest() -> None:
     for sid in ("SignDigests", "ReadThePublicHalf"):
         statement = key_statement(read_template(CORE), "SigningKey", sid)
