@@ -172,7 +172,7 @@ def certificate(
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Seal the samplers' certificate for adapter holders in the vault; they read it when they start."""
+    """Seal the samplers' certificate for adapter holders in the vault; new connections are made with it."""
     from tensafe.local.certificates import keep_certificate
 
     with opened(data_dir, key_file) as services:

@@ -18,7 +18,7 @@ _MAX_FILE_BYTES: Final = 16 * 1024
 
 
 def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
-    """Seal the PEM files `cert`, `key` and `ca`; samplers read them at their next start.
+    """Seal the PEM files `cert`, `key` and `ca`; samplers take them up by themselves.
 
     Raises ConfigurationError for files that cannot be used.
     """
@@ -35,6 +35,11 @@ def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
 def kept_certificate(services: Services) -> dict[str, str] | None:
     """The texts by name; None if nothing is kept. Raises IntegrityError, Unavailable."""
     return sealed_texts.kept(services.ports.items, services.vault, _SCOPE)
+
+
+def kept_version(services: Services) -> int:
+    """Another number for every certificate that was kept; 0 if none is. One read of the items."""
+    return sealed_texts.version(services.ports.items, _SCOPE)
 
 
 def read_pem(path: Path) -> str:

@@ -39,11 +39,17 @@ def kept(items: Items, vault: Vault, scope: Scope) -> dict[str, str] | None:
     item = items.get(Key(scope.name, _SORT))
     if item is None:
         return None
+    vault.forget(scope)  # whoever kept others did so under another key
     try:
         found = json.loads(vault.open(scope, _SORT, item.sealed))
         return {str(name): str(text) for name, text in found.items()}
     except (AttributeError, ValueError) as error:
         raise IntegrityError("what is kept cannot be read") from error
+
+
+def version(items: Items, scope: Scope) -> int:
+    """Which of the texts that were ever kept these are; 0 if none are. One read."""
+    return _version(items, Key(scope.name, _SORT))
 
 
 def _version(items: Items, key: Key) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import ssl
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from tensafe.contracts.errors import ConfigurationError, InvalidRequest, TensafeError
 from tensafe.local.process import forbid_core_dumps
 from tensafe.observability import configure_logging
-from tensafe_gpu.adapter_holder.certificates import keep, kept
+from tensafe_gpu.adapter_holder.certificates import followed, keep, kept
 from tensafe_gpu.adapter_holder.composition import (
     CloudHolderSettings,
     initialise,
@@ -34,7 +33,8 @@ from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts, Published
 from tensafe_gpu.helora.accepted import AcceptLog, spent_tokens
 from tensafe_gpu.helora.adapter import ServedAdapter
-from tensafe_gpu.helora.tls import TlsFiles, server_context, server_context_of
+from tensafe_gpu.helora.renewal import of_files
+from tensafe_gpu.helora.tls import Contexts, TlsFiles, server_context
 from tensafe_gpu.process import alive_until, die_with_parent, stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -131,20 +131,19 @@ def _listener(service: HolderService, ports: HolderPorts, options: argparse.Name
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal():
         raise ConfigurationError("--listen is unix:PATH or tcp:HOST:PORT", field="listen")
-    return Listener(service, tcp_listener(host, int(port)), tls=_tls_context(ports, options))
+    return Listener(service, tcp_listener(host, int(port)), tls=_contexts(ports, options))
 
 
-def _tls_context(ports: HolderPorts, options: argparse.Namespace) -> ssl.SSLContext:
-    """Of the files that are named, or of what the command `tls` has sealed."""
+def _contexts(ports: HolderPorts, options: argparse.Namespace) -> Contexts:
+    """Of the files that are named, or of what the command `tls` has sealed; either may be renewed."""
     files = (options.tls_cert, options.tls_key, options.tls_ca)
     if None not in files:
-        return server_context(TlsFiles(*files))
-    texts = kept(ports) if files == (None, None, None) else None
-    if texts is None:
+        return of_files(TlsFiles(*files), server_context)
+    if files != (None, None, None) or kept(ports) is None:
         raise ConfigurationError(
             "tcp needs --tls-cert, --tls-key and --tls-ca, now or given to the command `tls`", field="listen"
         )
-    return server_context_of(texts)
+    return followed(ports)
 
 
 @contextmanager

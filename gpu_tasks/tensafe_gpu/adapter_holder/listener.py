@@ -26,7 +26,7 @@ from tensafe_gpu.helora.frames import (
 )
 from tensafe_gpu.helora.messages import Refusal, packed
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, HeUnavailable
-from tensafe_gpu.helora.tls import secured, tenant_of
+from tensafe_gpu.helora.tls import Contexts, secured, tenant_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Listener:
         service: HolderService,
         sock: socket.socket,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Contexts | None = None,
         patience: Patience | None = None,
     ) -> None:
         if sock.family != socket.AF_UNIX and tls is None:
@@ -161,7 +161,7 @@ class Listener:
         if self._tls is None:
             return peer
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = secured(peer, self._tls, self._patience.greeting_s)
+        sock = secured(peer, self._tls(), self._patience.greeting_s)
         with self._lock:
             self._open.add(sock)
         return sock

@@ -33,7 +33,7 @@ from tensafe_gpu.helora.ports import (
     AdapterInfo,
     HeUnavailable,
 )
-from tensafe_gpu.helora.tls import secured
+from tensafe_gpu.helora.tls import Contexts, secured
 
 POLL_S: Final = 0.0003
 """How long an online answer is looked for before its thread sleeps: the forward pass stands still meanwhile,
@@ -79,14 +79,14 @@ def unix_connector(path: Path, timeout_s: float = 5.0) -> Connector:
     return connect
 
 
-def tls_connector(host: str, port: int, context: ssl.SSLContext, timeout_s: float = 5.0) -> Connector:
-    """Over mutual TLS 1.3; `context` comes from `tls.client_context`."""
+def tls_connector(host: str, port: int, contexts: Contexts, timeout_s: float = 5.0) -> Connector:
+    """Over mutual TLS 1.3; `contexts` are those of `tls.client_context`, asked for at each connection."""
 
     def connect() -> socket.socket:
         plain = socket.create_connection((host, port), timeout=timeout_s)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return secured(plain, context, timeout_s, server_name=host)
+            return secured(plain, contexts(), timeout_s, server_name=host)
         except BaseException:
             plain.close()
             raise

@@ -7,13 +7,16 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from tensafe.contracts.errors import ConfigurationError
+
+Contexts = Callable[[], ssl.SSLContext]
+"""The context for one new connection; `renewal.Renewed` follows a certificate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,13 @@ class PrivateDirectory:
             raise
         return directory
 
+    def lead(self, name: str, directory: Path) -> Path:
+        """A path that leads to a sub-directory that `write` returned, from now on and all at once."""
+        link, fresh = self.path / name, self.path / secrets.token_hex(16)
+        fresh.symlink_to(directory.name)
+        os.replace(fresh, link)
+        return link
+
     def remove(self, directory: Path) -> None:
         """Delete a sub-directory that `write` returned; absent is fine."""
         shutil.rmtree(directory, ignore_errors=True)

@@ -34,6 +34,7 @@ from tensafe_gpu.helora.frames import Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.messages import MaskedRange, pack_products
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, NOT_ALLOWED, HeUnavailable
+from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import client_context
 from tests.support.aws_stack import Stack, make_stack
 from tests.support.certificates import Authority
@@ -153,9 +154,9 @@ def connect(authority: Authority, tmp_path: Path) -> Iterator[Callable[..., Remo
     burn_log = BurnLog(tmp_path / "burned.db")
 
     def connect(port: int, *, name: str = "a", tenant: str = TENANT) -> RemoteKeyHolder:
-        context = client_context(authority.issue(tenant))
+        files = of_files(authority.issue(tenant), client_context)
         return RemoteKeyHolder(
-            tls_connector("127.0.0.1", port, context, 2), Wanted(tenant, name), burn_log, QUICK
+            tls_connector("127.0.0.1", port, files, 2), Wanted(tenant, name), burn_log, QUICK
         )
 
     yield connect

@@ -34,6 +34,7 @@ from tensafe_gpu.helora.ports import (
     HeUnavailable,
 )
 from tensafe_gpu.helora.quantise import quantised_tokens
+from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import client_context, secured, server_context
 from tests.support.certificates import Authority
 from tests.support.helora import TENANT, Holder, adapter_holder, peft_files, policy
@@ -221,7 +222,7 @@ def over_tls(
     holder: Holder, authority: Authority, *, server_days: int = 1, patience: Patience | None = None
 ) -> Iterator[int]:
     listening = tcp_listener("127.0.0.1", 0)
-    tls = server_context(authority.issue("server", days=server_days))
+    tls = of_files(authority.issue("server", days=server_days), server_context)
     listener = Listener(holder.service, listening, tls=tls, patience=patience or Patience(2, 30, 2))
     thread = threading.Thread(target=listener.serve_forever)
     thread.start()
@@ -242,7 +243,7 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
     ) -> RemoteKeyHolder:
         files = by.issue(name, days=days)
         trusted = type(files)(files.certificate, files.key, authority.path)
-        connector = tls_connector("127.0.0.1", port, client_context(trusted), 2)
+        connector = tls_connector("127.0.0.1", port, of_files(trusted, client_context), 2)
         return RemoteKeyHolder(connector, Wanted(tenant, "a"), burn_log, SHORT)
 
     with over_tls(holder, authority) as port:
@@ -287,7 +288,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
                     break
             assert 0.4 < time.monotonic() - began < 3
         files = authority.issue(TENANT)  # the only slot is free again
-        connector = tls_connector("127.0.0.1", port, client_context(files), 2)
+        connector = tls_connector("127.0.0.1", port, of_files(files, client_context), 2)
         RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT).close()
     with tcp_listener("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
@@ -302,7 +303,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
         thread = threading.Thread(target=dribble)
         thread.start()
         began = time.monotonic()
-        connector = tls_connector("127.0.0.1", port, client_context(authority.issue(TENANT)), 0.4)
+        connector = tls_connector("127.0.0.1", port, of_files(authority.issue(TENANT), client_context), 0.4)
         with pytest.raises(HeUnavailable) as raised:
             RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT)
         assert raised.value.code == TIMEOUT

@@ -11,6 +11,7 @@ from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connector, Timeouts, Wanted, tls_connector, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable, KeyHolder
+from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context
 
 CONNECT: Final = "tensafe_gpu.sampler.private.connecting:connect"
@@ -22,7 +23,8 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
     """Greet the adapter holder at `address` (`unix:PATH` or `tcp:HOST:PORT`) for `tenant`.
 
     `adapter` and `version` say which one; `burn_log` is this sampler's file of used indices; tcp needs the
-    files `tls_cert`, `tls_key` and `tls_ca`. Raises HeUnavailable.
+    files `tls_cert`, `tls_key` and `tls_ca`, and reads them again for a connection after they were replaced.
+    Raises HeUnavailable.
     """
     wanted = Wanted(holder["tenant"], holder["adapter"], int(holder["version"]))
     return RemoteKeyHolder(_connector(holder), wanted, _burn_log(holder["burn_log"]), TIMEOUTS)
@@ -39,7 +41,7 @@ def _connector(holder: Mapping[str, str]) -> Connector:
         files = TlsFiles(*(Path(holder[f"tls_{name}"]) for name in ("cert", "key", "ca")))
     except KeyError as error:
         raise HeUnavailable(PARAMETERS_REFUSED, "tcp needs tls_cert, tls_key and tls_ca") from error
-    return tls_connector(host, int(port), client_context(files), TIMEOUTS.connect_s)
+    return tls_connector(host, int(port), of_files(files, client_context), TIMEOUTS.connect_s)
 
 
 @cache
