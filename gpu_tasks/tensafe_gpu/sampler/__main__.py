@@ -73,6 +73,10 @@ def main() -> None:
         configure_environment(
             device=settings.device, threads=settings.threads or 1, compile_dir=settings.compile_dir
         )
+        # torch reads that environment when it is imported, as vLLM does.
+        from tensafe_gpu.device import require_device  # noqa: PLC0415
+
+        require_device(settings.device)
         configure_logging("sampler", settings.log_level)
         services = open_task_services(settings)
     except ConfigurationError as error:

@@ -9,7 +9,9 @@ attributes docs/vllm.md lists).
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
@@ -58,6 +60,16 @@ _CPU: Final = {
     "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
 }
 
+_CUDA: Final = {
+    # It compiles itself when it is first used, and knows no seed of a single request.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+
+_TRITON_CACHE: Final = "TRITON_CACHE_DIR"
+DRIVER_VARIABLE: Final = "TENSAFE_TRITON_DRIVER"
+"""The folder with what Triton would compile at its first launch, in an image without a compiler
+(infra/images/triton_driver.py); absent elsewhere."""
+
 _state: Final = {"configured": False}
 """Whether this process set the variables before it imported vLLM."""
 
@@ -84,12 +96,28 @@ def configure_environment(
         values |= {_COMPILED_VARIABLE: "1", **compiler_variables(compile_dir.absolute(), device)}
         values.pop(_NO_DYNAMO, None)
         os.environ.pop(_NO_DYNAMO, None)
+    if device == "cuda":
+        values |= _CUDA | _triton_cache(values.get(_TRITON_CACHE))
     values[_DEVICE_VARIABLE] = device
     values[SAMPLER_PID_VARIABLE] = str(os.getpid())
     os.environ.update(values)
     # `tensafe up` has read it: the engine is given the bytes that the context limit was made for.
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     _state["configured"] = True
+
+
+def _triton_cache(chosen: str | None) -> dict[str, str]:
+    """A cache of this process's own, or the chosen one, with Triton's driver where the image brings one.
+
+    Triton writes to it too.
+    """
+    driver = os.environ.get(DRIVER_VARIABLE)
+    if not driver:
+        return {}
+    cache = Path(chosen or tempfile.mkdtemp(prefix="triton-"))
+    for entry in Path(driver).iterdir():
+        shutil.copytree(entry, cache / entry.name, dirs_exist_ok=True)
+    return {_TRITON_CACHE: str(cache)}
 
 
 def environment_is_configured() -> bool:

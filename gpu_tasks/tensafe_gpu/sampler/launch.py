@@ -132,9 +132,17 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
     # vLLM reads the environment when it is imported, so it is imported here and not above.
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+        from vllm.platforms import current_platform  # noqa: PLC0415
         from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(_NO_VLLM) from error
+    device = environment_device()
+    if not (current_platform.is_cpu() if device == "cpu" else current_platform.is_cuda()):
+        raise ConfigurationError(
+            f"TENSAFE_DEVICE is {device}, and the vLLM here is not built for it: {_NO_VLLM}. The CPU's is "
+            "in requirements/lock.txt, CUDA's in lock-cuda.txt (docs/aws.md, Images)",
+            field="device",
+        )
     try:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings.vllm_arguments()))
     except Exception as error:

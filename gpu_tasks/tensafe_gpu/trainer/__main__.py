@@ -17,6 +17,7 @@ from tensafe.observability import configure_logging
 from tensafe.privacy.ledger import Ledger
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
+from tensafe_gpu.device import compute_alike, require_device
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.protection import protected_while
 from tensafe_gpu.trainer.base_model import BaseModel
@@ -58,6 +59,7 @@ def main() -> None:
     stop = stop_on_signals()
     try:
         settings = read_task_settings()
+        require_device(settings.device)
         configure_logging("trainer", settings.log_level)
         services = open_task_services(settings)
     except ConfigurationError as error:
@@ -70,6 +72,8 @@ def serve(services: Services, model: str, settings: TaskSettings, stop: threadin
     info = services.model(model)
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    if settings.device == "cuda":
+        compute_alike()
     began = time.monotonic()
     base = BaseModel.load(info.path, name=info.name, device=settings.device, dtype=settings.dtype)
     owner = owner_name("trainer")

@@ -1,7 +1,8 @@
 """Forward, backward and optimizer step of LoRA runs that share one base model.
 
 Deterministic on the CPU: the same calls with the same number of threads give bit-identical
-parameters. An operation changes the run's state entirely or, if it raises, not at all.
+parameters. On CUDA `device.compute_alike` asks torch for the same. An operation changes the run's
+state entirely or, if it raises, not at all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """PKG-02: the images of the GPU tasks, built for real: who runs in them, what is in them, who gets healthy.
 
-TENSAFE_IMAGES names those that are built (all if unset); TENSAFE_REQUIRE_IMAGES=1 forbids skipping.
+TENSAFE_IMAGES names those that are built (all if unset), TENSAFE_ACCELERATOR for what (cpu if unset);
+TENSAFE_REQUIRE_IMAGES=1 forbids skipping.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
+from infra.images.triton_driver import make_library, symbols_of
 from tensafe.local.models import describe
 from tests.support.tiny_models import tiny_model
 from tools.buildah import buildah, environment, line_in, why_not
-from tools.images import EXTRAS, build_all, image_name
+from tools.images import build_all, image_name, images_for
+from tools.locks import Accelerator
 
-IMAGES: Final = os.environ.get("TENSAFE_IMAGES", "").split() or list(EXTRAS)
+ACCELERATOR: Final = cast("Accelerator", os.environ.get("TENSAFE_ACCELERATOR") or "cpu")
+IMAGES: Final = os.environ.get("TENSAFE_IMAGES", "").split() or images_for(ACCELERATOR)
 REASON: Final = why_not()
 REQUIRED: Final = os.environ.get("TENSAFE_REQUIRE_IMAGES") == "1"
 HEALTH: Final = ["CMD", "python", "-m", "tensafe_gpu.healthcheck"]
@@ -46,7 +50,7 @@ def built() -> None:
     if REASON is not None:
         pytest.fail(REASON, pytrace=False)
     try:
-        build_all(IMAGES)
+        build_all(IMAGES, ACCELERATOR)
     except subprocess.CalledProcessError as error:
         pytest.fail(f"{error.cmd[0]} failed: see what it printed above", pytrace=False)
 
@@ -58,7 +62,7 @@ def task(request: pytest.FixtureRequest, built: None) -> str:
 
 @pytest.fixture(scope="module")
 def container(task: str) -> Iterator[str]:
-    name = buildah("from", image_name(task), capture=True)
+    name = buildah("from", image_name(task, ACCELERATOR), capture=True)
     yield name
     buildah("rm", name, capture=True)
 
@@ -70,15 +74,21 @@ def run(container: str, *command: str, volumes: Mapping[Path, str] | None = None
     return done.stdout.strip()
 
 
+def run_bytes(container: str, *command: str) -> bytes:
+    """As `run`, untouched."""
+    line = line_in(container, *command)
+    return subprocess.run(line, env=environment(), capture_output=True, check=True).stdout
+
+
 def healthy(container: str) -> bool:
     line = line_in(container, *HEALTH[1:])
     return subprocess.run(line, env=environment(), capture_output=True, check=False).returncode == 0
 
 
 def test_pkg_02_an_image_says_who_runs_and_how_its_health_is_asked(task: str) -> None:
-    config = json.loads(buildah("inspect", "--type=image", image_name(task), capture=True))["Docker"][
-        "config"
-    ]
+    config = json.loads(buildah("inspect", "--type=image", image_name(task, ACCELERATOR), capture=True))[
+        "Docker"
+    ]["config"]
     assert config["User"] == f"{USER}:{USER}"
     assert config["Healthcheck"]["Test"] == HEALTH
     assert config["Cmd"][:3] == ["python", "-m", f"tensafe_gpu.{task}"]
@@ -105,10 +115,9 @@ def test_pkg_02_what_lies_in_the_working_directory_is_not_imported(container: st
     assert said.startswith("/tmp /opt/tensafe/")
 
 
-def test_pkg_02_a_task_in_its_image_gets_healthy(task: str, container: str, tmp_path: Path) -> None:
-    """On the embedded adapters, with a data directory of the host's; before it runs it is not healthy."""
-    assert not healthy(container)
-    model, data = tmp_path / "model", tmp_path / "data"
+def deployment(task: str, container: str, folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
+    """Host folders with a model and an initialised data directory for the task, and its variables."""
+    model, data = folder / "model", folder / "data"
     info = describe("tiny", Path(tiny_model(model, hidden=128))).model_copy(update={"path": "/models/tiny"})
     data.mkdir()
     for file in (data, model, *model.iterdir()):
@@ -124,15 +133,20 @@ def test_pkg_02_a_task_in_its_image_gets_healthy(task: str, container: str, tmp_
     else:
         init = ("tensafe", "init", "--data-dir", "/data")
     run(container, *init, volumes=volumes)
-    line = line_in(
-        container,
-        "python",
-        "-m",
-        f"tensafe_gpu.{SERVE[task][0]}",
-        *SERVE[task][1:],
-        volumes=volumes,
-        variables=variables,
-    )
+    return volumes, variables
+
+
+def command(task: str) -> tuple[str, ...]:
+    return ("python", "-m", f"tensafe_gpu.{SERVE[task][0]}", *SERVE[task][1:])
+
+
+def test_pkg_02_a_task_in_its_image_gets_healthy(task: str, container: str, tmp_path: Path) -> None:
+    """On the embedded adapters, with a data directory of the host's; before it runs it is not healthy."""
+    if (task, ACCELERATOR) == ("sampler", "cuda"):
+        pytest.skip("vLLM for CUDA computes on a GPU alone")
+    assert not healthy(container)
+    volumes, variables = deployment(task, container, tmp_path)
+    line = line_in(container, *command(task), volumes=volumes, variables=variables)
     process = subprocess.Popen(line, env=environment())
     try:
         deadline = time.monotonic() + 300
@@ -141,7 +155,68 @@ def test_pkg_02_a_task_in_its_image_gets_healthy(task: str, container: str, tmp_
             assert time.monotonic() < deadline, "the task did not get healthy"
             time.sleep(0.5)
         if task == "adapter_holder":
-            assert (data / "holder/socket").is_socket()
+            assert (tmp_path / "data/holder/socket").is_socket()
     finally:
         process.terminate()
         process.wait(60)
+
+
+def refusal(container: str, task: str, volumes: Mapping[Path, str], variables: Mapping[str, str]) -> str:
+    """What a task said that ended before it served."""
+    line = line_in(container, *command(task), volumes=volumes, variables=variables)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode != 0
+    return done.stderr
+
+
+def test_a_task_that_is_told_cuda_without_a_gpu_says_what_is_missing(task: str, container: str) -> None:
+    if task == "adapter_holder":
+        pytest.skip("it computes on a CPU alone")
+    said = refusal(container, task, {}, {"TENSAFE_DATA_DIR": "/absent", "TENSAFE_DEVICE": "cuda"})
+    missing = "sees no GPU" if ACCELERATOR == "cuda" else "built for a CPU, as requirements/lock.txt has it"
+    assert "TENSAFE_DEVICE is cuda, and torch 2.13.0" in said
+    assert missing in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(ACCELERATOR != "cuda", reason="of an image for CUDA")
+def test_a_sampler_for_cuda_does_not_begin_on_a_cpu(task: str, container: str, tmp_path: Path) -> None:
+    if task != "sampler":
+        pytest.skip("torch for CUDA computes on a CPU too")
+    said = refusal(container, task, *deployment(task, container, tmp_path))
+    assert "TENSAFE_DEVICE is cpu, and the vLLM here is not built for it" in said
+
+
+@pytest.mark.skipif(ACCELERATOR != "cuda", reason="of an image for CUDA")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="a stand-in for NVIDIA's driver needs gcc")
+def test_triton_finds_its_driver_in_a_sampler_without_a_compiler(
+    task: str, container: str, tmp_path: Path
+) -> None:
+    """Linked to a library of the name of NVIDIA's that has the functions and does nothing."""
+    if task != "sampler":
+        pytest.skip("torch alone compiles nothing")
+    (made,) = run(container, "sh", "-c", "echo /opt/tensafe/triton/*/*.so").split()
+    stub, module = tmp_path / "stub", tmp_path / "module.so"
+    stub.mkdir()
+    module.write_bytes(run_bytes(container, "cat", made))
+    make_library(stub, symbols_of(module))
+    shutil.chown(stub, USER, USER)
+    load = "from triton.backends.nvidia.driver import CudaUtils; print(CudaUtils().launch.__name__)"
+    ours = "from tensafe_gpu.sampler.environment import configure_environment as c; c(device='cuda'); "
+    volumes, variables = {stub: "/stub"}, {"LD_LIBRARY_PATH": "/stub"}
+    told = subprocess.run(
+        line_in(container, "python", "-c", ours + load, volumes=volumes, variables=variables),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.stdout == "launch\n", told.stderr[-2000:]
+    without = subprocess.run(
+        line_in(container, "python", "-c", load, volumes=volumes, variables=variables),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Failed to find C compiler" in without.stderr

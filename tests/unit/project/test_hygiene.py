@@ -158,14 +158,24 @@ def test_the_lock_satisfies_what_is_declared() -> None:
 
 
 def test_the_lock_is_sorted_and_exact() -> None:
-    lists = ("lock", "cookbook", "proto", "function", "lambda-runtime", "sam", "checkov", "ministack")
+    lists = (
+        "lock",
+        "lock-cuda",
+        "cookbook",
+        "proto",
+        "function",
+        "lambda-runtime",
+        "sam",
+        "checkov",
+        "ministack",
+    )
     for name in (f"{one}.txt" for one in lists):
         lines = [
             line
             for line in (ROOT / "requirements" / name).read_text().splitlines()
             if not line.startswith("#")
         ]
-        assert all(re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.]+", line) for line in lines), name
+        assert all(re.fullmatch(r"[a-z0-9-]+===?[A-Za-z0-9.]+", line) for line in lines), name
         names = [line.split("==")[0] for line in lines]
         assert len(names) == len(set(names)), name
 

@@ -67,3 +67,20 @@ def test_the_index_is_asked_for_torch_alone_and_before_the_lock(tmp_path: Path, 
     )
     if index:
         assert lines.index(from_index[0]) < next(n for n, line in enumerate(lines) if "lock.txt -r" in line)
+
+
+def test_another_lock_can_be_named(tmp_path: Path) -> None:
+    """On a machine with a GPU; what is installed then is remembered apart."""
+    told = {}
+    for lock in ("requirements/lock.txt", "requirements/lock-cuda.txt"):
+        done = subprocess.run(
+            ["make", "-n", "install", f"VENV={tmp_path}/venv", f"LOCK={lock}"],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert f"--no-deps -r {lock} -r requirements/cookbook.txt" in done.stdout
+        told[lock] = {word for word in done.stdout.split() if "/.locked-" in word}
+    assert told["requirements/lock.txt"] != told["requirements/lock-cuda.txt"]

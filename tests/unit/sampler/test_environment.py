@@ -20,14 +20,15 @@ REPORT = """
 import json, os, sys
 from tensafe_gpu.sampler.environment import configure_environment
 assert not any(name == "vllm" or name.startswith("vllm.") for name in sys.modules)
-configure_environment(device=sys.argv[1], threads=3)
+from pathlib import Path
+configure_environment(device=sys.argv[1], threads=3, compile_dir=Path(sys.argv[2]) if sys.argv[2:] else None)
 print(json.dumps({k: v for k, v in os.environ.items()}))
 """
 
 
-def environment_after(device: str) -> dict[str, str]:
-    command = [sys.executable, "-c", REPORT, device]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "7"}
+def environment_after(device: str, *compile_dir: str, **more: str) -> dict[str, str]:
+    command = [sys.executable, "-c", REPORT, device, *compile_dir]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "7", **more}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout)
 
@@ -55,6 +56,28 @@ def test_cuda_keeps_the_compiler_and_its_own_memory_rule() -> None:
     found = environment_after("cuda")
     assert "TORCHDYNAMO_DISABLE" not in found
     assert found["VLLM_NO_USAGE_STATS"] == "1"
+    assert found["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    assert "TRITON_CACHE_DIR" not in found
+
+
+def test_on_cuda_triton_finds_the_driver_that_the_image_brings(tmp_path: Path) -> None:
+    """Triton looks it up in its cache, where it also writes: the image itself cannot be written to."""
+    driver = tmp_path / "image/KEY/cuda_utils.so"
+    driver.parent.mkdir(parents=True)
+    driver.write_bytes(b"driver")
+    own = tmp_path / "tmp"
+    own.mkdir()
+    told = {"TENSAFE_TRITON_DRIVER": str(tmp_path / "image"), "TMPDIR": str(own)}
+    cache = Path(environment_after("cuda", **told)["TRITON_CACHE_DIR"])
+    assert cache.parent == own
+    assert (cache / "KEY/cuda_utils.so").read_bytes() == b"driver"
+    assert cache.stat().st_mode & 0o777 == 0o700
+    assert "TRITON_CACHE_DIR" not in environment_after("cpu", **told)
+    kept = tmp_path / "kept"
+    for _ in range(2):  # the folder outlives the process
+        found = environment_after("cuda", str(kept), **told)
+        assert found["TRITON_CACHE_DIR"] == str(kept / "triton")
+        assert (kept / "triton/KEY/cuda_utils.so").read_bytes() == b"driver"
 
 
 def test_no_threads_are_refused() -> None:
