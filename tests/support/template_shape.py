@@ -129,6 +129,25 @@ def loose_containers(tasks: Template) -> list[str]:
     return wrong
 
 
+def gpus_apart(tasks: Template) -> list[str]:
+    """Tasks whose GPUs are not what they compute on: one for each that is told cuda, and none for another.
+
+    Which GPU it is, the agent says; a container that says it itself sees those of others.
+    """
+    wrong = []
+    for name, task in resources(tasks, "AWS::ECS::TaskDefinition").items():
+        for container in task["ContainerDefinitions"]:
+            told = {one["Name"]: one["Value"] for one in container["Environment"]}
+            wanted = [{"Type": "GPU", "Value": "1"}] if told.get("TENSAFE_DEVICE") == "cuda" else []
+            if container.get("ResourceRequirements", []) != wanted:
+                wrong.append(f"{name}: its GPUs are not {wanted}")
+            if "NVIDIA_VISIBLE_DEVICES" in told:
+                wrong.append(f"{name}: names its GPU itself")
+            if wanted and container["LinuxParameters"].get("SharedMemorySize", 0) < 1024:
+                wrong.append(f"{name}: has too little shared memory for an engine beside its adapters")
+    return wrong
+
+
 def _secret_names(container: Template) -> list[str]:
     pattern = re.compile(r"SECRET|PASSWORD|TOKEN|ACCESS_KEY", re.IGNORECASE)
     return [one["Name"] for one in container["Environment"] if pattern.search(str(one["Name"]))]

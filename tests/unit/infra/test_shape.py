@@ -49,6 +49,7 @@ CHECKS: dict[str, Callable[[Template, Template, Template], list[str]]] = {
     "routes": lambda core, tasks, seen: rules.routes_apart(core, routes()),
     "alarms": lambda core, tasks, seen: rules.alarms_apart([core, tasks, seen], RUNBOOKS),
     "containers": lambda core, tasks, seen: rules.loose_containers(tasks),
+    "GPUs": lambda core, tasks, seen: rules.gpus_apart(tasks),
     "parameters of the tasks": lambda core, tasks, seen: rules.parameters_apart(core, "Tasks", tasks),
     "parameters of the alarms": lambda core, tasks, seen: rules.parameters_apart(core, "Observability", seen),
 }
@@ -170,6 +171,26 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
             {"Name": "AWS_SECRET_ACCESS_KEY", "Value": "x"}
         ),
     ),
+    "a task for CUDA without a GPU": (
+        "GPUs",
+        lambda core, tasks, seen: _container(tasks, "TrainerTask").pop("ResourceRequirements"),
+    ),
+    "a GPU for a task that does not use it": (
+        "GPUs",
+        lambda core, tasks, seen: _container(tasks, "AdapterHolderTask").update(
+            ResourceRequirements=[{"Type": "GPU", "Value": "1"}]
+        ),
+    ),
+    "a container that takes every GPU": (
+        "GPUs",
+        lambda core, tasks, seen: _container(tasks, "SamplerTask")["Environment"].append(
+            {"Name": "NVIDIA_VISIBLE_DEVICES", "Value": "all"}
+        ),
+    ),
+    "a sampler with Docker's 64 MB of shared memory": (
+        "GPUs",
+        lambda core, tasks, seen: _container(tasks, "SamplerTask")["LinuxParameters"].pop("SharedMemorySize"),
+    ),
     "a nested stack that lacks a parameter": (
         "parameters of the tasks",
         lambda core, tasks, seen: _p(core, "Tasks")["Parameters"].pop("VpcId"),
@@ -258,3 +279,13 @@ def test_an_api_request_ends_before_api_gateway_gives_up() -> None:
     assert _p(core, "ApiFunction")["Timeout"] * 1000 < _p(core, "ApiIntegration")["TimeoutInMillis"] <= 30_000
     for source in ("TrainDeadQueue", "SampleDeadQueue"):
         assert _p(core, source)["VisibilityTimeout"] >= 6 * _p(core, "DeadLettersFunction")["Timeout"]
+
+
+def test_an_instance_joins_the_cluster_once_it_has_the_models() -> None:
+    """Without them a task on it would end again and again; and the AMI has no AWS CLI to fetch them with."""
+    template = _p(read_template(TASKS), "InstanceTemplate")["LaunchTemplateData"]["UserData"]["Fn::Base64"]
+    script, values = template["Fn::Sub"]
+    assert script.index("set -euo pipefail") < script.index("${Fetch}") < script.index("ECS_CLUSTER=")
+    condition, fetch, nothing = values["Fetch"]["Fn::If"]
+    assert (condition, nothing) == ("WithModelsBucket", "true")
+    assert fetch["Fn::Sub"].startswith("command -v aws || dnf install -q -y awscli-2; aws s3 sync ")
