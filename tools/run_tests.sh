@@ -15,6 +15,9 @@ echo "unit, contract, audit, chaos and images run beside these: build/tests-1.lo
 second_rc=$?
 wait "$first"
 first_rc=$?
+# A process of their own: they set torch and vLLM up for CUDA. Without a GPU they say why they are skipped.
+"${pytest[@]}" tests/gpu -o cache_dir=.pytest_cache/3
+gpu_rc=$?
 echo "unit, contract, audit, chaos and images:"
 cat build/tests-1.log
-exit $((first_rc || second_rc))
+exit $((first_rc || second_rc || gpu_rc))

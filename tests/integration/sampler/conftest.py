@@ -41,12 +41,11 @@ def _vllm_environment() -> Iterator[None]:
 class Harness:
     """An engine and the event loop that it lives in."""
 
-    def __init__(self, model_path: str, **settings: object) -> None:
+    def __init__(self, model_path: str, *, start_s: float = 120, **settings: object) -> None:
         self.loop = asyncio.new_event_loop()
         self.model_path = model_path
-        self.engine: SamplingEngine = self.run(
-            SamplingEngine.start(model_path, dtype="float32", max_context_tokens=256, **settings)
-        )
+        started = {"dtype": "float32", "max_context_tokens": 256, **settings}
+        self.engine: SamplingEngine = self.run(SamplingEngine.start(model_path, **started), start_s)
 
     def run(self, work: Awaitable[T], timeout_s: float = 120) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(work, timeout_s))
