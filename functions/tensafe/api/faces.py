@@ -44,6 +44,7 @@ MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "/v1/",
         {
             ("native.training_clients", "native.deals"): "training_clients",
+            ("native.sampling",): "sample",
             ("native.futures",): "futures",
             ("native.artifacts",): "artifacts",
             ("native.privacy",): "privacy",

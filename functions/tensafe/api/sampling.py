@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Final
 
 from tensafe.api import admission, runs
 from tensafe.api.futures import Future
@@ -19,6 +20,10 @@ from tensafe.operations.records import Operation, OpKind, StreamKind, StreamReco
 from tensafe.operations.submissions import Submission
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, JsonValue, Put
+
+SESSION_FIELD: Final = "sampling_session_seq_id"
+"""At fault where a session's id is in use with other weights."""
+ONLY_SAMPLER_WEIGHTS: Final = "only sampler weights (tinker://RUN/sampler_weights/NAME) can be sampled from"
 
 
 def check_sample(request: SampleRequest, info: ModelInfo) -> None:
@@ -55,7 +60,7 @@ def open_sampler(
     """
     path: str | None = None
     if weights is not None:
-        found = _weights(services, tenant, weights)
+        found = sampler_weights(services, tenant, weights)
         if base_model is not None and base_model != found.base_model:
             raise InvalidRequest(f"these weights belong to base model {found.base_model}", field="base_model")
         base_model, path = found.base_model, found.path
@@ -79,14 +84,17 @@ def open_sampler(
             raise NotFound("no such session") from None
         if present.spec.get("model_path") != path or present.base_model != base_model:
             raise InvalidRequest(
-                "this sampling_session_seq_id was used with other weights", field="sampling_session_seq_id"
+                f"this {SESSION_FIELD} was used with other weights", field=SESSION_FIELD
             ) from None
         return present
     return record
 
 
-def _weights(services: Services, tenant: str, weights: CheckpointRef) -> Checkpoint | Placement:
-    """The tenant's sampler weights, here or with an adapter holder."""
+def sampler_weights(services: Services, tenant: str, weights: CheckpointRef) -> Checkpoint | Placement:
+    """The tenant's sampler weights, here or with an adapter holder.
+
+    Raises NotFound; InvalidRequest for weights of another kind.
+    """
     kind = CheckpointKind(weights.kind)
     if kind is CheckpointKind.SAMPLER:
         placement = services.placements.peek(weights.run_id, weights.name)
@@ -94,10 +102,7 @@ def _weights(services: Services, tenant: str, weights: CheckpointRef) -> Checkpo
             return placement
     checkpoint = services.checkpoints.find(weights.run_id, kind, weights.name, tenant)
     if checkpoint.kind is not CheckpointKind.SAMPLER:
-        raise InvalidRequest(
-            "only sampler weights (tinker://RUN/sampler_weights/NAME) can be sampled from",
-            field="model_path",
-        )
+        raise InvalidRequest(ONLY_SAMPLER_WEIGHTS, field="model_path")
     return checkpoint
 
 

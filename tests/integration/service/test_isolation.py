@@ -89,6 +89,9 @@ ASKS: dict[str, Ask] = {
     "native save_state": post(NATIVE + "/save_state", lambda n: {"name": "x"}),
     "native load_state": post(NATIVE + "/load_state", lambda n: {"name": "mine"}),
     "native sample": post(NATIVE + "/sample", lambda n: {"prompt": [1]}),
+    "native sample of saved weights": post(
+        "/v1/sample", lambda n: {"model": n.path("sampler_weights"), "prompt": [1]}
+    ),
     "native future": call("GET", "/v1/futures/{n.run}:1"),
     "native result": call("GET", "/v1/futures/{n.run}:1/result"),
     "native cancel": call("POST", "/v1/futures/{n.run}:1/cancel"),

@@ -8,7 +8,7 @@ from pydantic import Field, RootModel
 
 from tensafe.api.futures import Future
 from tensafe.contracts.execution import ExecutionPolicy
-from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SamplingParams
+from tensafe.contracts.sampling import MAX_SAMPLES, MAX_TOPK_LOGPROBS, SampleRequest, SamplingParams
 from tensafe.contracts.training import MAX_RANK, AdamParams, AdamWConfig, OptimizerConfig, SgdParams, Strict
 from tensafe.operations.checkpoints import Checkpoint
 from tensafe.operations.records import StreamRecord
@@ -75,6 +75,23 @@ class Sample(Strict):
     topk_prompt_logprobs: int = Field(default=0, ge=0, le=MAX_TOPK_LOGPROBS)
     execution_policy: ExecutionPolicy | None = None
     """Strengthens the adapter's own policy."""
+
+    def to_request(self) -> SampleRequest:
+        """As a sampler takes it."""
+        return SampleRequest(
+            prompt=tuple(self.prompt),
+            num_samples=self.num_samples,
+            params=self.sampling_params,
+            prompt_logprobs=self.prompt_logprobs,
+            topk_prompt_logprobs=self.topk_prompt_logprobs,
+        )
+
+
+class ModelSample(Sample):
+    """Sample from a base model, or from saved sampler weights, those of a private adapter too."""
+
+    model: str = Field(min_length=1, max_length=512)
+    """A base model's name, or tinker://RUN/sampler_weights/NAME."""
 
 
 class TrainingClient(Strict):

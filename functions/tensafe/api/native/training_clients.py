@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from tensafe.api import admission, runs
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
@@ -16,13 +16,13 @@ from tensafe.api.context import Context, Edge, SampleCaller, TrainCaller
 from tensafe.api.futures import Future
 from tensafe.api.metadata import check_metadata
 from tensafe.api.native import models
+from tensafe.api.native.idempotency import IdempotencyKey
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.sampling import sample_present_weights
 from tensafe.auth.principal import AccessScope, Principal
 from tensafe.contracts.data_checks import check_request
 from tensafe.contracts.errors import Conflict, Forbidden, InvalidRequest
 from tensafe.contracts.payloads import CheckpointRef, CreatePayload, SavePayload
-from tensafe.contracts.sampling import SampleRequest
 from tensafe.contracts.training import LoraSpec, SgdParams, StepParams
 from tensafe.operations.records import OpKind, StreamRecord
 from tensafe.operations.submissions import Submission
@@ -31,16 +31,6 @@ from tensafe.wire.json_body import build
 from tensafe.wire.paths import check_checkpoint_name, check_new_name
 
 router = APIRouter(prefix="/v1/training_clients", tags=["training"], responses=ERRORS)
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        min_length=1,
-        max_length=200,
-        description="The same key returns the same operation.",
-    ),
-]
 
 
 @router.post("", status_code=201, openapi_extra=documented(models.CreateTrainingClient))
@@ -204,21 +194,14 @@ async def sample(
     if not principal.scopes & {AccessScope.TRAIN, AccessScope.ADMIN}:
         raise Forbidden(
             "this saves the run's weights first, which needs the scope 'train' too; with 'sample' alone, "
-            "open a sampling session on saved weights (/api/v1/create_sampling_session)"
+            "sample from saved weights (/v1/sample, /api/v1/create_sampling_session)"
         )
     stream = _numbered_here(context, principal, client_id)
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
 
     def submit() -> Future:
         body = parse(models.Sample, raw, max_bytes=DATA_MAX_BYTES)
-        wanted = SampleRequest(
-            prompt=tuple(body.prompt),
-            num_samples=body.num_samples,
-            params=body.sampling_params,
-            prompt_logprobs=body.prompt_logprobs,
-            topk_prompt_logprobs=body.topk_prompt_logprobs,
-        )
-        return sample_present_weights(context.services, stream, wanted, key, body.execution_policy)
+        return sample_present_weights(context.services, stream, body.to_request(), key, body.execution_policy)
 
     return models.FutureState.of(await context.call(submit))
 

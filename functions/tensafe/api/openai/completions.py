@@ -14,15 +14,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from tensafe.api.bodies import DATA_MAX_BYTES, parse
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.futures import Future
+from tensafe.api.model_samplers import Asked, samplers_of
 from tensafe.api.openai.answers import DONE, Answers, ChatAnswers, CompletionAnswers, Json, evidence, usage
 from tensafe.api.openai.bodies import ChatBody, CompletionBody
 from tensafe.api.openai.following import Following, Piece
-from tensafe.api.openai.samplers import samplers_of
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.request_id import request_id_of
 from tensafe.auth.principal import Principal
 from tensafe.contracts.errors import TensafeError
 from tensafe.contracts.text import TextResult
+from tensafe.operations.records import OpKind
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
 
@@ -60,8 +61,8 @@ async def _answer(
 
     def submit() -> tuple[CompletionBody | ChatBody, list[Future]]:
         body = parse(model, raw, max_bytes=DATA_MAX_BYTES)
-        submitted = [samplers.submit(principal.tenant, body.model, payload) for payload in body.payloads()]
-        return body, [Future(stream, operation) for stream, operation in submitted]
+        asked = [Asked(OpKind.TEXT, payload.model_dump_json().encode()) for payload in body.payloads()]
+        return body, [samplers.submit(principal.tenant, body.model, one) for one in asked]
 
     body, futures = await context.call(submit)
     head = {

@@ -1,4 +1,4 @@
-"""`/v1/models`: what can be named as `model`: base models, and the caller's saved sampler weights."""
+"""`/v1/models`: what can be named as `model`: base models, and the caller's sampler weights, private too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pydantic import BaseModel
 
 from tensafe.api.context import Edge, SampleCaller
 from tensafe.api.openapi import ERRORS
+from tensafe.api.sampling import sampler_weights
 from tensafe.contracts.errors import InvalidRequest, NotFound
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.placements import Placement
 from tensafe.wire.paths import CheckpointPath
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], responses=ERRORS)
@@ -25,8 +27,8 @@ class Model(BaseModel):
     owned_by: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Model:
-        return cls(id=checkpoint.path, created=checkpoint.created_ms // 1000, owned_by=checkpoint.tenant)
+    def of(cls, weights: Checkpoint | Placement) -> Model:
+        return cls(id=weights.path, created=weights.created_ms // 1000, owned_by=weights.tenant)
 
 
 class ModelList(BaseModel):
@@ -38,11 +40,14 @@ class ModelList(BaseModel):
 
 @router.get("")
 async def list_models(principal: SampleCaller, context: Edge) -> ModelList:
-    """Every base model, and the newest thousand of the caller's sampler weights."""
+    """Every base model, the newest thousand of the caller's sampler weights, and private adapters."""
     services = context.services
     base = [Model(id=name, owned_by="tensafe") for name in sorted(services.models)]
     saved = await context.call(services.checkpoints.of_tenant, principal.tenant)
-    return ModelList(data=[*base, *(Model.of(one) for one in saved if one.kind is CheckpointKind.SAMPLER)])
+    here = [one for one in saved if one.kind is CheckpointKind.SAMPLER]
+    held = await context.call(services.placements.of_tenant, principal.tenant)
+    newest_first = sorted([*here, *held], key=lambda one: one.created_ms, reverse=True)
+    return ModelList(data=[*base, *(Model.of(one) for one in newest_first)])
 
 
 @router.get("/{model_id:path}")
@@ -52,12 +57,7 @@ async def show_model(model_id: str, principal: SampleCaller, context: Edge) -> M
     if model_id in services.models:
         return Model(id=model_id, owned_by="tensafe")
     try:
-        path = CheckpointPath.parse(model_id, "model")
-        checkpoint = await context.call(
-            services.checkpoints.find, str(path.run), CheckpointKind(path.kind), path.name, principal.tenant
-        )
+        ref = CheckpointPath.parse(model_id, "model").to_ref()
+        return Model.of(await context.call(sampler_weights, services, principal.tenant, ref))
     except (InvalidRequest, NotFound):
         raise NotFound("no such model; GET /v1/models lists them", field="model") from None
-    if checkpoint.kind is not CheckpointKind.SAMPLER:
-        raise NotFound("no such model; GET /v1/models lists them", field="model")
-    return Model.of(checkpoint)
