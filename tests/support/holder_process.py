@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ class HolderProcess:
         done = subprocess.run(command, capture_output=True, check=True)
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
-    def start(self, given: list[str] | None = None) -> None:
-        """By the command that is given, or the one that serves this directory."""
+    def start(self, given: list[str] | None = None, *, build: Sequence[str] = COMMAND) -> None:
+        """By the command that is given, or the one that serves this directory, of this build."""
         self.socket.unlink(missing_ok=True)
-        command = given or [*COMMAND, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
+        command = given or [*build, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
         if self.tls is not None:
             command += ["--tls-cert", str(self.tls.certificate), "--tls-key", str(self.tls.key)]
             command += ["--tls-ca", str(self.tls.authority)]

@@ -19,13 +19,14 @@ from tensafe_gpu.helora.frames import (
     Frame,
     FrameError,
     Kind,
+    OtherVersion,
     PeerGone,
     PeerSlow,
     receive,
     send,
 )
 from tensafe_gpu.helora.messages import Refusal, packed
-from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, HeUnavailable
+from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, VERSION_MISMATCH, HeUnavailable
 from tensafe_gpu.helora.tls import Contexts, secured, tenant_of
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Listener:
             self._tell(sock, 0, TIMEOUT, "a frame did not arrive in time")
         except FrameError as error:
             log.warning("connection dropped: not the protocol", extra={"reason": str(error)})
-            self._tell(sock, 0, GARBAGE, str(error))
+            self._tell(sock, 0, VERSION_MISMATCH if isinstance(error, OtherVersion) else GARBAGE, str(error))
         except ssl.SSLError as error:
             log.warning("connection dropped: TLS", extra={"reason": error.reason})
         except TimeoutError:

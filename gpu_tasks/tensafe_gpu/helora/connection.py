@@ -15,6 +15,7 @@ from tensafe_gpu.helora.frames import (
     Frame,
     FrameError,
     Kind,
+    OtherVersion,
     PeerGone,
     PeerSlow,
     receive,
@@ -161,6 +162,11 @@ class Connection:
         except PeerGone as error:
             self.close()
             raise _gone(error) from error
+        except OtherVersion as error:
+            self.close()
+            raise HeUnavailable(
+                VERSION_MISMATCH, f"the adapter holder is of another release: {error}"
+            ) from error
         except FrameError as error:
             self.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}") from error

@@ -67,6 +67,10 @@ class FrameError(Exception):
     """The peer does not speak this protocol; the connection is of no further use."""
 
 
+class OtherVersion(FrameError):
+    """The peer speaks another version of it."""
+
+
 class PeerGone(Exception):
     """The peer closed the connection."""
 
@@ -128,7 +132,7 @@ def parse_header(header: bytes, limits: Mapping[Kind, int]) -> tuple[Kind, int, 
     if magic != MAGIC or reserved != 0:
         raise FrameError("this is not the HE-LoRA protocol")
     if version != VERSION:
-        raise FrameError(f"version {version} of the protocol; this side speaks {VERSION}")
+        raise OtherVersion(f"version {version} of the protocol; this side speaks {VERSION}")
     try:
         kind = Kind(number)
         limit = limits[kind]

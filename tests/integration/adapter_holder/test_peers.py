@@ -31,6 +31,7 @@ from tensafe_gpu.helora.ports import (
     NOT_ALLOWED,
     PARAMETERS_REFUSED,
     TIMEOUT,
+    VERSION_MISMATCH,
     HeUnavailable,
 )
 from tensafe_gpu.helora.quantise import quantised_tokens
@@ -84,7 +85,7 @@ def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
     ("sent", "code", "words"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GARBAGE, "not the HE-LoRA protocol"),
-        (HEADER.pack(b"TSHE", 9, 1, 0, 0, 0), GARBAGE, "version 9"),
+        (HEADER.pack(b"TSHE", 9, 1, 0, 0, 0), VERSION_MISMATCH, "version 9"),
         (HEADER.pack(b"TSHE", VERSION, Kind.BLOCK_ROWS, 0, 0, 1 << 30), GARBAGE, "at most"),
         (HEADER.pack(b"TSHE", VERSION, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "begins with HELLO"),
         (hello(prompt="x"), GARBAGE, "prompt"),
@@ -125,7 +126,7 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
         return messages.pack_products([messages.MaskedRange(Range(block_id, first, 1), z)])
 
     assert refused(Kind.PRODUCTS, products(block.block_id, 2)) == GARBAGE
-    assert refused(Kind.PRODUCTS, products(bytes(16), 0)) == "version_mismatch"
+    assert refused(Kind.PRODUCTS, products(bytes(16), 0)) == VERSION_MISMATCH
     one = PreparingBlock(D, RANK)
     rows = messages.pack_rows(one.block_id, 0, *one.encrypted(0, 1))
     assert refused(Kind.BLOCK_ROWS, rows) == GARBAGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from transformers import AutoTokenizer
 
 from tensafe.audit.attestation import Statement, check_output, verify
 from tensafe.storage.signing import PublicKey
+from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, unix_connector
+from tensafe_gpu.helora.ports import HeUnavailable
 from tests.integration.service.test_sdk import train
 from tests.support.attestations import check_verified_offline
 from tests.support.holder_process import HolderProcess
 from tests.support.leaks import leaks, text_forms, token_forms
-from tests.support.native import Native, make_key
+from tests.support.native import Native, make_key, problem
+from tests.support.other_build import CODES
 from tests.support.service import MODEL_NAME, Service, tensafe
 from tests.support.tap import Tap
 
@@ -30,6 +34,10 @@ GREEDY = types.SamplingParams(max_tokens=8, temperature=0.0)
 PROMPT = types.ModelInput.from_ints([5, 9, 301, 77])
 TEXT = "the patient's name is Ann Müller"
 DRAW: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+ASK: dict[str, Any] = {
+    "prompt": PROMPT.to_ints(),
+    "sampling_params": {"max_tokens": GREEDY.max_tokens, "temperature": 0.0},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,13 @@ class Published:
         if path is None:
             return self.client.create_sampling_client(base_model=MODEL_NAME).result()
         return self.client.create_sampling_client(model_path=path).result()
+
+    def native(self, model: str, **more: Any) -> httpx.Response:
+        """The answer of the native face."""
+        native = Native(self.service, self.key)
+        asked = native.post("/v1/sample", {"model": model, **ASK, **more})
+        assert asked.status_code == 202, asked.text
+        return native.wait(asked.json()["id"])
 
     def evidence(self, sampling: tinker.SamplingClient, seq: int = 0) -> dict[str, Any]:
         """Attestation and salt of an answer of the SDK's face."""
@@ -192,6 +207,27 @@ def test_he_01_the_native_face_vouches_and_refuses_what_nobody_evaluates(publish
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "he_not_offered")
 
 
+def test_he_01_the_native_face_samples_what_is_named_by_its_path(published: Published) -> None:
+    modes = {published.path: "HE", published.twin: "PLAINTEXT", MODEL_NAME: "NONE"}
+    for model, mode in modes.items():
+        answer = published.native(model).json()
+        statement = published.statement(answer)
+        assert statement.mode == mode
+        tokens = [one["tokens"] for one in answer["sequences"]]
+        assert tokens == [sampled(published.sampler(None if mode == "NONE" else model))]
+        check_output(statement, tokens, bytes.fromhex(answer["attestation_salt"]))
+        if mode == "HE":
+            assert (statement.policy, statement.digest) == ("HE_REQUIRED", published.said["digest"])
+            assert statement.evaluated == statement.sites * statement.tokens > 0
+    for model in (published.twin, MODEL_NAME):
+        refused = published.native(model, execution_policy="HE_REQUIRED")
+        assert problem(refused) == (503, "he_not_offered", None)
+    weakened = published.native(published.path, execution_policy="PLAINTEXT_ONLY")
+    assert problem(weakened) == (422, "invalid_request", "execution_policy")
+    listed = Native(published.service, published.key).get("/v1/models").json()["data"]
+    assert {published.path, published.twin} <= {one["id"] for one in listed}
+
+
 def test_a_request_strengthens_a_policy_on_every_face_and_weakens_it_on_none(
     published: Published, chat: openai.OpenAI
 ) -> None:
@@ -227,6 +263,16 @@ def test_a_request_strengthens_a_policy_on_every_face_and_weakens_it_on_none(
     strict.close("success").result()
 
 
+def greeted(published: Published) -> str | None:
+    """With patience: an adapter holder loads the adapter at its first greeting. The code of its refusal."""
+    connector = unix_connector(published.holder.socket)
+    try:
+        Connection(connector, Wanted("sampler", published.said["adapter"], 1), Timeouts(connect_s=60)).close()
+    except HeUnavailable as error:
+        return f"he_{error.code}"
+    return None
+
+
 def refusals(published: Published, chat: openai.OpenAI, code: str) -> None:
     """503 with the code on all that can ask for it, while the base model answers."""
     private = published.sampler(published.path)
@@ -235,6 +281,7 @@ def refusals(published: Published, chat: openai.OpenAI, code: str) -> None:
     result = f"{published.service.url}/v1/futures/{private._sampling_session_id}:0/result"
     answer = httpx.get(result, headers={"X-API-Key": published.key}, timeout=30)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+    assert problem(published.native(published.path)) == (503, code, None)
     for stream in (False, True):
         with pytest.raises(openai.InternalServerError) as raised:
             chat.completions.create(model=published.path, prompt=TEXT, stream=stream, **DRAW)
@@ -245,12 +292,18 @@ def refusals(published: Published, chat: openai.OpenAI, code: str) -> None:
 def test_he_01_what_cannot_be_evaluated_is_refused_on_every_face_and_served_again_afterwards(
     published: Published, chat: openai.OpenAI
 ) -> None:
-    """Holder absent, budget spent; a new epoch; and revoked for good."""
+    """Holder absent, of another build, budget spent; a new epoch; and revoked for good."""
     private = published.sampler(published.path)
     before = sampled(private)
     published.holder.kill()
     refusals(published, chat, "he_adapter_holder_absent")
+    for build, code in CODES.items():
+        published.holder.start(build=(sys.executable, "-m", "tests.support.other_build", build))
+        assert greeted(published) == code
+        refusals(published, chat, code)
+        published.holder.kill()
     published.holder.start()
+    assert greeted(published) is None
     assert sampled(private) == before
     for _ in range(40):
         try:
