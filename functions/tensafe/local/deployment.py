@@ -73,13 +73,17 @@ def deployment(settings: LocalSettings, endpoint: Endpoint) -> list[ChildSpec]:
     return children
 
 
-def check_installed() -> None:
-    """Raise ConfigurationError unless the packages of the GPU tasks are there."""
+def check_installed(*, private_adapters: bool) -> None:
+    """Raise ConfigurationError unless the packages of the GPU tasks are there, and of HE-LoRA if it is on."""
     missing = [name for name in ("tensafe_gpu", "torch", "transformers", "vllm") if find_spec(name) is None]
     if missing:
         raise ConfigurationError(
             f"the trainer and the sampler need {', '.join(missing)}: install tensafe[gpu,sampler], or "
             "tensafe[gpu,sampler-cuda] for CUDA"
+        )
+    if private_adapters and find_spec("tenseal") is None:
+        raise ConfigurationError(
+            f"{ENV_PREFIX}PRIVATE_ADAPTERS is set, and HE-LoRA needs TenSEAL: pip install 'tensafe[he]'"
         )
 
 

@@ -44,9 +44,10 @@ def up(request: UpRequest, events: Events) -> None:
     """
     data_dir = request.data_dir
     check_directory(data_dir)
-    check_key(read_settings(data_dir=data_dir, models=(), **request.overrides))
+    given = read_settings(data_dir=data_dir, models=(), **request.overrides)
+    check_key(given)
+    check_installed(private_adapters=given.private_adapters)
     with DirectoryLock(data_dir) as lock:
-        check_installed()
         endpoint = request.endpoint.checked()
         settings = _settings(request, endpoint, events)
         log_to_file(data_dir / "logs" / "supervisor.log", "supervisor", settings.log_level)

@@ -26,6 +26,11 @@ async def serve(
     services: Services, info: ModelInfo, settings: TaskSettings, owner: str, stop: threading.Event
 ) -> None:
     """Start the engine, announce it, serve until `stop`."""
+    key_holder: str | None = None
+    if settings.private_adapters:  # first: without SEAL nothing else is worth its time
+        from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is it needed
+
+        key_holder = CONNECT
     # vLLM reads its environment when it is imported, so not before configure_environment has run.
     from tensafe_gpu.sampler.engine import SamplingEngine  # noqa: PLC0415
     from tensafe_gpu.sampler.text import Texts  # noqa: PLC0415
@@ -33,11 +38,6 @@ async def serve(
     from tensafe_gpu.sampler.worker import SamplerWorker  # noqa: PLC0415
 
     began = time.monotonic()
-    key_holder: str | None = None
-    if settings.private_adapters:
-        from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is SEAL needed
-
-        key_holder = CONNECT
     engine = await SamplingEngine.start(
         info.path,
         dtype=settings.dtype,
@@ -88,6 +88,9 @@ def main() -> None:
     except TensafeError as error:
         log.error("sampler stopped: %s", error.code, exc_info=error)
         sys.exit(error.message)
+    except ImportError as error:  # a library is not there: its message says how to install it
+        log.error("sampler stopped: a library is missing", exc_info=error)
+        sys.exit(f"ImportError: {error}")
     finally:
         services.workers.withdraw(owner)
 
