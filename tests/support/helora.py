@@ -30,6 +30,7 @@ from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, SiteId
 from tensafe_gpu.helora.public_keys import BLOCK_KEY, common_elements
 from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
 from tensafe_gpu.helora.seal_stream import WordArray
+from tests.support.at_once import AtOnce
 
 TENANT = "tenant-1"
 QUICK = Timeouts(connect_s=5, online_s=5, offline_s=30)
@@ -85,6 +86,9 @@ class PlainReference:
         return [self._product(site, x) for site, x in sites]
 
     direct_products = products
+
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> AtOnce:
+        return AtOnce(self.products(sites))
 
     def prepared(self) -> Mapping[SiteId, int]:
         return self._left

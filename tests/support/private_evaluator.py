@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from tensafe_gpu.helora.ports import (
     AdapterInfo,
+    Asked,
     HeUnavailable,
     KeyHolder,
     ModuleShape,
@@ -96,6 +97,11 @@ class EvaluatorKeyHolder:
             scales.append(scale)
         answers = self._ask(("products", asked))
         return [(a.astype(np.float64) * s).astype(np.float32) for a, s in zip(answers, scales, strict=True)]
+
+    def ask(self, sites: Sequence[tuple[str, Array]]) -> Asked:
+        from tests.support.at_once import AtOnce
+
+        return AtOnce(self.products(sites))
 
     def direct_products(self, sites: Sequence[tuple[str, Array]]) -> Sequence[Array]:
         return self.products(sites)

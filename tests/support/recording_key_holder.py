@@ -15,10 +15,12 @@ from unittest import mock
 import numpy as np
 
 from tensafe_gpu.helora import key_holder
+from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
-from tensafe_gpu.helora.ports import Float32Array, SiteId
+from tensafe_gpu.helora.ports import Asked, Float32Array, SiteId
 from tensafe_gpu.helora.quantise import quantised_tokens
 from tensafe_gpu.helora.seal_stream import MemoryFile, _array, body_of
+from tests.support.at_once import AtOnce
 from tests.support.helora_attacks import ternary_key
 
 _lock = threading.Lock()
@@ -48,13 +50,15 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
 
     file: Path
 
-    def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
-        answers = super().products(sites)
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
+        asked = super().ask(sites)
+        gather([asked])
+        answers = asked.answers()
         bounds: Mapping[SiteId, int] = {one.site: one.x_bound for one in self.info().sites}
         for (site, x), products in zip(sites, answers, strict=True):
             x_q, scales = quantised_tokens(x, bounds[site])
             self._write(("activations", x), ("quantised", x_q), ("scales", scales), ("products", products))
-        return answers
+        return AtOnce(answers)
 
     def _prepared(self, *arguments: Any) -> PreparedBlock:
         holder = self

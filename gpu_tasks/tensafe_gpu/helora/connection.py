@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tensafe_gpu.helora.exchange import Exchange
 from tensafe_gpu.helora.frames import (
     TO_KEY_HOLDER,
     Frame,
@@ -36,9 +38,6 @@ from tensafe_gpu.helora.ports import (
 )
 from tensafe_gpu.helora.tls import Contexts, secured
 
-POLL_S: Final = 0.0003
-"""How long an online answer is looked for before its thread sleeps: the forward pass stands still meanwhile,
-and an adapter holder on the same host has mostly answered by then."""
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
 
@@ -132,30 +131,45 @@ class Connection:
             return False
 
     def ask(
-        self,
-        kind: Kind,
-        parts: Sequence[bytes | memoryview],
-        answer: Kind,
-        timeout_s: float,
-        meanwhile: Callable[[], None] | None = None,
+        self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, timeout_s: float
     ) -> memoryview:
-        """Send a request; the payload of its answer. Raises HeUnavailable.
-
-        `meanwhile` is called while the answer is on its way, and says that it is waited for without sleep.
-        """
+        """Send a request; the payload of its answer. Raises HeUnavailable."""
         self._request = (self._request + 1) & 0xFFFFFFFF
-        poll_s = 0.0
-        try:
+        with self._failing():
             send(self._sock, kind, self._request, parts, timeout_s)
-            if meanwhile is not None:
-                poll_s = POLL_S
-                meanwhile()
-            frame = receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s, poll_s=poll_s)
-            if frame.kind is Kind.ERROR:
-                raise self._refusal(frame)
-            self._answered = time.monotonic()
-            if frame.kind is not answer or frame.request != self._request:
-                raise FrameError("the answer belongs to another request")
+            return self._answer(
+                receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s), answer
+            )
+
+    def begin(self, kind: Kind, parts: Sequence[bytes | memoryview], timeout_s: float) -> Exchange:
+        """Send a request as far as that goes without waiting; `ended` has to follow before anything else."""
+        self._request = (self._request + 1) & 0xFFFFFFFF
+        exchange = Exchange(self._sock, kind, self._request, parts, TO_KEY_HOLDER, timeout_s)
+        exchange.advance()
+        return exchange
+
+    def ended(self, exchange: Exchange, answer: Kind) -> memoryview:
+        """The payload of its answer, without waiting. Raises HeUnavailable."""
+        with self._failing():
+            return self._answer(exchange.frame(), answer)
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        self._sock.close()
+
+    def _answer(self, frame: Frame, answer: Kind) -> memoryview:
+        if frame.kind is Kind.ERROR:
+            raise self._refusal(frame)
+        self._answered = time.monotonic()
+        if frame.kind is not answer or frame.request != self._request:
+            raise FrameError("the answer belongs to another request")
+        return frame.payload
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Raise what ends the connection as one of the port's codes."""
+        try:
+            yield
         except PeerSlow as error:
             self.close()
             raise HeUnavailable(TIMEOUT, "the adapter holder did not answer in time") from error
@@ -170,11 +184,6 @@ class Connection:
         except FrameError as error:
             self.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}") from error
-        return frame.payload
-
-    def close(self) -> None:
-        """Close it; a second call does nothing."""
-        self._sock.close()
 
     def _refusal(self, frame: Frame) -> HeUnavailable:
         refusal = parsed(Refusal, frame.payload)

@@ -92,32 +92,32 @@ def send(
     sock: socket.socket, kind: Kind, request: int, parts: Sequence[bytes | memoryview], timeout_s: float
 ) -> None:
     """Send one frame. Raises PeerSlow, PeerGone."""
-    size = sum(len(part) for part in parts)
     deadline = time.monotonic() + timeout_s
-    header = HEADER.pack(MAGIC, VERSION, kind, 0, request, size)
-    # One write for a small frame: one packet, one wake-up.
-    pieces = [b"".join((header, *parts))] if size < 65536 else [header, *parts]
     try:
-        for piece in pieces:
-            _put(sock, memoryview(piece).cast("B"), deadline)
+        for piece in frame_pieces(kind, request, parts):
+            _put(sock, piece, deadline)
     except TimeoutError as error:
         raise PeerSlow("a frame was not taken in time") from error
     except OSError as error:
         raise PeerGone("the connection is closed") from error
 
 
-def receive(
-    sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float, poll_s: float = 0.0
-) -> Frame:
-    """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
+def frame_pieces(kind: Kind, request: int, parts: Sequence[bytes | memoryview]) -> list[memoryview]:
+    """A frame's bytes, none of the pieces empty; one write for a small frame: one packet, one wake-up."""
+    size = sum(len(part) for part in parts)
+    header = HEADER.pack(MAGIC, VERSION, kind, 0, request, size)
+    pieces = [b"".join((header, *parts))] if size < 65536 else [header, *parts]
+    return [memoryview(piece).cast("B") for piece in pieces if piece]
 
-    For `poll_s` it keeps trying before it sleeps: waking a sleeper costs tens of microseconds.
+
+def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float) -> Frame:
+    """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
 
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerSlow;
     PeerGone, also when the connection ends inside a frame.
     """
     header = bytearray(HEADER.size)
-    got = _some(sock, memoryview(header), time.monotonic() + idle_s, poll_s)
+    got = _some(sock, memoryview(header), time.monotonic() + idle_s)
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
@@ -151,10 +151,10 @@ def _fill(sock: socket.socket, target: memoryview, deadline: float) -> None:
         done += _some(sock, target[done:], deadline)
 
 
-def _some(sock: socket.socket, target: memoryview, deadline: float, poll_s: float = 0.0) -> int:
+def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
     """Bytes of the next part, at least one."""
     try:
-        got = _tried(sock.recv_into, target, sock, select.POLLIN, deadline, poll_s)
+        got = _tried(sock.recv_into, target, sock, select.POLLIN, deadline)
     except TimeoutError as error:
         raise PeerSlow("a frame did not arrive in time") from error
     except OSError as error:
@@ -177,12 +177,10 @@ def _tried(
     sock: socket.socket,
     ready: int,
     deadline: float,
-    poll_s: float = 0.0,
 ) -> int:
     """What the call returns as soon as the socket lets it. Raises TimeoutError, OSError."""
     if sock.gettimeout() != 0:
         sock.setblocking(False)
-    sleep_from = time.monotonic() + poll_s
     while True:
         wanted = ready
         try:
@@ -196,8 +194,7 @@ def _tried(
         now = time.monotonic()
         if now >= deadline:
             raise TimeoutError
-        if now >= sleep_from:
-            _sleep_until(sock, wanted, deadline - now)
+        _sleep_until(sock, wanted, deadline - now)
 
 
 def _sleep_until(sock: socket.socket, ready: int, timeout_s: float) -> None:

@@ -24,6 +24,7 @@ from tensafe_gpu.helora.direct_messages import (
     pack_direct,
     unpack_direct_reply,
 )
+from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.frames import FrameError, Kind
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
@@ -34,21 +35,22 @@ from tensafe_gpu.helora.messages import (
     pack_rows,
     unpack_b,
     unpack_reply,
-    unpack_ring,
 )
-from tensafe_gpu.helora.online import masked, unmasked
+from tensafe_gpu.helora.online import masked
 from tensafe_gpu.helora.ports import (
     GARBAGE,
     NOT_PREPARED,
     STATE_FAILED,
     VERSION_MISMATCH,
     AdapterInfo,
+    Asked,
     Float32Array,
     HeUnavailable,
     SiteId,
     SiteShape,
 )
 from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.rounds import Round
 from tensafe_gpu.helora.supply import Slice, Supply
 
 log = logging.getLogger(__name__)
@@ -93,11 +95,17 @@ class RemoteKeyHolder:
             return {site: supply.left() for site, supply in self._supplies.items()}
 
     def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+        asked = self.ask(sites)
+        gather([asked])
+        return asked.answers()
+
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
         for site, x in sites:
             if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
                 raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
-        with self._online_lock:
+        self._online_lock.acquire()  # until `answers`
+        try:
             connection = self._greeted_online()
             slices = self._burned([(site, len(x)) for site, x in sites])
             parts = [
@@ -108,23 +116,19 @@ class RemoteKeyHolder:
             used = [
                 _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
             ]
-            payload = connection.ask(
-                Kind.PRODUCTS,
-                pack_products(parts),
-                Kind.PRODUCTS_REPLY,
-                self._timeouts.online_s,
-                meanwhile=lambda: self._ahead.draw(used),
-            )
+            exchange = connection.begin(Kind.PRODUCTS, pack_products(parts), self._timeouts.online_s)
+        except BaseException:
+            self._online_lock.release()
+            raise
+
+        def payload() -> memoryview:
+            try:
+                return connection.ended(exchange, Kind.PRODUCTS_REPLY)
+            finally:
+                self._online_lock.release()
+
         rows = [self._shapes[site][1].rank_rows for site, _ in sites]
-        shapes = [(one.count, width) for width, some in zip(rows, slices, strict=True) for one in some]
-        try:
-            answers = iter(unpack_ring(payload, shapes))
-        except FrameError as error:
-            raise HeUnavailable(GARBAGE, f"the adapter holder's products: {error}") from error
-        return [
-            dequantised(_joined([unmasked(next(answers), one.block, one.first) for one in some]), scales)
-            for some, (_, scales) in zip(slices, quantised, strict=True)
-        ]
+        return Round(exchange, lambda: self._ahead.draw(used), payload, rows, slices, quantised)
 
     def direct_products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
         """As `products`, bit for bit, with nothing prepared: one round, and about 10 ms a token and site.
@@ -262,9 +266,3 @@ class RemoteKeyHolder:
 def _rows(one: Slice, shape: SiteShape) -> Rows:
     """The masks of a slice."""
     return Rows(one.block.rho_key, one.first, one.count, shape.d_in)
-
-
-def _joined(
-    parts: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -123,6 +123,26 @@ class AdapterInfo:
         raise KeyError(name)
 
 
+class Asked(Protocol):
+    """Products on their way, so that those of several adapters are waited for at once (`exchange.gather`)."""
+
+    def meanwhile(self) -> None:
+        """Do what is worth the time until the answer is there."""
+        ...
+
+    def advance(self) -> bool:
+        """Send and receive what can be without waiting; whether it has ended, well or not."""
+        ...
+
+    def waits_for(self) -> tuple[int, int, float]:
+        """File descriptor (-1: closed), events of poll(2), and when it is given up (`time.monotonic`)."""
+        ...
+
+    def answers(self) -> Sequence[Float32Array]:
+        """The products, once it has ended; to be called once, whatever happened. Raises HeUnavailable."""
+        ...
+
+
 class KeyHolder(Protocol):
     """A private adapter as the process that runs the base model uses it. Thread-safe."""
 
@@ -136,6 +156,13 @@ class KeyHolder(Protocol):
 
     def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
         """float32 [tokens, d_in] -> float32 [tokens, R] for each, in one round trip. Raises HeUnavailable."""
+        ...
+
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
+        """As `products`, without waiting for the answer; until it is taken nobody else is answered.
+
+        Raises HeUnavailable.
+        """
         ...
 
     def direct_products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import (
@@ -196,6 +198,49 @@ def test_a_copy_of_a_key_holder_burns_nothing_twice(holder: Holder, burn_log: Bu
     assert copy.prepared()[OUT] == 0
     private.close()
     copy.close()
+
+
+def test_several_adapters_of_one_holder_are_asked_at_once(holder: Holder, burn_log: BurnLog) -> None:
+    """Each has its own products, bit for bit; one whose budget is spent is refused by itself."""
+    plain = {}
+    for seed, name in enumerate("abc"):
+        budget = policy(tokens_per_site=2 if name == "c" else 10)
+        files = peft_files(D, RANK, seed=seed)
+        plain[name] = PlainReference(holder.store.publish(name, files, base_model="base", policy=budget)[1])
+    private = {name: holder.key_holder(burn_log, adapter=name) for name in plain}
+    for one in private.values():
+        one.prepare(OUT)
+        one.prepare(QKV)
+    request = [(OUT, tokens(3)), (QKV, tokens(2, 2))]
+    asked = {name: one.ask(request) for name, one in private.items()}
+    gather(list(asked.values()))
+    with pytest.raises(HeUnavailable) as raised:
+        asked.pop("c").answers()
+    assert code_of(raised) == BUDGET_SPENT
+    for name, round_ in asked.items():
+        for mine, theirs in zip(round_.answers(), plain[name].products(request), strict=True):
+            assert np.array_equal(mine, theirs)
+    assert not np.array_equal(plain["a"].products(request)[0], plain["b"].products(request)[0])
+    for name in "ab":  # and each connection goes on
+        assert np.array_equal(
+            private[name].products([(OUT, tokens(1))])[0], plain[name].products([(OUT, tokens(1))])[0]
+        )
+    for one in private.values():
+        one.close()
+
+
+def test_a_round_keeps_its_connection_until_it_is_answered(holder: Holder, burn_log: BurnLog) -> None:
+    plain = publish(holder)
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    asked, other = private.ask([(OUT, tokens(2))]), []
+    thread = threading.Thread(target=lambda: other.append(private.products([(OUT, tokens(1))])))
+    thread.start()
+    gather([asked])
+    assert np.array_equal(asked.answers()[0], plain.products([(OUT, tokens(2))])[0])
+    thread.join(5)
+    assert np.array_equal(other[0][0], plain.products([(OUT, tokens(1))])[0])
+    private.close()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
+from tensafe_gpu.sampler.private.connecting import TIMEOUTS
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
 from tests.integration.sampler.test_private import ALL, NEW, greedy, prompts, tokens_of
 from tests.support.holder_process import HolderProcess
@@ -99,33 +101,49 @@ def test_he_01_what_was_not_prepared_in_time_is_evaluated_the_direct_way(
 def test_he_01_an_adapter_holder_that_hangs_fails_its_own_requests_only(
     harness: Harness, holder: HolderProcess, adapter: PrivateAdapter, reference: Reference, tmp_path: Path
 ) -> None:
-    """Stopped, not killed, in mid-generation: its sockets stay open and nobody answers."""
-    path = tmp_path / "tap"
-    tap, prompt = Tap(path, holder.socket), (51, 52, 53)
-    tapped = dataclasses.replace(adapter, holder={**adapter.holder, "address": f"unix:{path}"})
-    before = tokens_of(harness.run(harness.engine.sample(greedy(prompt), tapped)))
+    """Stopped, not killed, in mid-generation: its sockets stay open and nobody answers.
+
+    Two private adapters of it in one batch are asked at once, so the batch waits for them once.
+    """
+    prompt, began = (51, 52, 53), 0.0
+    taps = [Tap(tmp_path / f"tap-{n}", holder.socket) for n in range(2)]
+    private = [
+        dataclasses.replace(adapter, holder={**adapter.holder, "address": f"unix:{tmp_path}/tap-{n}"})
+        for n in range(2)
+    ]
+    engine = harness.engine
+    first, second = harness.together(*(engine.sample(greedy(prompt), one) for one in private))
+    before = tokens_of(first)
+    assert tokens_of(second) == before
     assert holder.process is not None
-    pid, sent = holder.process.pid, tap.sent()
+    pid, sent = holder.process.pid, [tap.sent() for tap in taps]
 
     async def stop() -> None:
-        while tap.sent() < sent + 20_000:  # some passes of the generation
+        nonlocal began
+        while any(tap.sent() < n + 20_000 for tap, n in zip(taps, sent, strict=True)):  # some passes
             await asyncio.sleep(0.002)
         os.kill(pid, signal.SIGSTOP)
+        began = time.monotonic()
+
+    async def refused(one: PrivateAdapter) -> float:
+        with pytest.raises(HeRefused) as raised:
+            await engine.sample(greedy(prompt, 120), one)
+        assert raised.value.code == "he_timeout"
+        return time.monotonic()
 
     try:
-        private, base, _ = harness.together(
-            harness.engine.sample(greedy(prompt, 120), tapped),
-            harness.engine.sample(greedy(prompt, 120)),
-            stop(),
+        *ended, base, _ = harness.together(
+            *(refused(one) for one in private), engine.sample(greedy(prompt, 120)), stop()
         )
-        assert isinstance(private, HeRefused)
-        assert private.code == "he_timeout"
+        assert max(ended) - began < 1.7 * TIMEOUTS.online_s
         assert tokens_of(base) == reference.greedy(prompt, None, 120)
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert tokens_of(harness.run(harness.engine.sample(greedy(prompt), tapped))) == before
-    harness.run(harness.engine.forget(tapped.identity))
-    tap.close()
+    for one in private:
+        assert tokens_of(harness.run(engine.sample(greedy(prompt), one))) == before
+        harness.run(engine.forget(one.identity))
+    for tap in taps:
+        tap.close()
 
 
 def test_he_01_a_killed_adapter_holder_is_refused_and_resumes(

@@ -23,10 +23,11 @@ from tensafe_gpu.sampler.private.adapter import (
     vllm_name,
 )
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
-from tensafe_gpu.sampler.private.placing import DoesNotFit, Slice, Target, place
+from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
 from tensafe_gpu.sampler.private.preparing import Preparer
 from tensafe_gpu.sampler.private.serving import PrivateServing
 from tensafe_gpu.sampler.private.step import Span, Step, spans_of
+from tests.support.at_once import AtOnce
 
 MODULES = {
     "m.q_proj": Slice("m.qkv_proj", 0, 8, 4),
@@ -69,6 +70,9 @@ class Holder:
             return [self.answer]
         return [np.zeros((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
 
+    def ask(self, sites: Sequence[tuple[str, np.ndarray]]) -> AtOnce:
+        return AtOnce(self.products(sites))
+
     def direct_products(self, sites: Sequence[tuple[str, np.ndarray]]) -> Sequence[np.ndarray]:
         self.direct.append([len(x) for _, x in sites])
         if isinstance(self.direct_answer, BaseException):
@@ -96,6 +100,15 @@ def opened(holder: Holder, **wanted: str) -> OpenAdapter:
             return adapter
         threading.Event().wait(0.01)
     raise AssertionError("still opening")
+
+
+def evaluated(adapter: OpenAdapter, placed: Placed, x: np.ndarray) -> np.ndarray:
+    return adapter.answered(placed, adapter.ask(placed, x))
+
+
+def brought(preparer: Preparer, site: str, tokens: int, wait_s: float) -> None:
+    preparer.want(site)
+    preparer.wait(site, tokens, wait_s)
 
 
 def test_sites_are_placed_in_the_layers_that_fuse_their_modules() -> None:
@@ -156,7 +169,7 @@ def test_whatever_a_holder_does_has_a_code(answer: Any, code: str) -> None:
     adapter = opened(holder)
     holder.answer = answer
     with pytest.raises(Exception) as raised:  # noqa: PT011 - of any kind
-        adapter.products(adapter.placed["m.qkv_proj"], np.zeros((3, 4), np.float32))
+        evaluated(adapter, adapter.placed["m.qkv_proj"], np.zeros((3, 4), np.float32))
     assert adapter.fail(raised.value) == code
     assert adapter.fail(HeUnavailable("budget_spent", "")) == code  # the first one stays
     assert not adapter.usable
@@ -212,21 +225,21 @@ def test_few_tokens_without_preprocessing_go_the_direct_way_and_many_wait_for_a_
     holder, adapter = slow(WIDE, OTHER)
     placed = adapter.placed["m.down_proj"]
     emptied(holder)
-    assert adapter.products(placed, np.zeros((16, 400), np.float32)).all()
+    assert evaluated(adapter, placed, np.zeros((16, 400), np.float32)).all()
     assert holder.direct == [[16]]
-    assert not adapter.products(placed, np.zeros((17, 400), np.float32)).any()
+    assert not evaluated(adapter, placed, np.zeros((17, 400), np.float32)).any()
     assert holder.direct == [[16]]
     assert holder.left["m.down"] >= 4096
     # A site with few inputs has its block sooner; one that is too large for the direct mode waits too.
     emptied(holder)
-    assert not adapter.products(adapter.placed["m.o_proj"], np.zeros((1, 8), np.float32)).any()
+    assert not evaluated(adapter, adapter.placed["m.o_proj"], np.zeros((1, 8), np.float32)).any()
     emptied(holder)
     holder.direct_answer = HeUnavailable("parameters_refused", "")
-    assert not adapter.products(placed, np.zeros((1, 400), np.float32)).any()
+    assert not evaluated(adapter, placed, np.zeros((1, 400), np.float32)).any()
     emptied(holder)
     holder.direct_answer = HeUnavailable("budget_spent", "")
     with pytest.raises(HeUnavailable) as raised:
-        adapter.products(placed, np.zeros((1, 400), np.float32))
+        evaluated(adapter, placed, np.zeros((1, 400), np.float32))
     assert raised.value.code == "budget_spent"
     adapter.close()
 
@@ -237,24 +250,24 @@ def test_a_pass_waits_for_a_block_a_limited_time_and_hears_why_there_is_none() -
     assert preparer is not None
     holder.left = {"m.o": 0, "m.down": 1500}
     holder.prepared_sites.clear()
-    preparer.bring("m.down", 2000, 5)
+    brought(preparer, "m.down", 2000, 5)
     assert holder.prepared_sites[0] == "m.down"  # ahead of the other, though it has more
     holder.let.clear()
     holder.left = {"m.o": 0, "m.down": 0}
     with pytest.raises(HeUnavailable) as late:
-        preparer.bring("m.down", 1, 0.05)
+        brought(preparer, "m.down", 1, 0.05)
     assert late.value.code == "not_prepared"
     holder.failure = HeUnavailable("budget_spent", "")
     threading.Timer(0.05, holder.let.set).start()
     with pytest.raises(HeUnavailable) as spent:
-        preparer.bring("m.down", 1, 5)
+        brought(preparer, "m.down", 1, 5)
     assert spent.value.code == "budget_spent"
     holder.failure = ValueError("broken")  # type: ignore[assignment]
     with pytest.raises(HeUnavailable) as broken:
-        preparer.bring("m.down", 1, 5)
+        brought(preparer, "m.down", 1, 5)
     assert broken.value.code == "garbage"
     holder.failure = None
-    preparer.bring("m.down", 1, 5)  # and the thread lives on
+    brought(preparer, "m.down", 1, 5)  # and the thread lives on
     adapter.close()
 
 

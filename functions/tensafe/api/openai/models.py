@@ -46,8 +46,9 @@ async def list_models(principal: SampleCaller, context: Edge) -> ModelList:
     saved = await context.call(services.checkpoints.of_tenant, principal.tenant)
     here = [one for one in saved if one.kind is CheckpointKind.SAMPLER]
     held = await context.call(services.placements.of_tenant, principal.tenant)
-    newest_first = sorted([*here, *held], key=lambda one: one.created_ms, reverse=True)
-    return ModelList(data=[*base, *(Model.of(one) for one in newest_first)])
+    found: list[Checkpoint | Placement] = [*here, *held]
+    found.sort(key=lambda one: one.created_ms, reverse=True)
+    return ModelList(data=[*base, *(Model.of(one) for one in found)])
 
 
 @router.get("/{model_id:path}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +24,7 @@ from tensafe_gpu.helora.ports import (
     PARAMETERS_REFUSED,
     VERSION_MISMATCH,
     AdapterInfo,
+    Asked,
     Float32Array,
     HeUnavailable,
     KeyHolder,
@@ -45,6 +48,18 @@ Connect = Callable[[Mapping[str, str]], KeyHolder]
 def code_of(error: BaseException) -> str:
     """The public code of a failure; whatever a key holder raised that it should not is garbage."""
     return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit) else GARBAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a layer asks of an adapter; `asked` is None where nothing was prepared.
+
+    Then `until_s` is when its block is given up (monotonic), None for what goes the direct way.
+    """
+
+    x: npt.NDArray[np.float32]
+    asked: Asked | None = None
+    until_s: float | None = None
 
 
 class OpenAdapter:
@@ -89,17 +104,34 @@ class OpenAdapter:
                 return
         holder.close()
 
-    def products(self, placed: Placed, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """float32 [n, d_in] -> [n, rank_rows]. Raises HeUnavailable, or whatever a broken holder raises."""
+    def ask(self, placed: Placed, x: npt.NDArray[np.float32]) -> Pending:
+        """Send float32 [n, d_in] on its way. Raises HeUnavailable, or whatever a broken holder raises."""
         holder, preparer = self._holder, self._preparer
         if holder is None or preparer is None:
             raise HeUnavailable(HOLDER_ABSENT, "not open")
         try:
-            answers = holder.products([(placed.site, x)])
+            return Pending(x, holder.ask([(placed.site, x)]))
         except HeUnavailable as error:
             if error.code != NOT_PREPARED:
                 raise
-            answers = self._unprepared(holder, preparer, placed.site, x)
+        # Few tokens go the direct way, which is there sooner than a block: the numbers are the same.
+        if len(x) > min(_DIRECT_TOKENS, x.shape[1] // _DIRECT_MS):
+            preparer.want(placed.site)
+            return Pending(x, until_s=time.monotonic() + BLOCK_S)
+        return Pending(x)
+
+    def answered(self, placed: Placed, pending: Pending) -> npt.NDArray[np.float32]:
+        """Products [n, rank_rows] of what was asked and gathered; without preprocessing it waits for them.
+
+        Raises HeUnavailable, or whatever a broken holder raises.
+        """
+        holder, preparer, x = self._holder, self._preparer, pending.x
+        if holder is None or preparer is None:
+            raise HeUnavailable(HOLDER_ABSENT, "not open")
+        if pending.asked is not None:
+            answers = pending.asked.answers()
+        else:
+            answers = self._unprepared(holder, preparer, placed.site, pending)
         preparer.used(placed.site, len(x))
         (answer,) = answers
         if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
@@ -110,20 +142,20 @@ class OpenAdapter:
 
     @staticmethod
     def _unprepared(
-        holder: KeyHolder, preparer: Preparer, site: str, x: Float32Array
+        holder: KeyHolder, preparer: Preparer, site: str, pending: Pending
     ) -> Sequence[Float32Array]:
-        """The preparer did not keep up: few tokens go the direct way, which is there sooner than a block.
-
-        The numbers are the same. Raises HeUnavailable.
-        """
-        if len(x) <= min(_DIRECT_TOKENS, x.shape[1] // _DIRECT_MS):
+        """The preparer did not keep up. Raises HeUnavailable."""
+        until_s = pending.until_s
+        if until_s is None:
             try:
-                return holder.direct_products([(site, x)])
+                return holder.direct_products([(site, pending.x)])
             except HeUnavailable as error:
                 if error.code != PARAMETERS_REFUSED:  # a site too large for it
                     raise
-        preparer.bring(site, len(x), BLOCK_S)
-        return holder.products([(site, x)])
+            preparer.want(site)
+            until_s = time.monotonic() + BLOCK_S
+        preparer.wait(site, len(pending.x), until_s - time.monotonic())
+        return holder.products([(site, pending.x)])
 
     def close(self) -> None:
         """End the connection; waits for what is on its way."""

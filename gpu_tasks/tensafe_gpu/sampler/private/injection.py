@@ -16,6 +16,7 @@ fails leaves a zero delta and marks the requests; the sampler discards them.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,9 @@ import torch
 from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers import linear
 
+from tensafe_gpu.helora.exchange import gather
+from tensafe_gpu.sampler.private.holders import Pending
+from tensafe_gpu.sampler.private.placing import Placed
 from tensafe_gpu.sampler.private.step import STEP, Group, Rows
 
 LAYERS: Final = (
@@ -39,8 +43,10 @@ OPERATOR: Final = "tensafe::add_deltas"
 def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
     """`y[rows] += B' · products(x[rows])` for each private adapter with a site here.
 
+    All are asked before any is waited for, so that a layer takes as long as the slowest of them.
     y [tokens, width], x [tokens, d_in] of the layer named `layer`, any float dtype; sums are float32.
     """
+    waiting: list[tuple[Group, Placed, Pending]] = []
     for group in STEP.groups:
         placed = group.adapter.placed.get(layer)
         if placed is None:
@@ -50,13 +56,20 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
                 group.fail(group.adapter.failure)
                 continue
             rows = _finite_rows(group, x.reshape(-1, x.shape[-1])[group.rows])
-            low = torch.from_numpy(group.adapter.products(placed, rows)).to(y.device)
+            waiting.append((group, placed, group.adapter.ask(placed, rows)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
+            group.fail(group.adapter.fail(error))
+    with suppress(Exception):  # what then has not ended says so itself
+        gather([pending.asked for _, _, pending in waiting if pending.asked is not None])
+    for group, placed, pending in waiting:
+        try:
+            low = torch.from_numpy(group.adapter.answered(placed, pending)).to(y.device)
             flat = y.view(-1, y.shape[-1])
             for target in placed.targets:
                 b = group.adapter.b[target.module]
                 _add(flat[:, target.start : target.stop], group.rows, low[:, target.rows], b.T)
             group.evaluated(placed.site)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
+        except Exception as error:  # noqa: BLE001 - as above
             group.fail(group.adapter.fail(error))
 
 

@@ -51,16 +51,20 @@ class Preparer:
         for site, left in self._holder.prepared().items():
             self._spare[site] = left - self._low_water
 
-    def bring(self, site: SiteId, tokens: int, wait_s: float) -> None:
-        """Wait until so many tokens of a site are prepared, ahead of all others; at most a block of them.
+    def want(self, site: SiteId) -> None:
+        """Prepare a block of a site ahead of all others."""
+        with self._progress:
+            self._failure, self._urgent = None, site
+            self._wake.set()
+
+    def wait(self, site: SiteId, tokens: int, wait_s: float) -> None:
+        """Until so many tokens of a site are prepared, which was wanted; at most a block of them.
 
         Raises HeUnavailable: what kept the thread from it, or `not_prepared` after `wait_s`, however long the
         adapter holder may take.
         """
         deadline = time.monotonic() + wait_s
         with self._progress:
-            self._failure, self._urgent = None, site
-            self._wake.set()
             while self._holder.prepared()[site] < tokens:
                 if self._failure is not None:
                     raise self._failure

@@ -1,0 +1,154 @@
+"""Several requests at once: each has its own answer, its own end and its own time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import pytest
+
+from tensafe_gpu.helora.exchange import Exchange, gather
+from tensafe_gpu.helora.frames import (
+    HEADER,
+    TO_ADAPTER_HOLDER,
+    TO_KEY_HOLDER,
+    VERSION,
+    FrameError,
+    Kind,
+    PeerGone,
+    PeerSlow,
+    receive,
+    send,
+)
+
+TIME_S = 0.6
+LARGE = bytes(range(256)) * (1 << 13)
+"""2 MiB: far more than a socket takes by itself."""
+Peer = Callable[[socket.socket], object]
+
+
+class Of(Exchange):
+    """An exchange that counts what is done meanwhile, as `ports.Asked`."""
+
+    drawn = 0
+
+    def meanwhile(self) -> None:
+        self.drawn += 1
+
+    def answers(self) -> Sequence[object]:
+        return [self.frame()]
+
+
+@pytest.fixture
+def asked() -> Iterator[Callable[..., Of]]:
+    """Begins a request to a peer that does what it is given, in a thread."""
+    open_: list[socket.socket] = []
+
+    def ask(peer: Peer, payload: bytes = b"z") -> Of:
+        mine, theirs = socket.socketpair()
+        open_.extend((mine, theirs))
+
+        def run() -> None:
+            with suppress(OSError, PeerGone, PeerSlow):
+                peer(theirs)
+
+        threading.Thread(target=run, daemon=True).start()
+        one = Of(mine, Kind.PRODUCTS, 7, [payload], TO_KEY_HOLDER, TIME_S)
+        one.advance()
+        return one
+
+    yield ask
+    for sock in open_:
+        sock.close()
+
+
+def answering(payload: bytes, once: Callable[[], object] = lambda: None) -> Peer:
+    def peer(sock: socket.socket) -> None:
+        frame = receive(sock, TO_ADAPTER_HOLDER, idle_s=5, frame_s=5)
+        once()
+        send(sock, Kind.PRODUCTS_REPLY, frame.request, [payload], 5)
+
+    return peer
+
+
+def silent(sock: socket.socket) -> None:
+    """Takes nothing and says nothing."""
+
+
+def trickling(sock: socket.socket) -> None:
+    sock.sendall(HEADER.pack(b"TSHE", VERSION, Kind.PRODUCTS_REPLY, 0, 7, 1000))
+    for _ in range(1000):
+        sock.sendall(b"x")
+        time.sleep(0.005)
+
+
+def gone(sock: socket.socket) -> None:
+    receive(sock, TO_ADAPTER_HOLDER, idle_s=5, frame_s=5)
+    sock.close()
+
+
+def other(sock: socket.socket) -> None:
+    sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+
+def test_all_are_on_their_way_before_any_is_answered(asked: Callable[..., Of]) -> None:
+    """The answers come in the other order than the requests went."""
+    all_there, said = threading.Barrier(5), [threading.Event() for _ in range(6)]
+    said[5].set()
+
+    def in_turn(n: int) -> Callable[[], object]:
+        def once() -> None:
+            all_there.wait(5)
+            said[n + 1].wait(5)
+            said[n].set()
+
+        return once
+
+    payloads = [*(bytes([n]) * (n + 1) for n in range(4)), LARGE]
+    many = [asked(answering(payload, in_turn(n)), payload) for n, payload in enumerate(payloads)]
+    gather(many)
+    assert [bytes(one.frame().payload) for one in many] == payloads
+    assert {one.frame().request for one in many} == {7}
+    assert {one.drawn for one in many} == {1}
+    gather([])
+
+
+@pytest.mark.parametrize(
+    ("peer", "payload", "error"),
+    [
+        (silent, b"z", PeerSlow),
+        (silent, LARGE, PeerSlow),
+        (trickling, b"z", PeerSlow),
+        (gone, b"z", PeerGone),
+        (other, b"z", FrameError),
+        (answering(b""), b"z", None),
+    ],
+)
+def test_one_that_fails_or_hangs_costs_the_others_nothing_and_all_that_hang_hang_at_once(
+    asked: Callable[..., Of], peer: Peer, payload: bytes, error: type[Exception] | None
+) -> None:
+    bad = [asked(peer, payload) for _ in range(6)]
+    good = [asked(answering(LARGE), LARGE), asked(answering(b"ok"))]
+    began = time.monotonic()
+    gather([*bad, *good])
+    assert time.monotonic() - began < 4 * TIME_S  # and not 6; a trickle has its beginning and its rest
+    assert [len(one.frame().payload) for one in good] == [len(LARGE), 2]
+    for one in bad:
+        if error is None:
+            assert one.frame().payload == b""
+            continue
+        with pytest.raises(error):
+            one.frame()
+
+
+def test_what_nobody_waited_for_and_what_was_closed_has_no_answer(asked: Callable[..., Of]) -> None:
+    left = asked(silent)
+    with pytest.raises(PeerSlow):
+        left.frame()
+    left._sock.close()
+    gather([left])
+    with pytest.raises(PeerGone):
+        left.frame()
