@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,12 +111,21 @@ def list_(
 
 @app.command()
 def show(
-    path: AdapterPath, data_dir: DataDir = None, key_file: KeyFile = None, as_json: AsJson = False
+    path: AdapterPath,
+    holder_dir: Annotated[
+        Path | None,
+        typer.Option("--holder-dir", metavar="DIR", help="Ask the adapter holder of this directory too."),
+    ] = None,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a private adapter: its policy and where it is held."""
+    """Show a private adapter: its policy and where it is held; from its holder, epoch and budget."""
+    command = None if holder_dir is None else _holder(holder_dir)
     with opened(data_dir, key_file) as services:
-        row = _row(_find(services, path))
-    print_object(row, as_json=as_json)
+        placement = _find(services, path)
+    there = {} if command is None else _at_the_holder(command("show", *_named(placement)))
+    print_object({**_row(placement), **there}, as_json=as_json)
 
 
 @app.command()
@@ -185,6 +194,18 @@ def _holder(holder_dir: Path | None) -> HolderCommand:
     from tensafe.local.holder_command import in_directory, on_aws
 
     return on_aws() if holder_dir is None else in_directory(holder_dir)
+
+
+def _at_the_holder(said: dict[str, Any]) -> Row:
+    """Where its epoch stands; metered is what the site that was asked most has answered to all together."""
+    sites = said["tokens_by_site_and_tenant"].values()
+    return {
+        "status": said["status"],
+        "epoch": said["epoch"],
+        "digest": said["digest"],
+        "tokens_per_site": said["policy"]["tokens_per_site"],
+        "metered": max((sum(tenants.values()) for tenants in sites), default=0),
+    }
 
 
 def _rounding(sites: list[dict[str, float]]) -> str:

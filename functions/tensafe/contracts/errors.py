@@ -157,7 +157,7 @@ class HeRefused(Unavailable):
 HE_CODES: Final = {
     "he_not_offered": "there is no adapter holder for it",
     "he_only": "the adapter exists nowhere else; leave out PLAINTEXT_ONLY",
-    "he_not_configured": "this sampler is not set up for private adapters",
+    "he_not_configured": "its sampler runs without TENSAFE_PRIVATE_ADAPTERS=true",
     "he_adapter_holder_absent": "its adapter holder does not answer; try again later",
     "he_budget_spent": "the budget that the adapter's owner set is spent until its next epoch",
     "he_parameters_refused": "the two parties do not agree on the parameters",

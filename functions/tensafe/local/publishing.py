@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tensafe.contracts.errors import ConfigurationError, InvalidRequest
+from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.local.admin import find_checkpoint, scrub
 from tensafe.operations.checkpoints import CheckpointKind
@@ -39,9 +39,14 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
     found there, and not made twice; what it left in memory goes. The run's snapshots and its other
     checkpoints are not touched.
-    Raises NotFound, InvalidRequest for other weights than a sampler's, ConfigurationError with the adapter
-    holder's sentence.
+    Raises NotFound, InvalidRequest for other weights than a sampler's and for PLAINTEXT_ONLY, Conflict if it
+    was begun or done on other terms, ConfigurationError with the adapter holder's sentence.
     """
+    if wanted.policy is ExecutionPolicy.PLAINTEXT_ONLY:
+        raise InvalidRequest(
+            "nobody could sample it: its weights will be nowhere in the clear; choose HE_REQUIRED",
+            field="policy",
+        )
     parsed = CheckpointPath.parse(path)
     if parsed.kind != CheckpointKind.SAMPLER.value:
         raise InvalidRequest("only sampler weights can be published privately", field="path")
@@ -49,13 +54,15 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     if placed is not None:
         _remove_folder(placed.adapter)
         _erase(services, path)
-        return placed, _known(wanted, placed.adapter) or {}
+        return placed, _told_again(wanted, placed)
     checkpoint = find_checkpoint(services, path)
     stream = services.streams.find(checkpoint.run_id)
     if stream is None:
         raise InvalidRequest("the run of these weights has been erased", field="path")
     said = _known(wanted, checkpoint.artifact_id)
-    if said is None:
+    if said is not None:
+        _check_budget(wanted, said)
+    else:
         files = unpack_files(services.checkpoints.read(stream, checkpoint))
         with _in_memory(checkpoint.artifact_id, files) as folder:
             said = wanted.holder(
@@ -117,6 +124,29 @@ def _known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
     adapters = wanted.holder("list")["adapters"]
     found = [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
     return found[-1] if found else None
+
+
+def _told_again(wanted: Publishing, placed: Placement) -> dict[str, Any]:
+    """What the adapter holder says of what is published. Raises Conflict if that was on other terms."""
+    there = (placed.policy, placed.address, placed.holder_tenant)
+    if there != (wanted.policy, wanted.address, wanted.holder_tenant):
+        raise Conflict(
+            f"it is published already: {placed.policy}, at {placed.address}, for {placed.holder_tenant}; "
+            "other terms need another checkpoint"
+        )
+    said = _known(wanted, placed.adapter) or {}
+    _check_budget(wanted, said)
+    return said
+
+
+def _check_budget(wanted: Publishing, said: Mapping[str, Any]) -> None:
+    """Raise Conflict if the adapter holder has it with another budget, which is not changed by this."""
+    budget = said["policy"]["tokens_per_site"] if said else wanted.tokens_per_site
+    if budget != wanted.tokens_per_site:
+        raise Conflict(
+            f"the adapter holder has it with a budget of {budget} tokens per site; give --tokens-per-site "
+            f"{budget}, or publish another checkpoint"
+        )
 
 
 def _erase(services: Services, path: str) -> None:

@@ -134,7 +134,14 @@ def _of_directory(data_dir: Path, key_file: Path | None) -> HolderPorts:
             f"{data_dir} holds the indices and meters of an older release in {_OLDER}, which this one does "
             "not read: rotate every adapter with that release, which begins new ones, and remove the file"
         )
-    keyring = KeyFileRing(key_file or data_dir / KEY_FILE)
+    key_path = key_file or data_dir / KEY_FILE
+    if not key_path.exists():
+        raise ConfigurationError(
+            f"there is no key file at {key_path}: `python -m tensafe_gpu.adapter_holder init --data-dir "
+            f"{data_dir}` makes a new adapter holder; one that has adapters needs the key that it began with",
+            field="key_file",
+        )
+    keyring = KeyFileRing(key_path)
     items = SqliteItems(data_dir / ITEMS)
     blobs = FileBlobs(data_dir / "blobs", url_secret=keyring.derive(b"url"), base_url="http://localhost")
     return HolderPorts(items, blobs, keyring)

@@ -64,7 +64,7 @@ def extraction_note(tokens_per_site: int, width: int) -> str:
             "and a key holder that keeps every answer can rebuild much of the delta"
         )
     return (
-        f"{told}. Measured on {curve.adapter} ({curve.source}): after {point.tokens} answers, "
+        f"{told}. Measured on {curve.adapter} by `{curve.source}`: after {point.tokens} answers, "
         f"{point.share_of_width:.3g} times its {curve.width} inputs, the stolen delta had a relative error "
         f"of {point.mean:.2g} on average over its sites, {point.least:.1g} at the best known one and "
         f"{point.greatest:.2g} at the least known. A malicious key holder, which packs several weights into "

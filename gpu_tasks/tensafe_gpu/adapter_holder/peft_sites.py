@@ -51,7 +51,11 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if match is None or _leaf(match[1]) not in _SITES:
-            raise Unsupported(f"{name[:200]} is no site that can be served privately", field=WEIGHTS_FILE)
+            raise Unsupported(
+                f"{name[:200]} cannot be served privately: attention and MLP projections alone can; train "
+                "with train_unembed=False",
+                field=WEIGHTS_FILE,
+            )
         if tensor.dtype not in (np.float32, np.float16) or tensor.ndim != 2:
             raise Unsupported(f"{name[:200]} has dtype {tensor.dtype}; float32 or float16 is served")
         pairs[match[1]][match[2]] = tensor

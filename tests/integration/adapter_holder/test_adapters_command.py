@@ -1,0 +1,131 @@
+"""`tensafe adapters` on one machine, as an operator meets it: every refusal says what to do next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tensafe.cli.app import app
+from tensafe.contracts.training import ModelInfo
+from tensafe.local.composition import initialise, local_services
+from tensafe.local.holder_command import in_directory
+from tensafe.local.settings import LocalSettings
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.records import OpKind, StreamKind
+from tensafe.operations.submissions import Submission
+from tensafe.packages.bundle import pack_files
+from tensafe.services import Services
+from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
+from tests.support.helora import peft_files
+
+pytestmark = pytest.mark.slow
+
+RUN = "s-1:train:0"
+BASE = ModelInfo(name="base/m", path="/nowhere", arch="qwen3", vocab_size=9, max_context_tokens=9)
+AT = "unix:/run/tensafe/adapters"
+Tensafe = Callable[..., Any]
+
+
+def path(name: str) -> str:
+    return f"tinker://{RUN}/sampler_weights/{name}"
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    """Sampler weights `mine` and `other` of tenant acme."""
+    initialise(tmp_path / "data")
+    with local_services(LocalSettings(data_dir=tmp_path / "data", models=(BASE,))) as services:
+        services.api_keys.create("acme", ["train"])
+        record, creation = services.streams.creation(RUN, "acme", StreamKind.RUN, BASE.name)
+        services.submissions.create(record, creation, Submission(0, OpKind.CREATE, b"{}"))
+        for name in ("mine", "other"):
+            files = peft_files(64, 8, leaves=("o",))
+            ref = services.artifacts.write(record.scope, f"ckpt/sampler_weights/{name}", pack_files(files))
+            checkpoint = Checkpoint(
+                run_id=RUN, tenant="acme", kind=CheckpointKind.SAMPLER, name=name, base_model=BASE.name,
+                created_ms=1, ref=ref, artifact_id=f"art-{name}",
+            )  # fmt: skip
+            services.ports.items.write(services.checkpoints.saving(checkpoint, overwrite=False))
+        yield services
+
+
+@pytest.fixture
+def tensafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Services) -> Tensafe:
+    """`tensafe("list")`: what `tensafe adapters list --json` prints; with `code`, why it fails."""
+    monkeypatch.setenv("TENSAFE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(command: str, *arguments: str, code: int = 0) -> Any:
+        done = CliRunner().invoke(app, ["adapters", command, *arguments, "--json"])
+        assert done.exit_code == code, done.output
+        return done.stderr.removeprefix("tensafe: ").strip() if code else json.loads(done.stdout)
+
+    return run
+
+
+def publish(tensafe: Tensafe, holder: Path, name: str, *, code: int = 0, **changed: str) -> Any:
+    given = {"holder": AT, "tokens_per_site": "100", "policy": "HE_REQUIRED"} | changed
+    options = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
+    return tensafe(
+        "publish", path(name), "--private", "--yes", "--holder-dir", str(holder), *options, code=code
+    )
+
+
+def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp_path: Path) -> None:
+    holder = tmp_path / "holder"
+    refused = publish(tensafe, holder, "mine", code=1)
+    assert f"python -m tensafe_gpu.adapter_holder init --data-dir {holder}" in refused
+    initialise_holder(holder)
+
+    assert "choose HE_REQUIRED" in publish(tensafe, holder, "mine", code=2, policy="PLAINTEXT_ONLY")
+    assert tensafe("list") == []
+
+    first = publish(tensafe, holder, "mine")
+    rounding = first.pop("rounding")
+    assert rounding.endswith("of 1 sites")
+    assert publish(tensafe, holder, "mine") == first  # again is fine
+    assert "budget of 100" in publish(tensafe, holder, "mine", code=1, tokens_per_site="200")
+    assert "published already: HE_REQUIRED" in publish(tensafe, holder, "mine", code=1, policy="HE_PREFERRED")
+    assert [one["path"] for one in tensafe("list")] == [path("mine")]
+
+    here = tensafe("show", path("mine"))
+    there = tensafe("show", path("mine"), "--holder-dir", str(holder))
+    counted = {
+        "status": "active",
+        "epoch": 1,
+        "digest": first["digest"],
+        "tokens_per_site": 100,
+        "metered": 0,
+    }
+    assert there == here | counted
+    assert tensafe("rotate", path("mine"), "--holder-dir", str(holder))["epoch"] == 2
+    assert "--holder-dir" in tensafe("rotate", path("mine"), code=1)
+
+    assert tensafe("revoke", path("mine"), "--holder-dir", str(holder), "--yes")["erased"] is True
+    assert tensafe("list") == []
+    for command in ("show", "rotate", "revoke"):
+        more = () if command == "show" else ("--holder-dir", str(holder))
+        assert "tensafe adapters list" in tensafe(command, path("mine"), *more, code=3)
+
+
+def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
+    tensafe: Tensafe, tmp_path: Path
+) -> None:
+    """The adapter holder has it, and nothing here says so yet."""
+    holder, folder = tmp_path / "holder", tmp_path / "peft"
+    initialise_holder(holder)
+    folder.mkdir()
+    for name, content in peft_files(64, 8, leaves=("o",)).items():
+        (folder / name).write_bytes(content)
+    in_directory(holder)(
+        "publish", "--name", "art-other", "--peft", str(folder), "--base-model", BASE.name,
+        "--tenants", "sampler", "--tokens-per-site", "50",
+    )  # fmt: skip
+    assert "--tokens-per-site 50" in publish(tensafe, holder, "other", code=1)
+    assert tensafe("list") == []
+    assert publish(tensafe, holder, "other", tokens_per_site="50")["adapter"] == "art-other"
