@@ -60,6 +60,7 @@ def main() -> int:
         weights, tokenizer = _train(client, name)
         prompts = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
         found = publish_and_sample(service, client, weights, prompts, path, Path(folder) / "holder", console)
+        console.print("greedy answers, from the weights here and from the adapter holder:")
         for prompt, answer in zip(PROMPTS, found["answers"], strict=True):
             console.print(f"[b]{prompt}[/b]")
             for kind in ("plain", "private"):

@@ -69,6 +69,8 @@ def encrypted_section(encrypted: Encrypted) -> str:
         ("adapter, SHA-256", encrypted.digest),
     ]
     return (
-        f"<section><h2>The same adapter, held by somebody else</h2>{''.join(cards)}"
+        "<section><h2>The same adapter, held by somebody else</h2><p>Greedy on both sides (temperature 0), "
+        "so that tokens can be compared; the answers above were drawn at random.</p>"
+        f"{''.join(cards)}"
         f'<div class="card">{table((), facts)}<p>{escape(encrypted.extraction)}</p></div></section>'
     )
