@@ -201,7 +201,7 @@ class SamplingEngine:
                 ids = [self._next_id() for _ in range(request.num_samples)]
                 work = self._generate_all(request, cache_salt(name, salt), None, None, ids, private=name)
                 try:
-                    outputs = await serving.run(name, work)
+                    outputs = await serving.run(name, work, len(request.prompt) * request.num_samples)
                 except BaseException:
                     # Their accounts are closed even if the caller has gone.
                     with contextlib.suppress(TensafeError):

@@ -291,6 +291,69 @@ def test_opening_may_take_as_long_as_it_comes_along() -> None:
     assert late.value.code == "he_timeout"
 
 
+def test_a_long_prompt_is_prepared_for_on_every_site_and_no_further_than_a_block() -> None:
+    holder, adapter = slow(WIDE, OTHER)
+    emptied(holder)
+    holder.left = {"m.down": 1500, "m.o": 3000}
+    holder.prepared_sites.clear()
+    before = adapter.missing(1400)
+    assert before == {"missing": 0, "blocks": before["blocks"]}  # nothing is made for what is there
+    while adapter.missing(2000)["missing"]:
+        threading.Event().wait(0.005)
+    assert holder.prepared_sites == ["m.down"]
+    assert adapter.missing(2000) == {"missing": 0, "blocks": before["blocks"] + 1}
+    holder.left, holder.failure = dict.fromkeys(holder.left, 1500), HeUnavailable("timeout", "")
+    assert adapter.missing(2000)["missing"] == 500
+    while adapter.missing(2000)["missing"]:  # then whoever needs it hears why
+        threading.Event().wait(0.005)
+    assert holder.left == dict.fromkeys(holder.left, 1500)
+    adapter.close()
+    adapter.fail(HeUnavailable("timeout", ""))
+    assert adapter.missing(2000)["missing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "answers", "code"),
+    [
+        (1024, [], None),
+        (2000, [(0, 9)], None),
+        (9000, [(4096, 0), (4096, 1), (900, 2), (900, 3), (0, 4)], None),
+        (2000, [(500, 3)], "he_not_prepared"),
+    ],
+)
+def test_a_prompt_waits_for_its_preprocessing_before_the_engine_has_it(
+    rows: int, answers: list[tuple[int, int]], code: str | None
+) -> None:
+    """As long as blocks come along; one that stands still is given up, and never begun."""
+    asked, begun = [], []
+
+    async def rpc(method: str, arguments: tuple[Any, ...]) -> Any:
+        if method == "tensafe_private_missing":
+            asked.append(arguments[1])
+            await asyncio.sleep(0.1)
+            missing, blocks = answers[min(len(asked), len(answers)) - 1]
+            return {"missing": missing, "blocks": blocks}
+        return {"state": "ready", "sites": 1} if method == "tensafe_private_state" else {}
+
+    async def work() -> str:
+        begun.append(len(asked))
+        return "done"
+
+    async def run() -> str:
+        serving, adapter = PrivateServing(rpc, block_s=0.3), PrivateAdapter("A", "1", {})
+        await serving.open(adapter, 1)
+        return await serving.run(vllm_name(adapter, 1), work(), rows)
+
+    if code is None:
+        assert asyncio.run(run()) == "done"
+        assert begun == [len(answers)]
+        assert set(asked) <= {min(rows, 4096)}
+        return
+    with pytest.raises(HeRefused) as refused:
+        asyncio.run(run())
+    assert (refused.value.code, begun) == (code, [])
+
+
 def test_every_code_of_a_key_holder_has_a_sentence() -> None:
     assert {f"he_{code}" for code in ports.CODES} <= set(HE_CODES)
 

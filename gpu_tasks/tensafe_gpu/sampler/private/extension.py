@@ -56,6 +56,11 @@ class PrivateWorkerExtension:
         adapter = self._adapters().get(name)
         return {"state": "absent"} if adapter is None else adapter.facts()
 
+    def tensafe_private_missing(self, name: str, tokens: int) -> dict[str, int]:
+        """What a prompt still lacks of preprocessing; see `OpenAdapter.missing`."""
+        adapter = self._adapters().get(name)
+        return {"missing": 0, "blocks": 0} if adapter is None else adapter.missing(tokens)
+
     def tensafe_private_failures(self) -> dict[str, str]:
         """Name -> code of the open adapters that have failed."""
         return self._adapters().failures()

@@ -30,7 +30,7 @@ from tensafe_gpu.helora.ports import (
     KeyHolder,
 )
 from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
-from tensafe_gpu.sampler.private.preparing import Preparer
+from tensafe_gpu.sampler.private.preparing import BLOCK_S, Preparer
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ _DIRECT_MS: Final = 10
 """What the direct mode takes for a token; a block takes about a millisecond per input of its site."""
 _DIRECT_TOKENS: Final = 16
 """The most that are evaluated so at once."""
-BLOCK_S: Final = 20.0
-"""Longest that a forward pass waits for a block: everybody's pass waits with it."""
 
 Connect = Callable[[Mapping[str, str]], KeyHolder]
 """Reach the adapter holder that a `PrivateAdapter.holder` describes; raises HeUnavailable."""
@@ -156,6 +154,13 @@ class OpenAdapter:
             until_s = time.monotonic() + BLOCK_S
         preparer.wait(site, len(pending.x), until_s - time.monotonic())
         return holder.products([(site, pending.x)])
+
+    def missing(self, tokens: int) -> dict[str, int]:
+        """What a prompt of so many tokens lacks of preprocessing, and the blocks made so far."""
+        preparer = self._preparer
+        if preparer is None or self.failure is not None:
+            return {"missing": 0, "blocks": 0}
+        return {"missing": preparer.missing(tokens), "blocks": preparer.made}
 
     def close(self) -> None:
         """End the connection; waits for what is on its way."""

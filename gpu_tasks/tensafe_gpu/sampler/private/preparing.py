@@ -13,6 +13,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 LOW_WATER: Final = 1024
 """Tokens of a site below which its next block is prepared, so that at most this and a block are held."""
+BLOCK_S: Final = 20.0
+"""Longest wait for a block; a forward pass that waits keeps everybody's waiting."""
 _PAUSE_S: Final = 1.0
 """After a failure; a forward pass that finds nothing prepared says so to its requests."""
 
@@ -26,6 +28,7 @@ class Preparer:
         self._spare: dict[SiteId, int] = {}
         """Tokens above the limit by the last count, less those used since."""
         self._urgent: SiteId | None = None
+        self._target = low_water
         self._failure: HeUnavailable | None = None
         self._progress = threading.Condition()
         self.made = 0
@@ -36,7 +39,8 @@ class Preparer:
 
     def fill(self) -> None:
         """A block for every site that runs low; at first these are all. Raises HeUnavailable."""
-        low = [site for site, left in self._holder.prepared().items() if left < self._low_water]
+        target, self._target = self._target, self._low_water
+        low = [site for site, left in self._holder.prepared().items() if left < target]
         while not self._stopped.is_set():
             urgent, self._urgent = self._urgent, None
             site = urgent or next(iter(low), None)
@@ -47,9 +51,22 @@ class Preparer:
             self._holder.prepare(site)
             with self._progress:
                 self.made += 1
+                self._failure = None
                 self._progress.notify_all()
         for site, left in self._holder.prepared().items():
             self._spare[site] = left - self._low_water
+
+    def missing(self, tokens: int) -> int:
+        """How many tokens some site still lacks of so many, at most a block; the thread sees to it.
+
+        None are, if it failed at its last block: whoever needs one hears why.
+        """
+        least = min(self._holder.prepared().values())
+        if least >= tokens or self._failure is not None:
+            return 0
+        self._target = max(self._target, tokens)
+        self._wake.set()
+        return tokens - least
 
     def want(self, site: SiteId) -> None:
         """Prepare a block of a site ahead of all others."""

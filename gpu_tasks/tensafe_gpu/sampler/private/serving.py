@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import Execution, ExecutionMode
+from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
+from tensafe_gpu.sampler.private.preparing import BLOCK_S, LOW_WATER
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -37,9 +39,9 @@ Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
 class PrivateServing:
     """Opens private adapters in the worker and vouches for what they answered."""
 
-    def __init__(self, rpc: Rpc, *, open_s: float = OPEN_S) -> None:
+    def __init__(self, rpc: Rpc, *, open_s: float = OPEN_S, block_s: float = BLOCK_S) -> None:
         self._rpc = rpc
-        self._open_s = open_s
+        self._open_s, self._block_s = open_s, block_s
         self._facts: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, asyncio.Event] = {}
         self._codes: dict[str, str] = {}
@@ -73,10 +75,13 @@ class PrivateServing:
             self._codes.pop(name, None)
             await self._rpc("tensafe_private_close", (name,))
 
-    async def run(self, name: str, work: Coroutine[Any, Any, T]) -> T:
-        """The work's result. Cancels it and raises HeRefused as soon as the adapter fails."""
+    async def run(self, name: str, work: Coroutine[Any, Any, T], rows: int = 0) -> T:
+        """The work's result, begun once so many rows are prepared, or a block of each site.
+
+        Cancels it and raises HeRefused as soon as the adapter fails.
+        """
         failed = self._failed[name]
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(self._when_prepared(name, work, rows))
         failing = asyncio.create_task(failed.wait())
         self._running += 1
         if self._watching is None or self._watching.done():
@@ -91,6 +96,24 @@ class PrivateServing:
             failing.cancel()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            work.close()  # it may never have begun
+
+    async def _when_prepared(self, name: str, work: Coroutine[Any, Any, T], rows: int) -> T:
+        """Wait outside of the engine: in a forward pass everybody would wait, for one site after the other.
+
+        A pass waits for what was used up by others meanwhile, or is beyond a block.
+        """
+        blocks, began = 0, time.monotonic()
+        while rows > LOW_WATER:
+            found: dict[str, int] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
+            if not found["missing"]:
+                break
+            if found["blocks"] > blocks:
+                blocks, began = found["blocks"], time.monotonic()
+            elif time.monotonic() - began > self._block_s:
+                raise HeRefused("he_not_prepared")
+            await asyncio.sleep(_OPEN_POLL_S)
+        return await work
 
     async def vouch(
         self, adapter: PrivateAdapter, name: str, requests: Sequence[str], outputs: Sequence[RequestOutput]
