@@ -140,10 +140,21 @@ class TrainerWorker:
     def _make_room(self) -> None:
         """Retire the run that has been idle longest if another one waits for its place."""
         idlest = min(self._hot.all(), key=lambda run: run.last_worked_s)
-        idle_s = time.monotonic() - idlest.last_worked_s
-        waiting = self._services.ports.queues.depth(self._queue) > len(self._hot)
-        if waiting and idle_s >= self._settings.idle_snapshot_s:
+        if time.monotonic() - idlest.last_worked_s < self._settings.idle_snapshot_s:
+            return
+        if self._others_wait():
             self._retire(idlest)
+
+    def _others_wait(self) -> bool:
+        """Whether the queue has more messages than those in hand; also where it does not say.
+
+        The runs that are held go on meanwhile: they need no queue.
+        """
+        try:
+            return self._services.ports.queues.depth(self._queue) > len(self._hot)
+        except Unavailable:
+            log.warning("the queue does not say whether others wait", extra={"queue": self._queue})
+            return True
 
     def _guarded_retire(self, run: HotRun) -> None:
         try:

@@ -19,6 +19,8 @@ from tests.support.operator_calls import allowed, recorded
 from tests.unit.operations.world import BASE
 
 RUN = "s-1:train:0"
+OTHER = "s-1:train:1"
+"""Waits for the first one's place, since the worker holds one run at a time."""
 
 
 def test_a_private_run_takes_no_right_that_the_trainer_lacks(tmp_path: Path) -> None:
@@ -32,22 +34,29 @@ def test_a_private_run_takes_no_right_that_the_trainer_lacks(tmp_path: Path) -> 
         training_log.submit(services, RUN, 1, training_log.forward_backward(0, units=[0, 1, 2]))
         training_log.submit(services, RUN, 2, training_log.optim_step())
         training_log.submit(services, RUN, 3, training_log.save("end"))
+        training_log.begin(services, OTHER, BASE)
+        training_log.submit(services, OTHER, 1, training_log.forward_backward(0))
         fresh = world.open(keyring=ports.keyring, bell=ports.bell, anchors=anchors)
-        worker = build_worker(fresh, BASE, base, "trainer-1", WorkerSettings(idle_snapshot_s=0.0))
+        settings = WorkerSettings(idle_snapshot_s=0.0, max_hot_runs=1)
+        worker = build_worker(fresh, BASE, base, "trainer-1", settings)
         stop = threading.Event()
         wire.forget()
         with recorded() as found:
             working = threading.Thread(target=worker.run, args=(stop,))
             working.start()
             deadline = time.monotonic() + 60
-            while not all(one.state.final for one in services.outcomes.operations(RUN)):
+            while not all(
+                one.state.final for run in (RUN, OTHER) for one in services.outcomes.operations(run)
+            ):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             stop.set()
             working.join(60)
-        assert {one.state for one in services.outcomes.operations(RUN)} == {OpState.COMPLETED}
+        ended = [one.state for run in (RUN, OTHER) for one in services.outcomes.operations(run)]
+        assert set(ended) == {OpState.COMPLETED}
         calls = {one for one in found.calls if not one[0].startswith("kms:")}
         assert {("dynamodb:PutItem", "AnchorTable"), ("s3:PutObject", "BlobBucket")} < calls
+        assert ("sqs:GetQueueAttributes", "TrainQueue") in calls  # a full worker asks whether others wait
         assert calls - allowed("TrainerPolicy") == set()
         contexts = [
             (f"kms:{call.rpartition('.')[2]}", sent["EncryptionContext"])

@@ -400,6 +400,22 @@ def test_a_full_house_makes_room_for_who_waits(new_rig: Callable[..., Rig]) -> N
     assert len(rig.worker._hot) <= 2
 
 
+def test_a_queue_that_does_not_say_who_waits_keeps_nobody_from_working(
+    new_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = new_rig(max_hot_runs=1, idle_snapshot_s=0.0)
+
+    def silent(_: object) -> int:
+        raise Unavailable("denied")
+
+    monkeypatch.setattr(rig.world.queues, "depth", silent)
+    for number in range(2):
+        rig.begin(f"s-1:train:{number}")
+    for _ in range(6):
+        rig.worker.step()
+    assert all(rig.states(f"s-1:train:{number}") == [OpState.COMPLETED] for number in range(2))
+
+
 def test_memory_that_is_full_is_a_full_house(new_rig: Callable[..., Rig]) -> None:
     rig = new_rig(max_hot_bytes=1, idle_snapshot_s=0.0)
     rig.begin()
