@@ -26,7 +26,7 @@ from tensafe.privacy.anchoring import Anchoring
 from tensafe.privacy.backing_off import back_off
 from tensafe.privacy.counting import RunCounts
 from tensafe.privacy.dealt_records import DealtRecord, read_record, read_runs
-from tensafe.privacy.domain_records import listing
+from tensafe.privacy.domain_records import find_domain, listing
 from tensafe.privacy.mechanism import Mechanism
 from tensafe.privacy.records import (
     STEP_MAX,
@@ -255,6 +255,17 @@ class Ledger:
         if head is None:
             raise NotFound(f"there is no privacy domain {ref.domain!r}")
         return stated_epsilon(head)
+
+    def budget_used(self, charge: Charge, own: float | None) -> float | None:
+        """The domain's epsilon with this charge over the smaller of its registered limit and the run's `own`.
+
+        None where neither has one.
+        """
+        domain = find_domain(self._items, charge.run.scope)
+        limits = [] if own is None else [own]
+        if domain is not None:
+            limits.append(domain.terms.max_epsilon)
+        return charge.epsilon / min(limits) if limits else None
 
     def show(self, tenant: str, domain: str) -> DomainStatement:
         """`show_domain` of this ledger's store."""

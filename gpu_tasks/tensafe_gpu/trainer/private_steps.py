@@ -113,8 +113,8 @@ class PrivateSteps:
         if bool(state.pending_data) != bool(private.units):
             raise IntegrityError("the accumulated sum and its units do not belong together")
         charge = self._ledger.reserve(private.ref, seq, private.units, extra_writes=[run.lease.check])
-        if private.mechanism.max_epsilon is not None:
-            used = charge.epsilon / private.mechanism.max_epsilon
+        used = self._ledger.budget_used(charge, mechanism.max_epsilon)
+        if used is not None:
             label = domain_label(private.ref.tenant, private.ref.domain)
             self._services.metrics.set(Metric.BUDGET_USED, used, domain=label)
         release = partial(noisy_mean, charge, private.noise_secret, threads=torch.get_num_threads())

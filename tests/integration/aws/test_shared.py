@@ -5,6 +5,7 @@ They are the same functions; what differs is the `service` behind their fixtures
 
 from __future__ import annotations
 
+from tests.integration.service.test_correlation import test_a_failure_names_the_request_that_submitted_it
 from tests.integration.service.test_isolation import (
     alice,
     bob,
@@ -35,6 +36,7 @@ __all__ = [
     "run",
     "test_a_cancelled_operation_never_runs",
     "test_a_failed_operation_is_told_with_its_field",
+    "test_a_failure_names_the_request_that_submitted_it",
     "test_a_private_run_reports_epsilon_and_stops_at_its_budget",
     "test_another_tenants_thing_is_as_absent_as_nothing",
     "test_both_faces_see_one_run",

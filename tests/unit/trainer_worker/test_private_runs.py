@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import NotFound
+from tensafe.metrics.counters import Counters
+from tensafe.metrics.port import Metric, domain_label
 from tensafe.operations.records import OpKind, OpState
 from tensafe.packages.bundle import unpack_files
 from tensafe.privacy import units
 from tensafe.privacy.artifact_statement import JSON_FILE, TEXT_FILE
 from tensafe_gpu.trainer import execute
+from tensafe_gpu.trainer.__main__ import build_worker
 from tests.support.training_log import Step, forward_backward, load, optim_step, private, save
+from tests.unit.operations.world import BASE, TENANT
 from tests.unit.trainer_worker.rig import RUN, Rig
 
 PLAIN = "s-1:train:5"
@@ -27,6 +33,32 @@ def failure_of(rig: Rig, seq: int, run_id: str = RUN) -> str:
     assert failure is not None
     assert failure.category == "user"
     return failure.message
+
+
+@pytest.mark.parametrize(
+    ("own", "of_domain", "limit"),
+    [(20.0, None, 20.0), (None, 30.0, 30.0), (40.0, 30.0, 30.0), (20.0, 30.0, 20.0), (None, None, None)],
+)
+def test_what_is_used_of_a_budget_is_told_over_the_smaller_limit(
+    rig: Rig, own: float | None, of_domain: float | None, limit: float | None
+) -> None:
+    counted = Counters()
+    rig.services = replace(rig.services, metrics=counted)
+    rig.worker = build_worker(rig.services, BASE, rig.base, "trainer-counted", rig.settings)
+    optimizer = private(max_epsilon=own, noise_multiplier=2.0)
+    if of_domain is not None:
+        domains = rig.world.services.domains
+        terms = DomainTerms(unit="record", delta=1e-5, max_epsilon=of_domain)
+        domains.create(TENANT, "letters", terms)
+        domains.add_units(TENANT, "letters", 0, (1).to_bytes(8, "big") + bytes(32))
+        domains.finish(TENANT, "letters")
+    rig.begin(optimizer=optimizer)
+    rig.do(1, forward_backward(units=(1,)))
+    assert rig.do(2, optim_step()).state is OpState.COMPLETED
+    epsilon = rig.result(2)["metrics"]["dp/epsilon"]
+    told = [(one.labels, one.value) for one in counted.series() if one.metric is Metric.BUDGET_USED]
+    used = [] if limit is None else [((("domain", domain_label(TENANT, "letters")),), epsilon / limit)]
+    assert told == used
 
 
 def plain_checkpoints(rig: Rig) -> None:
