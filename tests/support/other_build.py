@@ -1,6 +1,5 @@
 """`python -m tests.support.other_build WHICH serve ...`: an adapter holder that a sampler must refuse.
 
-refuses     its parameters are others, and it says so to whoever greets it with ours
 announces   it takes our greeting, and announces other parameters
 speaks      its frames are of another version
 offers      it has another version of the adapter than was asked for

@@ -159,7 +159,11 @@ class Connection:
 
     def _answer(self, frame: Frame, answer: Kind) -> memoryview:
         if frame.kind is Kind.ERROR:
-            raise self._refusal(frame)
+            refusal = self._refusal(frame)
+            if frame.request == 0 and refusal.code == TIMEOUT and self._answered:
+                # Said of no request, after a long silence: TLS shows it with the next answer only.
+                raise PeerGone("the adapter holder has closed the connection")
+            raise refusal
         self._answered = time.monotonic()
         if frame.kind is not answer or frame.request != self._request:
             raise FrameError("the answer belongs to another request")

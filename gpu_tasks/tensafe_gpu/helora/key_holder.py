@@ -138,8 +138,11 @@ class RemoteKeyHolder:
         if not 1 <= sum(len(x) for _, x in sites) <= MAX_ENTRIES:
             raise ValueError(f"the direct mode takes 1 to {MAX_ENTRIES} tokens at once")
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
-        entries, layouts, request = [], [], DirectRequest()
+        entries, layouts = [], []
         try:
+            with self._online_lock:
+                self._greeted_online()  # a key's id is drawn when the nonce is there
+            request = DirectRequest()
             for (site, _), (x_q, _) in zip(sites, quantised, strict=True):
                 index, shape = self._shapes[site]
                 layout = layout_of(shape.d_in, shape.rank_rows)

@@ -195,11 +195,11 @@ class SamplingEngine:
         serving = self._serving
         if serving is None:
             raise HeRefused("he_not_configured")
-        try:
-            async with self._adapters.lease(adapter) as resident:
-                name = resident.path
-                ids = [self._next_id() for _ in range(request.num_samples)]
-                work = self._generate_all(request, cache_salt(name, salt), None, None, ids, private=name)
+        async with self._adapters.lease(adapter) as resident:
+            name = resident.path
+            ids = [self._next_id() for _ in range(request.num_samples)]
+            work = self._generate_all(request, cache_salt(name, salt), None, None, ids, private=name)
+            try:
                 try:
                     outputs = await serving.run(name, work, len(request.prompt) * request.num_samples)
                 except BaseException:
@@ -208,10 +208,10 @@ class SamplingEngine:
                         await asyncio.shield(serving.reports(ids))
                     raise
                 return to_result(request, outputs, await serving.vouch(adapter, name, ids, outputs))
-        except HeRefused:
-            # Its cache blocks may hold what was computed without it: the next request opens it anew.
-            await self._adapters.forget(adapter.identity)
-            raise
+            except HeRefused:
+                # Its cache blocks may hold what was computed without it: whoever comes next opens it anew.
+                await self._adapters.retire(resident)
+                raise
 
     async def close(self) -> None:
         """End vLLM's processes and remove the private directory; pending samples raise Unavailable."""

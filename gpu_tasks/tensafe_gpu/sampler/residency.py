@@ -11,10 +11,10 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tensafe_gpu.sampler.adapters import Adapter
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
@@ -24,7 +24,7 @@ _LOG: Final = logging.getLogger(__name__)
 AnyAdapter = Adapter | PrivateAdapter
 Load = Callable[[int, AnyAdapter], Awaitable[str]]
 """Load the adapter under a new id; returns the path that vLLM knows it by, or a private one's name."""
-Unload = Callable[["Resident"], Awaitable[None]]
+Unload = Callable[["Resident"], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,10 @@ class Resident:
 
 
 class ResidentAdapters:
-    """At most `capacity` adapters in vLLM; one load or eviction at a time."""
+    """At most `capacity` adapters in vLLM; one load or eviction at a time.
+
+    A private adapter has its place before it is opened, and is opened beside the others: that takes minutes.
+    """
 
     def __init__(self, capacity: int, load: Load, unload: Unload) -> None:
         self._capacity = capacity
@@ -47,6 +50,11 @@ class ResidentAdapters:
         self._held: OrderedDict[str, Resident] = OrderedDict()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._leases: Counter[str] = Counter()
+        self._users: Counter[int] = Counter()
+        self._retired: dict[int, Resident] = {}
+        """Out of `_held`, and still used by requests that will hear of it."""
+        self._moving = 0
+        """Places of those that are being opened, or unloaded after their last request."""
         self._changing = asyncio.Lock()
         self._released = asyncio.Event()
 
@@ -69,12 +77,13 @@ class ResidentAdapters:
         identity = adapter.identity
         self._leases[identity] += 1
         try:
-            if identity not in self._held:
+            while identity not in self._held:  # again if it was retired before this request had its turn
                 # Shielded: a load that was begun is finished and entered here even if its request is
                 # cancelled, or vLLM would hold an adapter that nobody counts.
                 await asyncio.shield(self._loading_task(adapter))
             self._held.move_to_end(identity)
-            yield self._held[identity]
+            async with self._used(self._held[identity]) as resident:
+                yield resident
         finally:
             self._leases[identity] -= 1
             if not self._leases[identity]:
@@ -86,6 +95,35 @@ class ResidentAdapters:
         async with self._changing:
             if identity in self._held and identity not in self._leases:
                 await self._evict(self._held[identity])
+
+    async def retire(self, resident: Resident) -> None:
+        """Give a resident to no request any more, and unload it once those that have it have ended.
+
+        The next lease loads the adapter anew. A second call does nothing.
+        """
+        if self._held.get(resident.identity) is not resident:
+            return
+        del self._held[resident.identity]
+        self._retired[resident.adapter_id] = resident
+        await self._unload_retired(resident)
+
+    @asynccontextmanager
+    async def _used(self, resident: Resident) -> AsyncIterator[Resident]:
+        self._users[resident.adapter_id] += 1
+        try:
+            yield resident
+        finally:
+            self._users[resident.adapter_id] -= 1
+            if not self._users[resident.adapter_id]:
+                del self._users[resident.adapter_id]
+            await self._unload_retired(resident)
+
+    async def _unload_retired(self, resident: Resident) -> None:
+        if resident.adapter_id in self._users or resident.adapter_id not in self._retired:
+            return
+        del self._retired[resident.adapter_id]
+        _LOG.info("adapter retired", extra={"adapter_id": resident.adapter_id})
+        await asyncio.shield(asyncio.create_task(self._moved(self._unload(resident))))
 
     def _loading_task(self, adapter: AnyAdapter) -> asyncio.Task[None]:
         """The one task that is loading this adapter."""
@@ -106,12 +144,32 @@ class ResidentAdapters:
         async with self._changing:
             await self._make_room()
             adapter_id = next(self._ids)
-            path = await self._load(adapter_id, adapter)
-            self._held[adapter.identity] = Resident(adapter.identity, adapter_id, path)
+            if not isinstance(adapter, PrivateAdapter):
+                await self._enter(adapter_id, adapter)
+                return
+            opening = self._moved(self._enter(adapter_id, adapter))
+        await opening
+
+    def _moved(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+        """The work, for which a place is kept from now to its end."""
+        self._moving += 1
+
+        async def move() -> None:
+            try:
+                await work
+            finally:
+                self._moving -= 1
+                self._released.set()
+
+        return move()
+
+    async def _enter(self, adapter_id: int, adapter: AnyAdapter) -> None:
+        path = await self._load(adapter_id, adapter)
+        self._held[adapter.identity] = Resident(adapter.identity, adapter_id, path)
 
     async def _make_room(self) -> None:
         """Evict the least recently used adapter without a lease once the capacity is reached."""
-        while len(self._held) >= self._capacity:
+        while len(self._held) + len(self._retired) + self._moving >= self._capacity:
             idle = next((r for r in self._held.values() if r.identity not in self._leases), None)
             if idle is None:
                 self._released.clear()

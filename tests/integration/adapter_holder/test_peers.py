@@ -267,6 +267,24 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
     assert "TLS" in str(raised.value)
 
 
+def test_a_connection_that_ended_after_a_long_silence_is_a_holder_that_has_gone(
+    tmp_path: Path, holder: Holder, burn_log: BurnLog
+) -> None:
+    """Over TLS it shows at the next request, whose sampler then opens the adapter again."""
+    authority = Authority(tmp_path)
+    with over_tls(holder, authority, patience=Patience(2, 0.3, 2)) as port:
+        contexts = of_files(authority.issue(TENANT), client_context)
+        private = RemoteKeyHolder(
+            tls_connector("127.0.0.1", port, contexts, 2), Wanted(TENANT, "a"), burn_log, SHORT
+        )
+        private.prepare(OUT)
+        time.sleep(1.0)
+        with pytest.raises(HeUnavailable) as raised:
+            private.products([(OUT, np.ones((1, D), dtype=np.float32))])
+        assert raised.value.code == HOLDER_ABSENT
+        private.close()
+
+
 def test_a_tls_handshake_in_dribs_has_one_time_limit(
     tmp_path: Path, holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,3 +177,26 @@ def test_he_01_a_spent_budget_is_refused_and_a_new_epoch_serves_again(
     quantised = QuantisedReference(harness.model_path)
     with quantised.adapted(served_integers(holder.data_dir, "E")):
         assert tokens_of(result) == quantised.greedy((41, 42, 43), NEW)
+
+
+def test_he_01_requests_that_overlap_go_on_after_a_rotation(
+    harness: Harness, holder: HolderProcess, adapter: PrivateAdapter
+) -> None:
+    """All of them find the old epoch refused while the others still have it; the new one answers them all."""
+
+    async def sample(number: int) -> int:
+        result = await harness.engine.sample(greedy((61, 62, number), 60), adapter)
+        assert result.execution is not None
+        return result.execution.epoch or 0
+
+    async def client(number: int, after: int) -> None:
+        until = time.monotonic() + 60
+        while await sample(number) <= after:  # no request of any is refused on the way
+            assert time.monotonic() < until
+
+    async def rotate() -> None:
+        await asyncio.to_thread(holder.command, "rotate", "--name", "E")
+
+    epoch = harness.run(sample(0))
+    ended = harness.together(*(client(number, epoch) for number in range(6)), rotate())
+    assert ended == [None] * 7

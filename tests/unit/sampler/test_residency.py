@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tensafe_gpu.sampler.adapters import Adapter
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.residency import Resident, ResidentAdapters
 
 
@@ -168,5 +169,105 @@ def test_any_order_of_requests_and_cancellations_keeps_the_rules(capacity: int) 
         assert {type(r) for r in results} <= {type(None), ValueError, asyncio.CancelledError}
         assert len(books.residents) == len(books.held) <= capacity
         assert not any(books.in_use.values())
+
+    run(scenario())
+
+
+def test_what_has_failed_is_opened_anew_while_others_still_have_it() -> None:
+    async def scenario() -> None:
+        books = Books(3)
+        release = asyncio.Event()
+        seen: list[int] = []
+
+        async def slow() -> None:
+            async with books.residents.lease(adapter("a")) as resident:
+                seen.append(resident.adapter_id)
+                await release.wait()
+
+        async def failing() -> None:
+            async with books.residents.lease(adapter("a")) as resident:
+                seen.append(resident.adapter_id)
+                await books.residents.retire(resident)
+                await books.residents.retire(resident)
+
+        others = [asyncio.create_task(slow()) for _ in range(2)]
+        await spin()
+        await failing()
+        assert sorted(books.held.values()) == ["a"]  # two requests still have it
+        await books.use("a")
+        assert books.loads == ["a", "a"]
+        assert set(seen) == {1}
+        assert set(books.held) == {1, 2}
+        release.set()
+        await asyncio.gather(*others)
+        assert set(books.held) == {2}
+        await books.use("a")
+        assert books.loads == ["a", "a"]
+
+    run(scenario())
+
+
+def test_a_request_that_waited_for_what_was_retired_meanwhile_gets_the_new_one() -> None:
+    async def scenario() -> None:
+        books = Books(2)
+
+        async def failing() -> None:
+            async with books.residents.lease(adapter("a")) as resident:
+                await books.residents.retire(resident)
+
+        await asyncio.gather(failing(), failing(), *(books.use("a") for _ in range(4)))
+        assert len(books.held) <= 1
+
+    run(scenario())
+
+
+def test_what_is_retired_keeps_its_place_until_it_is_unloaded() -> None:
+    async def scenario() -> None:
+        books = Books(1)
+        release = asyncio.Event()
+
+        async def slow() -> None:
+            async with books.residents.lease(adapter("a")) as resident:
+                await books.residents.retire(resident)
+                await release.wait()
+
+        first = asyncio.create_task(slow())
+        await spin()
+        second = asyncio.create_task(books.use("b"))
+        await spin()
+        assert books.loads == ["a"]
+        release.set()
+        await asyncio.gather(first, second)
+        assert books.loads == ["a", "b"]
+
+    run(scenario())
+
+
+def test_others_come_and_go_while_a_private_adapter_is_opened() -> None:
+    async def scenario() -> None:
+        books = Books(3)
+        opening = asyncio.Event()
+
+        async def load(adapter_id: int, one: Adapter | PrivateAdapter) -> str:
+            if isinstance(one, PrivateAdapter):
+                await opening.wait()
+                return one.name
+            return await books.load(adapter_id, one)
+
+        books.residents = ResidentAdapters(2, load, books.unload)
+
+        async def private() -> None:
+            async with books.residents.lease(PrivateAdapter("p", "1", {})):
+                pass
+
+        first = asyncio.create_task(private())
+        await spin()
+        await books.use("a")
+        await books.use("b")  # a makes room; the place of what is being opened is not to be had
+        await books.residents.forget("b@1")
+        assert books.held == {}
+        opening.set()
+        await first
+        assert len(books.residents) == 1
 
     run(scenario())
