@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+import boto3
 import pytest
 from moto.kms.responses import KmsResponse
 from moto.moto_api._internal import moto_api_backend
@@ -126,6 +127,7 @@ def recording_moto() -> Iterator[WireCalls]:
     """
     with pytest.MonkeyPatch.context() as patch, moto_on_loopback() as endpoint:
         moto_api_backend.reset()  # this process may have had others, which it shares its stores with
+        patch.setattr(boto3, "DEFAULT_SESSION", None)  # and remembers their credentials
         patch.setattr(KmsResponse, "sign", KmsResponse.sign)  # so that it comes back
         repair_digests()
         calls, answer = WireCalls(endpoint), DomainDispatcherApplication.__call__

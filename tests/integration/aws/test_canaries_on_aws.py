@@ -29,8 +29,9 @@ def trained_and_sampled(native: Native, canaries: Canaries) -> str:
     for client, more in ((run, {}), (private, {"dp_unit_id": UNIT_ID})):
         native.do(client, "forward_backward", batch({**example(secret), **more}))
         native.do(client, "optim_step", {"learning_rate": 1e-2})
-    asked = {"prompt": prompt, "sampling_params": {"max_tokens": 24, "stop": [STOP_STRING]}}
-    completion = native.do(run, "sample", asked)["sequences"][0]
+    # Several: one may end at its first token.
+    asked = {"prompt": prompt, "num_samples": 4, "sampling_params": {"max_tokens": 24, "stop": [STOP_STRING]}}
+    completion = max(native.do(run, "sample", asked)["sequences"], key=lambda one: len(one["tokens"]))
     canaries.tokens("a training example", secret)
     canaries.tokens("a target", secret[1:13])
     canaries.number("a unit id", UNIT_ID)

@@ -154,9 +154,10 @@ def planted(own_service: Service) -> tuple[Native, list[str], Canaries, str]:
     prompt = rng.integers(1, 250, 24).tolist()
     canaries.tokens("a prompt", prompt)
     canaries.text("a stop string", STOP_STRING)
-    asked = {"prompt": prompt, "sampling_params": {"max_tokens": 24, "stop": [STOP_STRING]}}
+    # Several: one may end at its first token.
+    asked = {"prompt": prompt, "num_samples": 4, "sampling_params": {"max_tokens": 24, "stop": [STOP_STRING]}}
     sampled = native.submit(run, "sample", asked)
-    completion = native.result(sampled)["sequences"][0]
+    completion = max(native.result(sampled)["sequences"], key=lambda one: len(one["tokens"]))
     canaries.tokens("a completion", completion["tokens"][:16])
     canaries.floats("logprobs of a completion", np.array(completion["logprobs"]))
     state = load_safetensors(native.content(native.save(run, "state")["id"]))
