@@ -16,6 +16,7 @@ import pytest
 
 from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu.adapter_holder import listener as listener_module
+from tensafe_gpu.adapter_holder import service
 from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import frames, key_holder
@@ -134,6 +135,29 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
     assert refused(Kind.BLOCK_BEGIN, again) == GARBAGE
     assert holder.service.accepted.spent("a", 1, 1) == spent
     private.products([(OUT, x)])
+    private.close()
+
+
+def test_a_transparent_reply_is_refused_and_a_sound_one_is_taken(
+    holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose second polynomial is zero: anybody could read it."""
+
+    def transparent(block_id: bytes, words: np.ndarray) -> list:
+        open_words = words.copy()
+        open_words[:, 1] = 0
+        return pack_reply(block_id, open_words)
+
+    pack_reply = service.pack_reply
+    private = holder.key_holder(burn_log)
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "pack_reply", transparent)
+        with pytest.raises(HeUnavailable) as raised:
+            private.prepare(OUT)
+    assert raised.value.code == PARAMETERS_REFUSED
+    assert private.prepared()[OUT] == 0
+    private.prepare(OUT)
+    assert private.products([(OUT, np.ones((1, D), dtype=np.float32))])[0].shape == (1, RANK)
     private.close()
 
 
