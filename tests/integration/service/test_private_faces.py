@@ -261,6 +261,14 @@ def test_a_request_strengthens_a_policy_on_every_face_and_weakens_it_on_none(
     again = sampled(strict.create_sampling_client(model_path=published.path).result())
     assert again == sampled(published.sampler(published.path))
     strict.close("success").result()
+    weak = tinker.ServiceClient(
+        base_url=published.service.url,
+        api_key=published.key,
+        default_headers_overrides={"X-TenSafe-Execution-Policy": "PLAINTEXT_ONLY"},
+    )
+    with pytest.raises(tinker.RequestFailedError, match="not weaken it to PLAINTEXT_ONLY"):
+        sampled(weak.create_sampling_client(model_path=published.path).result())
+    weak.close("success").result()
 
 
 def greeted(published: Published) -> str | None:
