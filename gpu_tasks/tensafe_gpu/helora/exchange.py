@@ -13,7 +13,7 @@ from typing import Final
 from tensafe_gpu.helora.frames import HEADER, Frame, Kind, PeerGone, PeerSlow, frame_pieces, parse_header
 from tensafe_gpu.helora.ports import Asked
 
-POLL_S: Final = 0.0003
+POLL_S: Final = 0.0008
 """How long answers are looked for before their thread sleeps: the forward pass stands still meanwhile, and an
 adapter holder on the same host has mostly answered by then."""
 _STEPS: Final = 64
