@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import Final
 
@@ -139,26 +140,22 @@ class RemoteKeyHolder:
             raise ValueError(f"the direct mode takes 1 to {MAX_ENTRIES} tokens at once")
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         entries, layouts = [], []
-        try:
-            with self._online_lock:
-                self._greeted_online()  # a key's id is drawn when the nonce is there
-            request = DirectRequest()
-            for (site, _), (x_q, _) in zip(sites, quantised, strict=True):
-                index, shape = self._shapes[site]
-                layout = layout_of(shape.d_in, shape.rank_rows)
-                entries += [DirectEntry(index, *request.encrypted(layout, token)) for token in x_q]
-                layouts += [layout] * len(x_q)
-            with self._online_lock:
-                connection = self._greeted_online()
+        with self._online_lock:
+            connection = self._greeted_online()
+            with closing(DirectRequest()) as request:  # its id is drawn when the nonce is there
+                for (site, _), (x_q, _) in zip(sites, quantised, strict=True):
+                    index, shape = self._shapes[site]
+                    layout = layout_of(shape.d_in, shape.rank_rows)
+                    entries += [DirectEntry(index, *request.encrypted(layout, token)) for token in x_q]
+                    layouts += [layout] * len(x_q)
                 parts = pack_direct(request.key_id, request.public_half(connection.nonce), entries)
                 wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
                 payload = connection.ask(Kind.DIRECT, parts, Kind.DIRECT_REPLY, wait_s)
-            replies = unpack_direct_reply(payload, layouts)
-            sums = iter([request.products(*pair) for pair in zip(layouts, replies, strict=True)])
-        except FrameError as error:
-            raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
-        finally:
-            request.close()
+                try:
+                    replies = unpack_direct_reply(payload, layouts)
+                except FrameError as error:
+                    raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
+                sums = iter([request.products(*pair) for pair in zip(layouts, replies, strict=True)])
         return [dequantised(np.stack([next(sums) for _ in x_q]), scales) for x_q, scales in quantised]
 
     def prepare(self, site: SiteId) -> None:

@@ -15,6 +15,7 @@ from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import (
     BUDGET_SPENT,
+    HOLDER_ABSENT,
     NOT_ALLOWED,
     NOT_PREPARED,
     STATE_FAILED,
@@ -265,4 +266,15 @@ def test_the_direct_mode_needs_nothing_prepared_and_is_metered(holder: Holder, b
     with pytest.raises(HeUnavailable) as raised:
         private.direct_products([(QKV, tokens(4))])
     assert code_of(raised) == BUDGET_SPENT
+    private.close()
+
+
+def test_the_direct_mode_says_that_a_holder_has_gone(holder: Holder, burn_log: BurnLog) -> None:
+    publish(holder)
+    private = holder.key_holder(burn_log)
+    private._online.close()
+    holder.socket.unlink()
+    with pytest.raises(HeUnavailable) as raised:
+        private.direct_products([(OUT, tokens(1))])
+    assert code_of(raised) == HOLDER_ABSENT
     private.close()
