@@ -16,9 +16,8 @@ from typing import Final
 
 from benchmarks.decode_loop import Job, decode_loop
 from benchmarks.harness import Bench, interleaved
-from benchmarks.models import sized
 from benchmarks.peer import Peer
-from benchmarks.private_decode import HALF_BILLION, NAME, Shape, published_at
+from benchmarks.private_decode import HALF_BILLION, NAME, Shape, model_of, published_at
 from tests.project_files import ROOT
 from tests.support.holder_process import HolderProcess
 
@@ -33,15 +32,7 @@ SHAPES: Final = {
 
 def compared(bench: Bench, shape: Shape, rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
     """Kind and batch -> tokens per second, eager and compiled."""
-    model = str(
-        sized(
-            bench.folder / "model",
-            hidden=shape.hidden,
-            layers=shape.layers,
-            intermediate=shape.intermediate,
-            heads=shape.heads,
-        )
-    )
+    model = str(model_of(bench.folder / "model", shape))
     holder = HolderProcess(bench.folder / "holder")
     found: dict[str, tuple[float, float]] = {}
     try:

@@ -66,13 +66,7 @@ def measured(bench: Bench, shape: Shape) -> Mapping[str, float]:
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of all processes that are started here
 
-    model = sized(
-        bench.folder / "model",
-        hidden=shape.hidden,
-        layers=shape.layers,
-        intermediate=shape.intermediate,
-        heads=shape.heads,
-    )
+    model = model_of(bench.folder / "model", shape)
     holder = HolderProcess(bench.folder / "holder")
     try:
         where = published_at(bench.folder, holder, shape)
@@ -81,13 +75,21 @@ def measured(bench: Bench, shape: Shape) -> Mapping[str, float]:
         holder.kill()
 
 
+def model_of(folder: Path, shape: Shape) -> Path:
+    """A random model of these sizes."""
+    return sized(
+        folder,
+        hidden=shape.hidden,
+        layers=shape.layers,
+        intermediate=shape.intermediate,
+        heads=shape.heads,
+    )
+
+
 def published_at(folder: Path, holder: HolderProcess, shape: Shape) -> dict[str, str]:
     """Where a key holder finds a random adapter on q, k, v and o of this shape; its files are in `peft`."""
     peft = _adapter(folder / "peft", shape)
-    holder.command(
-        "publish", "--name", NAME, "--peft", str(peft), "--base-model", NAME, "--tenants", NAME,
-        "--tokens-per-site", "1000000",
-    )  # fmt: skip
+    holder.publish(NAME, peft, base_model=NAME, tenant=NAME, tokens_per_site=1_000_000)
     return _where(folder, holder)
 
 

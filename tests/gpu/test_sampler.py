@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -23,15 +22,14 @@ from tests.integration.sampler.conftest import (
     adapter_factory,
 )
 from tests.support.holder_process import HolderProcess
+from tests.support.private_requests import ALL, NEW, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, served_integers
 from tests.support.tiny_models import tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(900)]
 
-NEW = 12
 SITES = 8
 """q, k and v share one in each of two layers, as do gate and up; o and down have one each."""
-PRIVATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROMPTS = ((5, 9, 301, 44), (7, 8, 9, 10, 11, 12, 13), (480, 3, 77))
 CONNECT = "tensafe_gpu.sampler.private.connecting:connect"
 
@@ -73,17 +71,6 @@ def compiled_engine(model_path: str, environment: None) -> Iterator[Harness]:
     harness = engine(model_path)
     yield harness
     harness.close()
-
-
-def greedy(prompt: tuple[int, ...], tokens: int = NEW, **more: object) -> SampleRequest:
-    return SampleRequest(
-        prompt=prompt, params=SamplingParams(max_tokens=tokens, temperature=0.0, stop=()), **more
-    )
-
-
-def tokens_of(result: SampleResult | BaseException) -> list[int]:
-    assert isinstance(result, SampleResult), result
-    return result.sequences[0].tokens.tolist()
 
 
 @pytest.mark.parametrize("which", ["compiled_engine", "private_engine"])
@@ -136,13 +123,9 @@ def test_bfloat16_is_close_to_float32(model_path: str, environment: None) -> Non
 
 @pytest.fixture(scope="module")
 def holder(make_adapter: AdapterFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HolderProcess]:
-    _, folder = make_adapter("E", seed=11, modules=PRIVATE)
+    _, folder = make_adapter("E", seed=11, modules=ALL)
     process = HolderProcess(tmp_path_factory.mktemp("holder"))
-    process.command(
-        "publish",
-        *("--name", "E", "--peft", str(folder), "--base-model", "tiny", "--tenants", "t"),
-        *("--tokens-per-site", "1000"),
-    )
+    process.publish("E", folder, base_model="tiny", tenant="t", tokens_per_site=1000)
     yield process
     process.kill()
 
@@ -151,14 +134,7 @@ def test_an_encrypted_adapter_gives_the_tokens_of_its_integers_in_the_clear(
     private_engine: Harness, holder: HolderProcess, model_path: str
 ) -> None:
     """Activations leave the GPU, are encrypted on the CPU, and their deltas come back to it."""
-    reached = {
-        "address": holder.address,
-        "tenant": "t",
-        "adapter": "E",
-        "version": "1",
-        "burn_log": str(Path(holder.data_dir) / "burned.db"),
-    }
-    adapter = PrivateAdapter("E", "1", reached)
+    adapter = PrivateAdapter("E", "1", holder.reached("E", tenant="t"))
     sample = private_engine.engine.sample
     results = private_engine.together(
         *(sample(greedy(prompt), one) for prompt in PROMPTS for one in (adapter, None))

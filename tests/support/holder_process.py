@@ -38,6 +38,24 @@ class HolderProcess:
         done = subprocess.run(command, capture_output=True, check=True)
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
+    def publish(
+        self, name: str, peft: Path, *, base_model: str, tenant: str, tokens_per_site: int
+    ) -> dict[str, Any]:
+        return self.command(
+            *("publish", "--name", name, "--peft", str(peft), "--base-model", base_model),
+            *("--tenants", tenant, "--tokens-per-site", str(tokens_per_site)),
+        )
+
+    def reached(self, adapter: str, *, tenant: str) -> dict[str, str]:
+        """How a key holder beside it finds the first version."""
+        return {
+            "address": self.address,
+            "tenant": tenant,
+            "adapter": adapter,
+            "version": "1",
+            "burn_log": str(self.data_dir / "burned.db"),
+        }
+
     def start(self, given: list[str] | None = None, *, build: Sequence[str] = COMMAND) -> None:
         """By the command that is given, or the one that serves this directory, of this build."""
         self.socket.unlink(missing_ok=True)

@@ -67,10 +67,7 @@ def holder(tmp_path: Path, theirs: Place) -> Iterator[HolderProcess]:
     for name, content in peft_files(D, 8).items():
         (peft / name).write_bytes(content)
     process = HolderProcess(tmp_path / "holder", tls=theirs.files)
-    process.command(
-        *("publish", "--name", "a", "--peft", str(peft), "--base-model", "base", "--tenants", TENANT),
-        *("--tokens-per-site", "1000"),
-    )
+    process.publish("a", peft, base_model="base", tenant=TENANT, tokens_per_site=1000)
     yield process
     process.kill()
 

@@ -16,13 +16,10 @@ from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingPara
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import STEP_TOKENS, AdapterFactory, Harness, Reference
 from tests.support.private_evaluator import Evaluator
+from tests.support.private_requests import ALL, NEW, PART, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, quantised_sites
 
 pytestmark = pytest.mark.slow
-
-NEW = 12
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PART = ("q_proj", "v_proj", "o_proj")
 
 
 class Served:
@@ -60,16 +57,6 @@ def _well(request: pytest.FixtureRequest) -> Iterator[None]:
     if "served" in request.fixturenames:
         for one in request.getfixturevalue("served").values():
             one.evaluator.mode("ok")
-
-
-def greedy(prompt: tuple[int, ...], tokens: int = NEW, **more: object) -> SampleRequest:
-    params = SamplingParams(max_tokens=tokens, temperature=0.0, stop=())
-    return SampleRequest(prompt=prompt, params=params, **more)
-
-
-def tokens_of(result: SampleResult | BaseException) -> list[int]:
-    assert isinstance(result, SampleResult), result
-    return result.sequences[0].tokens.tolist()
 
 
 def prompts(seed: int, count: int) -> list[tuple[int, ...]]:

@@ -16,9 +16,9 @@ from tensafe_gpu.helora.messages import unpack_ranges
 from tensafe_gpu.helora.parameters import T_BITS
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import AdapterFactory, Harness
-from tests.integration.sampler.test_private import greedy, tokens_of
 from tests.support.holder_process import HolderProcess
 from tests.support.leaks import leaks, number_forms, runs_of, token_forms
+from tests.support.private_requests import greedy, tokens_of
 from tests.support.recording_key_holder import recorded
 from tests.support.tap import Tap, split
 

@@ -21,15 +21,12 @@ from tensafe_gpu.sampler.environment import configure_environment
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import STEP_TOKENS, AdapterFactory, Harness, Reference
 from tests.support.private_evaluator import Evaluator
+from tests.support.private_requests import ALL, NEW, PART, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, quantised_sites
 
 pytestmark = pytest.mark.slow
 
-NEW = 12
-MODULES = {
-    "A": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "B": ("q_proj", "v_proj", "o_proj"),
-}
+MODULES = {"A": ALL, "B": PART}
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +66,6 @@ def served(
 
 def private(evaluator: Evaluator, **more: str) -> PrivateAdapter:
     return PrivateAdapter(evaluator.name, "1", evaluator.holder(**more))
-
-
-def greedy(prompt: tuple[int, ...], tokens: int = NEW, **more: object) -> SampleRequest:
-    return SampleRequest(
-        prompt=prompt, params=SamplingParams(max_tokens=tokens, temperature=0.0, stop=()), **more
-    )
-
-
-def tokens_of(result: SampleResult | BaseException) -> list[int]:
-    assert isinstance(result, SampleResult), result
-    return result.sequences[0].tokens.tolist()
 
 
 def test_he_01_compiled_tokens_are_those_of_the_quantised_adapters_and_each_site_is_counted(

@@ -19,8 +19,9 @@ from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.private.connecting import TIMEOUTS
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
-from tests.integration.sampler.test_private import ALL, NEW, greedy, prompts, tokens_of
+from tests.integration.sampler.test_private import prompts
 from tests.support.holder_process import HolderProcess
+from tests.support.private_requests import ALL, NEW, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, served_integers
 from tests.support.tap import Tap, split
 
@@ -34,25 +35,14 @@ SITES = 8
 def holder(make_adapter: AdapterFactory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HolderProcess]:
     _, folder = make_adapter("E", seed=11, modules=ALL)
     process = HolderProcess(tmp_path_factory.mktemp("holder"))
-    process.command(
-        "publish",
-        *("--name", "E", "--peft", str(folder), "--base-model", "tiny", "--tenants", "t"),
-        *("--tokens-per-site", "1000"),
-    )
+    process.publish("E", folder, base_model="tiny", tenant="t", tokens_per_site=1000)
     yield process
     process.kill()
 
 
 @pytest.fixture
 def adapter(holder: HolderProcess) -> PrivateAdapter:
-    reached = {
-        "address": holder.address,
-        "tenant": "t",
-        "adapter": "E",
-        "version": "1",
-        "burn_log": str(holder.data_dir / "burned.db"),
-    }
-    return PrivateAdapter("E", "1", reached)
+    return PrivateAdapter("E", "1", holder.reached("E", tenant="t"))
 
 
 def test_he_01_encrypted_tokens_are_those_of_the_integers_in_the_clear(

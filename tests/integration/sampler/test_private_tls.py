@@ -12,9 +12,9 @@ from tensafe.contracts.execution import ExecutionMode
 from tensafe_gpu.helora.tls import TlsFiles
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import AdapterFactory, Harness
-from tests.integration.sampler.test_private import NEW, greedy, tokens_of
 from tests.support.certificates import Authority
 from tests.support.holder_process import HolderProcess
+from tests.support.private_requests import NEW, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, served_integers
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
-from tests.integration.sampler.test_private import greedy, tokens_of
 from tests.support.holder_process import HolderProcess
+from tests.support.private_requests import greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, served_integers
 from tests.support.trained_adapter import nats, train_adapter, walks
 

@@ -16,13 +16,11 @@ from tensafe_gpu.device import require_device
 AS_BUILT = torch.version.cuda
 
 
-def test_a_cpu_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_refused_by_a_torch_for_cpus_which_has_the_cpu_and_the_lock_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     require_device("cpu")
-
-
-def test_cuda_is_refused_by_a_torch_for_cpus_and_the_lock_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(
         ConfigurationError, match=r"built for a CPU.*lock-cuda\.txt.*ACCELERATOR=cuda"
     ) as raised:
