@@ -25,7 +25,7 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, days: int = 1) -> TlsFiles:
+    def issue(self, name: str, *, days: float = 1) -> TlsFiles:
         """A certificate whose common name is `name`; expired since yesterday if `days` is negative."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._signed(_name(name), key, days=days, authority=False)
@@ -41,7 +41,7 @@ class Authority:
         return TlsFiles(*paths, self.path)
 
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int, authority: bool
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float, authority: bool
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         return (

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import resource
 import shutil
+import socket
+import ssl
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +22,8 @@ from tensafe_gpu.adapter_holder import certificates
 from tensafe_gpu.adapter_holder.certificates import LOOK_S, followed, keep
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
 from tensafe_gpu.helora.ports import NOT_ALLOWED, HeUnavailable, KeyHolder
-from tensafe_gpu.helora.renewal import of_files
-from tensafe_gpu.helora.tls import TlsFiles, client_context, server_context
+from tensafe_gpu.helora.renewal import RETRY_S, Renewed, of_files
+from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
 from tensafe_gpu.sampler.private.connecting import connect
 from tests.support.certificates import Authority
 from tests.support.helora import TENANT, peft_files
@@ -138,6 +146,114 @@ def test_half_of_a_renewal_leaves_the_one_before(theirs: Place, authority: Autho
     assert contexts() is second
     theirs.put_one("authority", renewed)
     assert contexts() not in (first, second)
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Whoever opens something in this process gets EMFILE."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)  # the lowest free one: all below are in use
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def following(files: TlsFiles, now: list[float]) -> tuple[Renewed, list[float]]:
+    """As `of_files`, of whole files that nobody touches again; and the times at which they were read."""
+    read: list[float] = []
+
+    def load() -> ssl.SSLContext:
+        read.append(now[0])
+        return server_context(files)
+
+    return Renewed(lambda: files.certificate.stat().st_ino, load, clock=lambda: now[0]), read
+
+
+def test_what_could_not_be_read_is_tried_again_though_nobody_replaced_it(
+    theirs: Place, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of descriptors when the renewal came: not a word about the certificate. Read so often, said once."""
+    now = [0.0]
+    contexts, read = following(theirs.files, now)
+    first = contexts()
+    theirs.put(authority.issue("holder", days=2))
+    with caplog.at_level(logging.INFO), no_descriptor_left():
+        for _ in range(40):
+            assert contexts() is first
+            now[0] += RETRY_S / 10
+    assert len(read) == 1 + 4
+    theirs.files.key.write_text("half of a k")
+    now[0] += RETRY_S
+    assert contexts() is first
+    now[0] += RETRY_S
+    assert contexts() is first
+    theirs.put(authority.issue("holder", days=3))
+    now[0] += RETRY_S
+    assert contexts() is not first
+    reasons = [record.reason for record in caplog.records if hasattr(record, "reason")]
+    assert reasons[0] == "EMFILE"
+    assert len(reasons) == len(set(reasons)) == 2
+
+
+def test_a_store_that_is_away_while_it_is_read_is_asked_again(authority: Authority) -> None:
+    now, found = [0.0], iter(["one", Unavailable("away"), OSError(24, "too many"), "two"])
+
+    def load() -> object:
+        one = next(found)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    marks = iter([1, 1])
+    contexts = Renewed(lambda: next(marks, 2), load, look_s=1.0, clock=lambda: now[0])  # type: ignore[arg-type]
+    got = []
+    for _ in range(3):
+        now[0] += RETRY_S
+        got.append(contexts())
+    assert got == ["one", "one", "two"]
+
+
+@pytest.mark.slow
+def test_the_one_before_serves_until_it_ends_and_then_nobody_is_let_in(
+    theirs: Place, ours: Place, authority: Authority
+) -> None:
+    """A renewal that cannot be used makes no old certificate last longer; once it can be, all is well."""
+    theirs.put(authority.issue("holder", days=4 / 86400))
+    now = [0.0]
+    contexts, _ = following(theirs.files, now)
+    theirs.put(authority.issue("holder", days=2))
+    renewed = theirs.files.key.read_text()
+    theirs.files.key.write_text("half of a k")
+
+    def greeted() -> bool:
+        near, far = socket.socketpair()
+
+        def serve() -> None:
+            with suppress(OSError), secured(far, contexts(), 5) as sock:
+                sock.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            secured(near, client_context(ours.files), 5, server_name="127.0.0.1").close()
+        except ssl.SSLError as error:
+            assert error.reason == "CERTIFICATE_VERIFY_FAILED"
+            return False
+        finally:
+            near.close()
+            thread.join()
+        return True
+
+    assert greeted()
+    time.sleep(5)
+    now[0] += RETRY_S
+    assert not greeted()
+    theirs.files.key.write_text(renewed)
+    now[0] += RETRY_S
+    assert greeted()
 
 
 def test_files_that_are_replaced_while_they_are_read_are_read_again(
