@@ -271,6 +271,68 @@ def test_a_pass_waits_for_a_block_a_limited_time_and_hears_why_there_is_none() -
     adapter.close()
 
 
+def test_a_wish_that_comes_while_the_thread_looks_for_one_is_not_forgotten() -> None:
+    """Between reading the last wish and forgetting it, planted: the pass that wishes waits for its block."""
+
+    class Between(Preparer):
+        wished = False
+
+        @property
+        def _urgent(self) -> str | None:
+            found = self.__dict__.get("urgent")
+            if not self.wished and threading.current_thread() is self._thread:
+                self.wished = True
+                wishing = threading.Thread(target=self.want, args=("m.down",))
+                wishing.start()
+                wishing.join(0.3)
+            return found
+
+        @_urgent.setter
+        def _urgent(self, site: str | None) -> None:
+            self.__dict__["urgent"] = site
+
+    holder = Slow(OTHER, WIDE)
+    holder.left = {"m.o": 4096, "m.down": 1500}  # neither runs low
+    preparer = Between(holder)
+    preparer.start()
+    preparer._wake.set()
+    while not preparer.wished:
+        threading.Event().wait(0.005)
+    preparer.wait("m.down", 2000, 2)
+    assert holder.prepared_sites == ["m.down"]
+    preparer.stop()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_closing_ends_an_opening_after_the_block_at_hand(when: str) -> None:
+    begun, go_on = threading.Barrier(2), threading.Event()
+
+    class Opening(Slow):
+        def b_matrices(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+            if when == "before":
+                begun.wait(5)
+                go_on.wait(5)
+            return super().b_matrices()
+
+        def prepare(self, site: str) -> None:
+            if when == "meanwhile" and not self.prepared_sites:
+                begun.wait(5)
+                go_on.wait(5)
+            super().prepare(site)
+
+    holder = Opening(OTHER, WIDE, QV)
+    adapters = OpenAdapters(lambda _: holder, ROOMS, torch.device("cpu"))
+    adapters.open("n", {}, {})
+    adapter = adapters.get("n")
+    assert adapter is not None
+    begun.wait(5)
+    adapter.close()
+    go_on.set()
+    assert holder.closed.wait(5)
+    assert len(holder.prepared_sites) == (when == "meanwhile")
+    assert not adapter.usable
+
+
 def test_opening_may_take_as_long_as_it_comes_along() -> None:
     blocks = iter([0, 1, 1, 2, 3, 3, 4])
 

@@ -92,7 +92,11 @@ class OpenAdapter:
 
     def ready(self, holder: KeyHolder, placed: Mapping[str, Placed], b: Mapping[str, torch.Tensor]) -> None:
         """Opened; if it was closed meanwhile, so is the holder."""
-        preparer = self._opening = Preparer(holder)
+        preparer = Preparer(holder)
+        with self._lock:
+            self._opening = preparer
+            if self._closed:
+                preparer.stop()
         preparer.fill()
         with self._lock:
             if not self._closed:
@@ -167,6 +171,8 @@ class OpenAdapter:
         with self._lock:
             self._closed = True
             holder, preparer = self._holder, self._preparer
+            if self._opening is not None and preparer is None:
+                self._opening.stop()  # `ready` closes the holder after the block at hand
         if holder is None or preparer is None:
             return
         preparer.stop()

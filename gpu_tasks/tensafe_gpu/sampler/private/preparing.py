@@ -39,10 +39,12 @@ class Preparer:
 
     def fill(self) -> None:
         """A block for every site that runs low; at first these are all. Raises HeUnavailable."""
-        target, self._target = self._target, self._low_water
+        with self._progress:
+            target, self._target = self._target, self._low_water
         low = [site for site, left in self._holder.prepared().items() if left < target]
         while not self._stopped.is_set():
-            urgent, self._urgent = self._urgent, None
+            with self._progress:  # a wish that came in between would be forgotten, and a pass waits for it
+                urgent, self._urgent = self._urgent, None
             site = urgent or next(iter(low), None)
             if site is None:
                 break
@@ -62,10 +64,11 @@ class Preparer:
         None are, if it failed at its last block: whoever needs one hears why.
         """
         least = min(self._holder.prepared().values())
-        if least >= tokens or self._failure is not None:
-            return 0
-        self._target = max(self._target, tokens)
-        self._wake.set()
+        with self._progress:
+            if least >= tokens or self._failure is not None:
+                return 0
+            self._target = max(self._target, tokens)
+            self._wake.set()
         return tokens - least
 
     def want(self, site: SiteId) -> None:
@@ -102,10 +105,11 @@ class Preparer:
             self._wake.set()
 
     def stop(self) -> None:
-        """End after the block at hand."""
+        """End after the block at hand, also where `fill` runs in another thread and none was started."""
         self._stopped.set()
         self._wake.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         while True:
