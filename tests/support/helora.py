@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,19 @@ class PlainReference:
     def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
         return [self._product(site, x) for site, x in sites]
 
-    direct_products = products
+    def direct_products(
+        self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
+    ) -> Sequence[Float32Array]:
+        return self.products(sites)
 
-    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> AtOnce:
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> AtOnce:
         return AtOnce(self.products(sites))
+
+    def connected(self) -> bool:
+        return True
+
+    def connect_again(self) -> None:
+        pass
 
     def prepared(self) -> Mapping[SiteId, int]:
         return self._left

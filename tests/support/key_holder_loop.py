@@ -28,6 +28,7 @@ def main() -> None:
             if private is None:
                 connector = unix_connector(Path(socket), 1)
                 private = RemoteKeyHolder(connector, Wanted(tenant, adapter), burn_log, Timeouts(1, 2, 10))
+            private.connect_again()
             width, count = private.info().site(site).d_in, draw.randrange(1, 90)
             if private.prepared()[site] < count:
                 private.prepare(site)

@@ -98,13 +98,19 @@ class EvaluatorKeyHolder:
         answers = self._ask(("products", asked))
         return [(a.astype(np.float64) * s).astype(np.float32) for a, s in zip(answers, scales, strict=True)]
 
-    def ask(self, sites: Sequence[tuple[str, Array]]) -> Asked:
+    def ask(self, sites: Sequence[tuple[str, Array]], *, limit_s: float = 0.0) -> Asked:
         from tests.support.at_once import AtOnce
 
         return AtOnce(self.products(sites))
 
-    def direct_products(self, sites: Sequence[tuple[str, Array]]) -> Sequence[Array]:
+    def direct_products(self, sites: Sequence[tuple[str, Array]], *, limit_s: float = 0.0) -> Sequence[Array]:
         return self.products(sites)
+
+    def connected(self) -> bool:
+        return True
+
+    def connect_again(self) -> None:
+        pass
 
     def prepared(self) -> Mapping[str, int]:
         return {site.site: 10**6 for site in self._info.sites}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -50,8 +51,8 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
 
     file: Path
 
-    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
-        asked = super().ask(sites)
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
+        asked = super().ask(sites, limit_s=limit_s)
         gather([asked])
         answers = asked.answers()
         bounds: Mapping[SiteId, int] = {one.site: one.x_bound for one in self.info().sites}

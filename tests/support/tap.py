@@ -1,9 +1,10 @@
-"""A unix socket in front of an adapter holder's, which keeps what goes each way."""
+"""A unix socket in front of an adapter holder's: keeps what goes each way, and can hold it up or cut it."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ class Tap:
 
     def __init__(self, path: Path, target: Path) -> None:
         self._target = target
+        self.hold_s = 0.0
+        """How long each piece to the key holder is kept back."""
+        self._open: list[socket.socket] = []
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(str(path))
         self._listening.listen()
@@ -31,6 +35,13 @@ class Tap:
     def sent(self) -> int:
         """Bytes that went to the adapter holder."""
         return sum(len(up) for up, _ in self._streams)
+
+    def cut(self) -> None:
+        """End every connection that stands."""
+        for sock in self._open:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
 
     def close(self) -> None:
         self._listening.close()
@@ -49,14 +60,19 @@ class Tap:
             far.settimeout(None)
             kept = bytearray(), bytearray()
             self._streams.append(kept)
-            for one, other, to in ((near, far, kept[0]), (far, near, kept[1])):
-                threading.Thread(target=self._pump, args=(one, other, to), daemon=True).start()
+            self._open += (near, far)
+            for down, (one, other) in enumerate(((near, far), (far, near))):
+                ways = (one, other, kept[down])
+                threading.Thread(
+                    target=self._pump, args=ways, kwargs={"down": bool(down)}, daemon=True
+                ).start()
 
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, kept: bytearray, *, down: bool) -> None:
         try:
             while data := source.recv(1 << 20):
                 kept += data
+                if down:
+                    time.sleep(self.hold_s)
                 target.sendall(data)
         except OSError:
             pass

@@ -47,6 +47,8 @@ class LocalSettings(BaseSettings):
     """Compute threads per task; 0 leaves the choice to the library."""
     private_adapters: bool = False
     """Samplers evaluate private adapters with their adapter holders; needs the extra `he`."""
+    private_pass_s: float = Field(default=3.0, ge=0.05, le=600)
+    """What a private adapter may take of a forward pass, while all others wait; 10 ms a token on top."""
     compile_dir: Path | None = None
     """Samplers compile their passes and keep the code in this folder (docs/vllm.md); on CPU without LoRA."""
     holder_tls: Path | None = None

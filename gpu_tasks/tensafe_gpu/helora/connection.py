@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -116,16 +117,17 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether nothing has gone wrong, and the peer has not closed it meanwhile."""
+        """Whether nothing has gone wrong, and the peer has not closed it; while no request is on its way."""
         if self._sock.fileno() < 0:
             return False
         if time.monotonic() - self._answered < _FRESH_S:
             return True
-        if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; a close shows at the next request
-            return True
         try:
+            if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; whatever comes unasked says goodbye
+                self._sock.recv(1)
+                return False
             return self._sock.recv(1, socket.MSG_PEEK) != b""  # it does not block: see frames
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True
         except OSError:
             return False
@@ -141,10 +143,12 @@ class Connection:
                 receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s), answer
             )
 
-    def begin(self, kind: Kind, parts: Sequence[bytes | memoryview], timeout_s: float) -> Exchange:
+    def begin(
+        self, kind: Kind, parts: Sequence[bytes | memoryview], timeout_s: float, limit_s: float = inf
+    ) -> Exchange:
         """Send a request as far as that goes without waiting; `ended` has to follow before anything else."""
         self._request = (self._request + 1) & 0xFFFFFFFF
-        exchange = Exchange(self._sock, kind, self._request, parts, TO_KEY_HOLDER, timeout_s)
+        exchange = Exchange(self._sock, kind, self._request, parts, TO_KEY_HOLDER, timeout_s, limit_s)
         exchange.advance()
         return exchange
 

@@ -8,6 +8,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Final
 
 from tensafe_gpu.helora.frames import HEADER, Frame, Kind, PeerGone, PeerSlow, frame_pieces, parse_header
@@ -23,7 +24,8 @@ _STEPS: Final = 64
 class Exchange:
     """A request and its answer. Not for several threads at once.
 
-    The sending, the answer's beginning and the rest of it have `timeout_s` each, whatever the others do.
+    The sending, the answer's beginning and the rest of it have `timeout_s` each, whatever the others do, and
+    all of it together has `limit_s`.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Exchange:
         parts: Sequence[bytes | memoryview],
         limits: Mapping[Kind, int],
         timeout_s: float,
+        limit_s: float = inf,
     ) -> None:
         """Nothing is sent before `advance`; `limits` are those of the answer."""
         self._sock, self._limits, self._timeout_s = sock, limits, timeout_s
@@ -44,7 +47,11 @@ class Exchange:
         self._answer: Frame | None = None
         self._error: Exception | None = None
         self._wanted = select.POLLOUT
-        self._deadline = time.monotonic() + timeout_s
+        self._began = time.monotonic()
+        self._until = self._began + limit_s
+        self._deadline = min(self._began + timeout_s, self._until)
+        self.took_s = 0.0
+        """Seconds from here to the end of the answer, once that is there."""
         if sock.gettimeout() != 0:
             sock.setblocking(False)
 
@@ -96,7 +103,7 @@ class Exchange:
             if sent < len(piece):
                 self._out.appendleft(piece[sent:])
             elif not self._out:
-                self._deadline = time.monotonic() + self._timeout_s
+                self._deadline = min(time.monotonic() + self._timeout_s, self._until)
             return
         got = self._sock.recv_into(self._into)
         if got == 0:
@@ -108,9 +115,10 @@ class Exchange:
             kind, number, size = parse_header(bytes(self._header), self._limits)
             self._begun = Frame(kind, number, memoryview(bytearray(size)))
             self._into = self._begun.payload
-            self._deadline = time.monotonic() + self._timeout_s
+            self._deadline = min(time.monotonic() + self._timeout_s, self._until)
         if not self._into:
             self._answer = self._begun
+            self.took_s = time.monotonic() - self._began
 
 
 def gather(asked: Sequence[Asked], *, poll_s: float = POLL_S) -> None:
@@ -129,7 +137,13 @@ def gather(asked: Sequence[Asked], *, poll_s: float = POLL_S) -> None:
             _sleep(left, now)
 
 
-def _sleep(left: Sequence[Asked], now: float) -> None:
+def wait_for(exchange: Exchange) -> None:
+    """Until it has ended, well or not."""
+    while not exchange.advance():
+        _sleep([exchange], time.monotonic())
+
+
+def _sleep(left: Sequence[Exchange | Asked], now: float) -> None:
     """Until one of them may go on, or is given up."""
     waiting, until = select.poll(), now + 1
     for one in left:

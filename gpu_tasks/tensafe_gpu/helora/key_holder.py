@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import chain
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -25,7 +26,7 @@ from tensafe_gpu.helora.direct_messages import (
     pack_direct,
     unpack_direct_reply,
 )
-from tensafe_gpu.helora.exchange import gather
+from tensafe_gpu.helora.exchange import gather, wait_for
 from tensafe_gpu.helora.frames import FrameError, Kind
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
@@ -40,6 +41,7 @@ from tensafe_gpu.helora.messages import (
 from tensafe_gpu.helora.online import masked
 from tensafe_gpu.helora.ports import (
     GARBAGE,
+    HOLDER_ABSENT,
     NOT_PREPARED,
     STATE_FAILED,
     VERSION_MISMATCH,
@@ -63,8 +65,9 @@ _DIRECT_TOKEN_S: Final = 0.1
 class RemoteKeyHolder:
     """One private adapter in one epoch. Thread-safe. Implements `KeyHolder`.
 
-    Online requests take turns on one connection and preprocessing on another. Both reconnect by themselves;
-    the adapter's digest and epoch stay those of the first greeting: if the adapter holder has moved on,
+    Online requests take turns on one connection and preprocessing on another. That of preprocessing is made
+    anew when it has gone; the other one by `connect_again` alone, since a forward pass would wait for it. The
+    adapter's digest and epoch stay those of the first greeting: if the adapter holder has moved on,
     everything is refused with `version_mismatch`, and a new object serves what there is now.
     """
 
@@ -80,6 +83,7 @@ class RemoteKeyHolder:
         self._offline: Connection | None = None
         self._online_lock, self._offline_lock = threading.Lock(), threading.Lock()
         self._supply_lock = threading.Lock()
+        self._connecting_lock, self._closed = threading.Lock(), False
         self._ahead = RowsAhead()  # of whoever holds the online lock
         self._shapes = {shape.site: (index, shape) for index, shape in enumerate(self._info.sites)}
         self._supplies = {site: Supply(site, self._info.digest, self._info.epoch) for site in self._shapes}
@@ -100,14 +104,14 @@ class RemoteKeyHolder:
         gather([asked])
         return asked.answers()
 
-    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
         for site, x in sites:
             if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
                 raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         self._online_lock.acquire()  # until `answers`
         try:
-            connection = self._greeted_online()
+            connection = self._standing()
             slices = self._burned([(site, len(x)) for site, x in sites])
             parts = [
                 part
@@ -117,7 +121,7 @@ class RemoteKeyHolder:
             used = [
                 _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
             ]
-            exchange = connection.begin(Kind.PRODUCTS, pack_products(parts), self._timeouts.online_s)
+            exchange = connection.begin(Kind.PRODUCTS, pack_products(parts), self._timeouts.online_s, limit_s)
         except BaseException:
             self._online_lock.release()
             raise
@@ -131,7 +135,9 @@ class RemoteKeyHolder:
         rows = [self._shapes[site][1].rank_rows for site, _ in sites]
         return Round(exchange, lambda: self._ahead.draw(used), payload, rows, slices, quantised)
 
-    def direct_products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+    def direct_products(
+        self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
+    ) -> Sequence[Float32Array]:
         """As `products`, bit for bit, with nothing prepared: one round, and about 10 ms a token and site.
 
         Raises HeUnavailable; ValueError for more than 256 tokens in all.
@@ -141,7 +147,7 @@ class RemoteKeyHolder:
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         entries, layouts = [], []
         with self._online_lock:
-            connection = self._greeted_online()
+            connection = self._standing()
             with closing(DirectRequest()) as request:  # its id is drawn when the nonce is there
                 for (site, _), (x_q, _) in zip(sites, quantised, strict=True):
                     index, shape = self._shapes[site]
@@ -150,7 +156,9 @@ class RemoteKeyHolder:
                     layouts += [layout] * len(x_q)
                 parts = pack_direct(request.key_id, request.public_half(connection.nonce), entries)
                 wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
-                payload = connection.ask(Kind.DIRECT, parts, Kind.DIRECT_REPLY, wait_s)
+                exchange = connection.begin(Kind.DIRECT, parts, wait_s, limit_s)
+                wait_for(exchange)
+                payload = connection.ended(exchange, Kind.DIRECT_REPLY)
                 try:
                     replies = unpack_direct_reply(payload, layouts)
                 except FrameError as error:
@@ -172,14 +180,38 @@ class RemoteKeyHolder:
             extra={"site": site, "adapter": self._info.name, "seconds": round(time.monotonic() - began, 2)},
         )
 
+    def connected(self) -> bool:
+        if not self._online_lock.acquire(blocking=False):
+            return True  # it is being used, which shows what it is worth
+        try:
+            return self._online.usable
+        finally:
+            self._online_lock.release()
+
+    def connect_again(self) -> None:
+        with self._connecting_lock:
+            if self.connected():
+                return
+            connection = self._greeted()  # nobody waits for this but its own thread
+            with self._online_lock, self._supply_lock:
+                if self._closed:
+                    connection.close()
+                    return
+                self._online.close()
+                self._online = connection
+                for supply in self._supplies.values():
+                    supply.skip_reserved()
+
     def close(self) -> None:
         """Close both connections and forget every mask. The burn log is its owner's."""
-        for connection in (self._online, self._offline):
-            if connection is not None:
-                connection.close()
         with self._supply_lock:
+            self._closed = True
+            connections = self._online, self._offline
             for supply in self._supplies.values():
                 supply.drop()
+        for connection in connections:
+            if connection is not None:
+                connection.close()
         self._ahead.forget()
 
     def _greeted(self) -> Connection:
@@ -189,13 +221,11 @@ class RemoteKeyHolder:
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder has begun another epoch")
         return connection
 
-    def _greeted_online(self) -> Connection:
-        """The connection in use, or a new one; then what was reserved on the old one is given up."""
+    def _standing(self) -> Connection:
+        """The connection in use. Raises HeUnavailable at once if it has gone."""
         if not self._online.usable:
-            self._online = self._greeted()
-            with self._supply_lock:
-                for supply in self._supplies.values():
-                    supply.skip_reserved()
+            self._online.close()
+            raise HeUnavailable(HOLDER_ABSENT, "the connection to the adapter holder has ended")
         return self._online
 
     def _burned(self, wanted: Sequence[tuple[SiteId, int]]) -> list[list[Slice]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Protocol
 
 import numpy as np
@@ -138,6 +139,11 @@ class Asked(Protocol):
         """File descriptor (-1: closed), events of poll(2), and when it is given up (`time.monotonic`)."""
         ...
 
+    @property
+    def took_s(self) -> float:
+        """Seconds from the sending to the end of the answer, once that is there."""
+        ...
+
     def answers(self) -> Sequence[Float32Array]:
         """The products, once it has ended; to be called once, whatever happened. Raises HeUnavailable."""
         ...
@@ -158,18 +164,28 @@ class KeyHolder(Protocol):
         """float32 [tokens, d_in] -> float32 [tokens, R] for each, in one round trip. Raises HeUnavailable."""
         ...
 
-    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Asked:
+    def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
         """As `products`, without waiting for the answer; until it is taken nobody else is answered.
 
-        Raises HeUnavailable.
+        The answer is given up after `limit_s`, however it comes along. Raises HeUnavailable.
         """
         ...
 
-    def direct_products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:
+    def direct_products(
+        self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
+    ) -> Sequence[Float32Array]:
         """As `products`, the same numbers, with nothing prepared: about 10 ms a token.
 
-        Raises HeUnavailable.
+        The answer is given up after `limit_s`. Raises HeUnavailable.
         """
+        ...
+
+    def connected(self) -> bool:
+        """Whether the connection that products take stands, by what is known here; does not wait."""
+        ...
+
+    def connect_again(self) -> None:
+        """Make that connection anew if it has gone; for a background thread. Raises HeUnavailable."""
         ...
 
     def prepared(self) -> Mapping[SiteId, int]:

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 _TRIES: Final = 2
 """What is replaced while it is read is read again at once."""
 RETRY_S: Final = 5.0
-"""What could not be used is tried again so often, and at once when it was replaced: a process that has no file
-descriptor left, a file that is half written and a store that is away say nothing about the certificate.
+"""What could not be used is tried again so often, and at once when it was replaced: no file descriptor left,
+half of a file and a store that is away say nothing about the certificate.
 """
 
 

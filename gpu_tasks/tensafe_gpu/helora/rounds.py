@@ -30,8 +30,13 @@ class Round:
     ) -> None:
         """`payload` takes the answer and lets the connection go; the rest is R, masks and scales by site."""
         self.advance, self.waits_for, self.meanwhile = exchange.advance, exchange.waits_for, meanwhile
+        self._exchange = exchange
         self._payload, self._rows, self._slices = payload, rows, slices
         self._scales = [scales for _, scales in quantised]
+
+    @property
+    def took_s(self) -> float:
+        return self._exchange.took_s
 
     def answers(self) -> Sequence[Float32Array]:
         payload = self._payload()

@@ -45,6 +45,7 @@ async def serve(
         max_lora_rank=info.max_lora_rank,
         kv_cache_bytes=info.kv_cache_bytes,
         key_holder=key_holder,
+        private_pass_s=settings.private_pass_s,
     )
     log.info("sampler ready", extra={"base_model": info.name, "load_s": round(time.monotonic() - began, 2)})
     announce_forever(services, "sampler", info.name, owner, stop)

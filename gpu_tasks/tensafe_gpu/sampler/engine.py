@@ -20,6 +20,7 @@ from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, cache_salt, naming, offer_of
+from tensafe_gpu.sampler.private.budget import PASS_S
 from tensafe_gpu.sampler.private.serving import GONE_ON, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
@@ -73,13 +74,15 @@ class SamplingEngine:
         max_sequences: int = 64,
         kv_cache_bytes: int | None = None,
         key_holder: str | None = None,
+        private_pass_s: float = PASS_S,
         private_root: Path = DEFAULT_ROOT,
     ) -> SamplingEngine:
         """Load the model and warm up. `configure_environment` must have run; blocks the loop meanwhile.
 
         `max_loras` adapters can run in one step, `max_resident_adapters` are kept loaded and at most
         `max_sequences` continuations run at once; what comes on top waits. `key_holder` names the function
-        (`module:function`) that reaches adapter holders; without it private adapters are refused.
+        (`module:function`) that reaches adapter holders; without it private adapters are refused. Each may
+        take `private_pass_s` of a step, and 10 ms for each of its tokens in it (`private.budget`).
         Raises ConfigurationError.
         """
         settings = EngineSettings(
@@ -92,13 +95,14 @@ class SamplingEngine:
             max_sequences=max_sequences,
             kv_cache_bytes=kv_cache_bytes,
             key_holder=key_holder,
+            private_pass_s=private_pass_s,
         )
         began = time.monotonic()
         private = PrivateDirectory(private_root)
         llm: AsyncLLM | None = None
         try:
             llm = launch(settings, private.path)
-            await repair(llm, private=key_holder is not None)
+            await repair(llm, private_pass_s=None if key_holder is None else private_pass_s)
             engine = cls(llm, settings, read_base_shapes(str(model_path)), private)
             await asyncio.gather(*(engine.sample(request) for request in warmup_requests()))
         except BaseException:

@@ -18,6 +18,7 @@ from tensafe_gpu.sampler.environment import (
     environment_device,
     environment_is_configured,
 )
+from tensafe_gpu.sampler.private.budget import PASS_S
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -57,6 +58,8 @@ class EngineSettings:
     """None: 1 GiB on CPU; on CUDA what vLLM finds free."""
     key_holder: str | None = None
     """`module:function` that makes key holders (`private.holders.Connect`); None: no private adapters."""
+    private_pass_s: float = PASS_S
+    """What a private adapter may take of a forward pass (`private.budget`)."""
 
     def __post_init__(self) -> None:
         if not (self.model_path / "config.json").is_file():
@@ -153,12 +156,15 @@ def launch(settings: EngineSettings, runtime_directory: Path) -> AsyncLLM:
         ) from error
 
 
-async def repair(llm: AsyncLLM, *, private: bool) -> None:
-    """Install the repairs in every worker. Raises ConfigurationError if one does not fit this vLLM."""
+async def repair(llm: AsyncLLM, *, private_pass_s: float | None) -> None:
+    """Install the repairs in every worker, and private adapters unless `private_pass_s` is None.
+
+    Raises ConfigurationError if one does not fit this vLLM.
+    """
     try:
         facts = await llm.collective_rpc("tensafe_repair")
-        if private:
-            facts[0] |= (await llm.collective_rpc("tensafe_private_install"))[0]
+        if private_pass_s is not None:
+            facts[0] |= (await llm.collective_rpc("tensafe_private_install", args=(private_pass_s,)))[0]
     except Exception as error:
         raise ConfigurationError("this version of vLLM cannot be repaired; see docs/vllm.md") from error
     _LOG.info("sampling engine repaired", extra={"workers": len(facts), **facts[0]})

@@ -140,6 +140,12 @@ def test_a_key_holder_outlives_a_restart_of_the_adapter_holder(tmp_path: Path, b
         private.products([(OUT, tokens(10))])
     with adapter_holder(tmp_path / "holder"):
         request = [(OUT, tokens(10, 5))]
+        with pytest.raises(HeUnavailable) as raised:  # a forward pass would wait for the greeting
+            private.products(request)
+        assert code_of(raised) == HOLDER_ABSENT
+        assert not private.connected()
+        private.connect_again()
+        assert private.connected()
         assert np.array_equal(private.products(request)[0], plain.products(request)[0])
         # The rest of the range that was reserved on both sides is given up.
         assert private.prepared()[OUT] == N - 256 - 10

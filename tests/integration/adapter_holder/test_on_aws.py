@@ -198,6 +198,7 @@ def test_exact_deltas_and_no_index_twice_across_a_kill(
             private.products([(OUT, x)])
         assert raised.value.code == HOLDER_ABSENT
     with serving(environment, port, alive):
+        private.connect_again()
         assert np.array_equal(private.products([(OUT, x)])[0], expected)
         z = np.zeros((1, D), dtype=np.uint32)
         for used in (0, 11, 12, 255, 258):  # answered, and reserved by the one that was killed

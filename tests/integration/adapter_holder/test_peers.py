@@ -274,7 +274,10 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
     with over_tls(holder, authority) as port:
         private = connect(port, TENANT, TENANT)
         private.prepare(OUT)
-        assert private.products([(OUT, np.ones((2, D), dtype=np.float32))])[0].shape == (2, RANK)
+        for _ in range(2):
+            assert private.products([(OUT, np.ones((2, D), dtype=np.float32))])[0].shape == (2, RANK)
+            time.sleep(0.3)  # so that it is looked at, tickets of TLS and all
+            assert private.connected()
         private.close()
         for wrong in (
             {"name": "tenant-2", "tenant": TENANT},
@@ -294,7 +297,7 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
 def test_a_connection_that_ended_after_a_long_silence_is_a_holder_that_has_gone(
     tmp_path: Path, holder: Holder, burn_log: BurnLog
 ) -> None:
-    """Over TLS it shows at the next request, whose sampler then opens the adapter again."""
+    """It is seen before a request is sent, and what was prepared is used on the next connection."""
     authority = Authority(tmp_path)
     with over_tls(holder, authority, patience=Patience(2, 0.3, 2)) as port:
         contexts = of_files(authority.issue(TENANT), client_context)
@@ -303,9 +306,12 @@ def test_a_connection_that_ended_after_a_long_silence_is_a_holder_that_has_gone(
         )
         private.prepare(OUT)
         time.sleep(1.0)
+        assert not private.connected()  # without a request, which would be lost
         with pytest.raises(HeUnavailable) as raised:
             private.products([(OUT, np.ones((1, D), dtype=np.float32))])
         assert raised.value.code == HOLDER_ABSENT
+        private.connect_again()
+        private.products([(OUT, np.ones((1, D), dtype=np.float32))])
         private.close()
 
 

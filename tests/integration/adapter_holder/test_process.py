@@ -161,6 +161,7 @@ def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_mete
             private.products([(OUT, x)])
         assert raised.value.code == HOLDER_ABSENT
     with serving(data_dir, path):
+        private.connect_again()
         assert np.array_equal(private.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])
         answered += len(x)
         settings = DirectorySettings(data_dir=data_dir)

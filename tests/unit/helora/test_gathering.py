@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from math import inf
 
 import pytest
 
@@ -47,7 +48,7 @@ def asked() -> Iterator[Callable[..., Of]]:
     """Begins a request to a peer that does what it is given, in a thread."""
     open_: list[socket.socket] = []
 
-    def ask(peer: Peer, payload: bytes = b"z") -> Of:
+    def ask(peer: Peer, payload: bytes = b"z", limit_s: float = inf) -> Of:
         mine, theirs = socket.socketpair()
         open_.extend((mine, theirs))
 
@@ -56,7 +57,7 @@ def asked() -> Iterator[Callable[..., Of]]:
                 peer(theirs)
 
         threading.Thread(target=run, daemon=True).start()
-        one = Of(mine, Kind.PRODUCTS, 7, [payload], TO_KEY_HOLDER, TIME_S)
+        one = Of(mine, Kind.PRODUCTS, 7, [payload], TO_KEY_HOLDER, TIME_S, limit_s)
         one.advance()
         return one
 
@@ -142,6 +143,27 @@ def test_one_that_fails_or_hangs_costs_the_others_nothing_and_all_that_hang_hang
             continue
         with pytest.raises(error):
             one.frame()
+
+
+def test_all_of_an_exchange_together_has_a_limit_too(asked: Callable[..., Of]) -> None:
+    """A peer that begins late and then dribbles is in time for each part, and too late for the whole."""
+
+    def late(sock: socket.socket) -> None:
+        time.sleep(0.7 * TIME_S)
+        trickling(sock)
+
+    one, other = asked(late, limit_s=0.9 * TIME_S), asked(late)
+    began = time.monotonic()
+    gather([one])
+    assert 0.8 * TIME_S < time.monotonic() - began < 1.2 * TIME_S
+    gather([other])
+    assert time.monotonic() - began > 1.5 * TIME_S
+    for each in (one, other):
+        with pytest.raises(PeerSlow):
+            each.frame()
+    good = asked(answering(b"ok", lambda: time.sleep(0.1)))
+    gather([good])
+    assert 0.1 <= good.took_s < TIME_S
 
 
 def test_what_nobody_waited_for_and_what_was_closed_has_no_answer(asked: Callable[..., Of]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +24,7 @@ from tensafe_gpu.sampler.private.adapter import (
     naming,
     vllm_name,
 )
+from tensafe_gpu.sampler.private.budget import Budget
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
 from tensafe_gpu.sampler.private.preparing import Preparer
@@ -70,14 +73,22 @@ class Holder:
             return [self.answer]
         return [np.zeros((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
 
-    def ask(self, sites: Sequence[tuple[str, np.ndarray]]) -> AtOnce:
+    def ask(self, sites: Sequence[tuple[str, np.ndarray]], *, limit_s: float = inf) -> AtOnce:
         return AtOnce(self.products(sites))
 
-    def direct_products(self, sites: Sequence[tuple[str, np.ndarray]]) -> Sequence[np.ndarray]:
+    def direct_products(
+        self, sites: Sequence[tuple[str, np.ndarray]], *, limit_s: float = inf
+    ) -> Sequence[np.ndarray]:
         self.direct.append([len(x) for _, x in sites])
         if isinstance(self.direct_answer, BaseException):
             raise self.direct_answer
         return [np.ones((len(x), self._info.site(s).rank_rows), np.float32) for s, x in sites]
+
+    def connected(self) -> bool:
+        return True
+
+    def connect_again(self) -> None:
+        pass
 
     def prepared(self) -> Mapping[str, int]:
         return dict(self.left)
@@ -103,7 +114,8 @@ def opened(holder: Holder, **wanted: str) -> OpenAdapter:
 
 
 def evaluated(adapter: OpenAdapter, placed: Placed, x: np.ndarray) -> np.ndarray:
-    return adapter.answered(placed, adapter.ask(placed, x))
+    budget = Budget(len(x), 5)
+    return adapter.answered(placed, adapter.ask(placed, x, budget), budget)
 
 
 def brought(preparer: Preparer, site: str, tokens: int, wait_s: float) -> None:
@@ -241,6 +253,60 @@ def test_few_tokens_without_preprocessing_go_the_direct_way_and_many_wait_for_a_
     with pytest.raises(HeUnavailable) as raised:
         evaluated(adapter, placed, np.zeros((1, 400), np.float32))
     assert raised.value.code == "budget_spent"
+    adapter.close()
+
+
+def test_all_rounds_of_a_pass_have_one_budget_and_work_that_was_not_prepared_its_time_on_top() -> None:
+    limits: list[float] = []
+
+    class Answering(Slow):
+        took_s = 1.0
+
+        def ask(self, sites: Sequence[tuple[str, np.ndarray]], *, limit_s: float = inf) -> AtOnce:
+            limits.append(limit_s)
+            asked = super().ask(sites)
+            asked.took_s = self.took_s
+            return asked
+
+        def direct_products(
+            self, sites: Sequence[tuple[str, np.ndarray]], *, limit_s: float = inf
+        ) -> Sequence[np.ndarray]:
+            limits.append(limit_s)
+            threading.Event().wait(0.1)
+            return super().direct_products(sites)
+
+    holder = Answering(WIDE, OTHER)
+    adapters = OpenAdapters(lambda _: holder, ROOMS, torch.device("cpu"), 2.0)
+    adapters.open("n", {}, {})
+    adapter = adapters.get("n")
+    assert adapter is not None
+    while adapter.facts()["state"] != "ready":
+        threading.Event().wait(0.01)
+    step, x = Step(), np.zeros((16, 400), np.float32)
+    placed = adapter.placed["m.down_proj"]
+    step.begin([Span("n", "s1", 0, 16)], adapters)
+    (group,) = step.groups
+    for _ in range(3):
+        adapter.answered(placed, adapter.ask(placed, x, group.budget), group.budget)
+    np.testing.assert_allclose(limits, [2.16, 1.16, 0.16])  # the fourth has none: it is given up at once
+    assert group.budget.left_s < 0
+    step.begin([Span("n", "s1", 0, 16)], adapters)  # another pass
+    (group,) = step.groups
+    limits.clear()
+    emptied(holder)
+    adapter.answered(placed, adapter.ask(placed, x, group.budget), group.budget)
+    np.testing.assert_allclose(limits, [2.16, 2.16 + 2 * 0.16])  # asked for, then the direct way
+    assert group.budget.left_s == 2.16  # a direct answer in the time that it should take costs nothing
+    holder.let.clear()
+    emptied_now = dict.fromkeys(holder.left, 0)
+    holder.left, began = emptied_now, time.monotonic()
+    many = np.zeros((17, 400), np.float32)
+    group.budget.left_s = 0.1
+    with pytest.raises(HeUnavailable) as late:
+        adapter.answered(placed, adapter.ask(placed, many, group.budget), group.budget)
+    assert late.value.code == "not_prepared"
+    assert 0.8 < time.monotonic() - began < 3  # twice what a block of 400 inputs takes, and what was left
+    holder.let.set()
     adapter.close()
 
 
@@ -414,6 +480,71 @@ def test_a_prompt_waits_for_its_preprocessing_before_the_engine_has_it(
     with pytest.raises(HeRefused) as refused:
         asyncio.run(run())
     assert (refused.value.code, begun) == (code, [])
+
+
+@pytest.mark.parametrize("code", [None, "he_adapter_holder_absent"])
+def test_after_a_while_requests_wait_until_the_connection_stands_and_ask_once(code: str | None) -> None:
+    asked, begun = [], []
+
+    async def rpc(method: str, _arguments: tuple[Any, ...]) -> Any:
+        if method == "tensafe_private_standing":
+            asked.append(len(begun))
+            stands = len(asked) == 4
+            return {"connected": stands and code is None, "code": code if stands else None}
+        return {"state": "ready", "sites": 1} if method == "tensafe_private_state" else {}
+
+    async def work() -> str:
+        begun.append(len(asked))
+        return "done"
+
+    async def run() -> list[Any]:
+        serving, adapter = PrivateServing(rpc), PrivateAdapter("A", "1", {})
+        name = vllm_name(adapter, 1)
+        await serving.open(adapter, 1)
+        assert await serving.run(name, work()) == "done"
+        assert asked == []  # it has just been opened
+        begun.clear()
+        serving._stood[name] -= 2
+        many = [serving.run(name, work()) for _ in range(5)]
+        return list(await asyncio.gather(*many, return_exceptions=True))
+
+    found = asyncio.run(run())
+    assert asked == [0, 0, 0, 0]
+    if code is None:
+        assert (found, begun) == (["done"] * 5, [4] * 5)
+        return
+    assert [one.code for one in found] == [code] * 5
+    assert begun == []
+
+
+def test_a_connection_that_has_gone_is_made_anew_in_a_thread_and_only_once() -> None:
+    class Cut(Holder):
+        there, let = False, threading.Event()
+        made, failure = 0, None
+
+        def connected(self) -> bool:
+            return self.there
+
+        def connect_again(self) -> None:
+            self.made += 1
+            self.let.wait(5)
+            if self.failure is not None:
+                raise self.failure
+            self.there = True
+
+    holder = Cut()
+    adapter = opened(holder)
+    for _ in range(3):
+        assert adapter.standing() == {"connected": False, "code": None}
+    assert holder.made == 1
+    holder.let.set()
+    while not adapter.standing()["connected"]:
+        threading.Event().wait(0.005)
+    holder.there, holder.failure = False, HeUnavailable("version_mismatch", "")  # type: ignore[assignment]
+    while adapter.standing()["code"] is None:
+        threading.Event().wait(0.005)
+    assert adapter.standing() == {"connected": False, "code": "he_version_mismatch"}
+    adapter.close()
 
 
 def test_every_code_of_a_key_holder_has_a_sentence() -> None:

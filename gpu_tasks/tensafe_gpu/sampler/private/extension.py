@@ -29,8 +29,11 @@ class PrivateWorkerExtension:
     model_runner: GPUModelRunner
     private_adapters: OpenAdapters | None
 
-    def tensafe_private_install(self) -> dict[str, Any]:
-        """Put the map in front of every forward pass. Raises TypeError if vLLM is not as examined."""
+    def tensafe_private_install(self, pass_s: float) -> dict[str, Any]:
+        """Put the map in front of every forward pass, of which an adapter may take `pass_s`.
+
+        Raises TypeError if vLLM is not as examined.
+        """
         if getattr(self, "private_adapters", None) is not None:
             raise TypeError("private adapters are installed already")
         runner = self.model_runner
@@ -39,7 +42,8 @@ class PrivateWorkerExtension:
         layers = {one.layer for one in modules.values()}
         if installed(model) < len(layers) or not layers:
             raise TypeError("vLLM built linear layers that add no deltas")
-        adapters = OpenAdapters(connect_function(os.environ[CONNECT_VARIABLE]), modules, runner.device)
+        connect = connect_function(os.environ[CONNECT_VARIABLE])
+        adapters = OpenAdapters(connect, modules, runner.device, pass_s)
         self.private_adapters = adapters
         runner.__class__ = _mapping(type(runner), adapters)
         passes = how_it_runs(runner.vllm_config)
@@ -60,6 +64,11 @@ class PrivateWorkerExtension:
         """What a prompt still lacks of preprocessing; see `OpenAdapter.missing`."""
         adapter = self._adapters().get(name)
         return {"missing": 0, "blocks": 0} if adapter is None else adapter.missing(tokens)
+
+    def tensafe_private_standing(self, name: str) -> dict[str, Any]:
+        """Whether its connection stands; see `OpenAdapter.standing`. An absent one has none to wait for."""
+        adapter = self._adapters().get(name)
+        return {"connected": True, "code": None} if adapter is None else adapter.standing()
 
     def tensafe_private_failures(self) -> dict[str, str]:
         """Name -> code of the open adapters that have failed."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.ports import (
     GARBAGE,
     HOLDER_ABSENT,
@@ -28,7 +29,9 @@ from tensafe_gpu.helora.ports import (
     Float32Array,
     HeUnavailable,
     KeyHolder,
+    SiteId,
 )
+from tensafe_gpu.sampler.private.budget import PASS_S, Budget
 from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
 from tensafe_gpu.sampler.private.preparing import BLOCK_S, Preparer
 
@@ -38,6 +41,8 @@ _DIRECT_MS: Final = 10
 """What the direct mode takes for a token; a block takes about a millisecond per input of its site."""
 _DIRECT_TOKENS: Final = 16
 """The most that are evaluated so at once."""
+_WORK: Final = 2.0
+"""So many times what either should take is allowed to it, beside the budget of its pass."""
 
 Connect = Callable[[Mapping[str, str]], KeyHolder]
 """Reach the adapter holder that a `PrivateAdapter.holder` describes; raises HeUnavailable."""
@@ -52,12 +57,12 @@ def code_of(error: BaseException) -> str:
 class Pending:
     """What a layer asks of an adapter; `asked` is None where nothing was prepared.
 
-    Then `until_s` is when its block is given up (monotonic), None for what goes the direct way.
+    Then `in_block` says that a block was wanted for it; else it goes the direct way.
     """
 
     x: npt.NDArray[np.float32]
     asked: Asked | None = None
-    until_s: float | None = None
+    in_block: bool = False
 
 
 class OpenAdapter:
@@ -74,7 +79,7 @@ class OpenAdapter:
         self._holder: KeyHolder | None = None
         self._preparer: Preparer | None = None
         self._opening: Preparer | None = None
-        self._closed = False
+        self._closed = self._connecting = False
         self._lock = threading.Lock()
 
     @property
@@ -106,34 +111,35 @@ class OpenAdapter:
                 return
         holder.close()
 
-    def ask(self, placed: Placed, x: npt.NDArray[np.float32]) -> Pending:
+    def ask(self, placed: Placed, x: npt.NDArray[np.float32], budget: Budget) -> Pending:
         """Send float32 [n, d_in] on its way. Raises HeUnavailable, or whatever a broken holder raises."""
         holder, preparer = self._holder, self._preparer
         if holder is None or preparer is None:
             raise HeUnavailable(HOLDER_ABSENT, "not open")
         try:
-            return Pending(x, holder.ask([(placed.site, x)]))
+            return Pending(x, holder.ask([(placed.site, x)], limit_s=budget.left_s))
         except HeUnavailable as error:
             if error.code != NOT_PREPARED:
                 raise
         # Few tokens go the direct way, which is there sooner than a block: the numbers are the same.
         if len(x) > min(_DIRECT_TOKENS, x.shape[1] // _DIRECT_MS):
             preparer.want(placed.site)
-            return Pending(x, until_s=time.monotonic() + BLOCK_S)
+            return Pending(x, in_block=True)
         return Pending(x)
 
-    def answered(self, placed: Placed, pending: Pending) -> npt.NDArray[np.float32]:
+    def answered(self, placed: Placed, pending: Pending, budget: Budget) -> npt.NDArray[np.float32]:
         """Products [n, rank_rows] of what was asked and gathered; without preprocessing it waits for them.
 
-        Raises HeUnavailable, or whatever a broken holder raises.
+        What was waited is taken from the budget. Raises HeUnavailable, or whatever a broken holder raises.
         """
         holder, preparer, x = self._holder, self._preparer, pending.x
         if holder is None or preparer is None:
             raise HeUnavailable(HOLDER_ABSENT, "not open")
         if pending.asked is not None:
             answers = pending.asked.answers()
+            budget.charge(pending.asked.took_s)
         else:
-            answers = self._unprepared(holder, preparer, placed.site, pending)
+            answers = _unprepared(holder, preparer, placed.site, pending, budget)
         preparer.used(placed.site, len(x))
         (answer,) = answers
         if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
@@ -142,29 +148,35 @@ class OpenAdapter:
             raise HeUnavailable(GARBAGE, "products that are no numbers")
         return answer
 
-    @staticmethod
-    def _unprepared(
-        holder: KeyHolder, preparer: Preparer, site: str, pending: Pending
-    ) -> Sequence[Float32Array]:
-        """The preparer did not keep up. Raises HeUnavailable."""
-        until_s = pending.until_s
-        if until_s is None:
-            try:
-                return holder.direct_products([(site, pending.x)])
-            except HeUnavailable as error:
-                if error.code != PARAMETERS_REFUSED:  # a site too large for it
-                    raise
-            preparer.want(site)
-            until_s = time.monotonic() + BLOCK_S
-        preparer.wait(site, len(pending.x), until_s - time.monotonic())
-        return holder.products([(site, pending.x)])
-
     def missing(self, tokens: int) -> dict[str, int]:
         """What a prompt of so many tokens lacks of preprocessing, and the blocks made so far."""
         preparer = self._preparer
         if preparer is None or self.failure is not None:
             return {"missing": 0, "blocks": 0}
         return {"missing": preparer.missing(tokens), "blocks": preparer.made}
+
+    def standing(self) -> dict[str, Any]:
+        """Whether its connection stands, and its failure; what has gone is made anew in a thread."""
+        holder = self._holder
+        if holder is None or self.failure is not None or holder.connected():
+            return {"connected": self.failure is None, "code": self.failure}
+        with self._lock:
+            begin = not (self._connecting or self._closed)
+            self._connecting |= begin
+        if begin:
+            work = threading.Thread(target=self._connect_again, args=(holder,), daemon=True)
+            work.name = "connect private adapter"
+            work.start()
+        return {"connected": False, "code": None}
+
+    def _connect_again(self, holder: KeyHolder) -> None:
+        try:
+            holder.connect_again()
+        except Exception as error:  # noqa: BLE001 - it is told to whoever waits for the adapter
+            self.fail(error)
+        finally:
+            with self._lock:
+                self._connecting = False
 
     def close(self) -> None:
         """End the connection; waits for what is on its way."""
@@ -200,10 +212,14 @@ class OpenAdapter:
 class OpenAdapters:
     """Opens and closes in threads; `get` is called in the forward pass and takes no lock."""
 
-    def __init__(self, connect: Connect, modules: Mapping[str, Slice], device: torch.device) -> None:
+    def __init__(
+        self, connect: Connect, modules: Mapping[str, Slice], device: torch.device, pass_s: float = PASS_S
+    ) -> None:
         self._connect = connect
         self._modules = modules
         self._device = device
+        self.pass_s = pass_s
+        """What each may take of a forward pass; see `Budget`."""
         self._open: dict[str, OpenAdapter] = {}
 
     def get(self, name: str) -> OpenAdapter | None:
@@ -255,6 +271,32 @@ class OpenAdapters:
             for target in site.targets
         }
         adapter.ready(holder, placed, b)
+
+
+def _unprepared(
+    holder: KeyHolder, preparer: Preparer, site: SiteId, pending: Pending, budget: Budget
+) -> Sequence[Float32Array]:
+    """The preparer did not keep up. Raises HeUnavailable."""
+    x = pending.x
+    if not pending.in_block:
+        began, work_s = time.monotonic(), _WORK * _DIRECT_MS * len(x) / 1000
+        try:
+            answers = holder.direct_products([(site, x)], limit_s=budget.left_s + work_s)
+        except HeUnavailable as error:
+            if error.code != PARAMETERS_REFUSED:  # a site too large for it
+                raise
+            preparer.want(site)
+        else:
+            budget.charge(time.monotonic() - began, work_s)
+            return answers
+    began, work_s = time.monotonic(), _WORK * x.shape[1] / 1000
+    preparer.wait(site, len(x), min(BLOCK_S, budget.left_s + work_s))
+    budget.charge(time.monotonic() - began, work_s)
+    asked = holder.ask([(site, x)], limit_s=budget.left_s)
+    gather([asked])
+    answers = asked.answers()
+    budget.charge(asked.took_s)
+    return answers
 
 
 def _matrix(b: npt.NDArray[np.float32], target: Target) -> torch.Tensor:

@@ -56,14 +56,14 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
                 group.fail(group.adapter.failure)
                 continue
             rows = _finite_rows(group, x.reshape(-1, x.shape[-1])[group.rows])
-            waiting.append((group, placed, group.adapter.ask(placed, rows)))
+            waiting.append((group, placed, group.adapter.ask(placed, rows, group.budget)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
             group.fail(group.adapter.fail(error))
     with suppress(Exception):  # what then has not ended says so itself
         gather([pending.asked for _, _, pending in waiting if pending.asked is not None])
     for group, placed, pending in waiting:
         try:
-            low = torch.from_numpy(group.adapter.answered(placed, pending)).to(y.device)
+            low = torch.from_numpy(group.adapter.answered(placed, pending, group.budget)).to(y.device)
             flat = y.view(-1, y.shape[-1])
             for target in placed.targets:
                 b = group.adapter.b[target.module]

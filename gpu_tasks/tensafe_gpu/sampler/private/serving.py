@@ -29,6 +29,8 @@ GONE_ON: Final = ("he_adapter_holder_absent", "he_version_mismatch")
 _OPEN_POLL_S: Final = 0.05
 _WATCH_S: Final = 0.1
 """How soon the requests of an adapter that has failed are aborted; until then they run on zero deltas."""
+_STANDS_S: Final = 1.0
+"""After so long without a sign of an adapter's connection a request asks whether it stands."""
 OPEN_S: Final = 120.0
 """Longest wait for an adapter that is being opened to come one block of its first preprocessing further."""
 
@@ -45,6 +47,9 @@ class PrivateServing:
         self._facts: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, asyncio.Event] = {}
         self._codes: dict[str, str] = {}
+        self._stood: dict[str, float] = {}
+        """When a connection was last known to stand, by the name of its adapter."""
+        self._asking: dict[str, asyncio.Task[str | None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._running = 0
 
@@ -65,6 +70,7 @@ class PrivateServing:
             raise
         self._facts[name] = facts
         self._failed[name] = asyncio.Event()
+        self._stood[name] = time.monotonic()
         open_ms = round(1000 * (time.monotonic() - began), 1)
         _LOG.info("private adapter opened", extra={"adapter_id": adapter_id, "open_ms": open_ms})
 
@@ -72,6 +78,7 @@ class PrivateServing:
         """End the adapter; absent is fine."""
         if self._facts.pop(name, None) is not None:
             self._failed.pop(name)
+            self._stood.pop(name, None)
             self._codes.pop(name, None)
             await self._rpc("tensafe_private_close", (name,))
 
@@ -103,6 +110,7 @@ class PrivateServing:
 
         A pass waits for what was used up by others meanwhile, or is beyond a block.
         """
+        await self._standing(name)
         blocks, began = 0, time.monotonic()
         while rows > LOW_WATER:
             found: dict[str, int] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
@@ -114,6 +122,34 @@ class PrivateServing:
                 raise HeRefused("he_not_prepared")
             await asyncio.sleep(_OPEN_POLL_S)
         return await work
+
+    async def _standing(self, name: str) -> None:
+        """Wait until the adapter's connection stands, if nothing was heard of it for a while.
+
+        It may have ended while nobody used it, and is then made anew outside of the engine: a forward pass
+        that finds it gone fails its requests. All who come meanwhile ask once. Raises HeRefused.
+        """
+        if time.monotonic() - self._stood.get(name, 0.0) < _STANDS_S:
+            return
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.create_task(self._stands(name))
+            asking.add_done_callback(lambda _: self._asking.pop(name, None))
+        code = await asyncio.shield(asking)
+        if code is not None:
+            raise HeRefused(code)
+
+    async def _stands(self, name: str) -> str | None:
+        """None once it does, else the code of the failure."""
+        while True:
+            found: dict[str, Any] = await self._rpc("tensafe_private_standing", (name,))
+            if found["code"] is not None:
+                return str(found["code"])
+            if found["connected"]:
+                if name in self._facts:
+                    self._stood[name] = time.monotonic()
+                return None
+            await asyncio.sleep(_OPEN_POLL_S)
 
     async def vouch(
         self, adapter: PrivateAdapter, name: str, requests: Sequence[str], outputs: Sequence[RequestOutput]
@@ -128,6 +164,8 @@ class PrivateServing:
             if not _all_evaluated(report, sites, rows_needed(output)):
                 _LOG.error("private sample discarded", extra={"sites": sites, **report})
                 raise HeRefused("he_not_evaluated")
+        if name in self._stood:
+            self._stood[name] = time.monotonic()
         return Execution(
             mode=ExecutionMode.HE,
             adapter=f"{adapter.name}@{adapter.version}",

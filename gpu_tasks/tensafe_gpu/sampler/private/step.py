@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tensafe_gpu.sampler.private.adapter import external_id, name_in
+from tensafe_gpu.sampler.private.budget import Budget
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Group:
     rows: Rows
     count: int
     accounts: list[tuple[Account, int]]
+    budget: Budget
 
     def fail(self, code: str) -> None:
         """Every request with a row here has lost its meaning."""
@@ -120,7 +122,9 @@ class Step:
             for account, tokens in accounts:
                 account.tokens += tokens
             adapter = adapters.get(name) or OpenAdapter(name, failure=NOT_OPEN)
-            group = Group(adapter, _rows(members), sum(n for _, n in accounts), accounts)
+            count = sum(tokens for _, tokens in accounts)
+            budget = Budget(count, adapters.pass_s)
+            group = Group(adapter, _rows(members), count, accounts, budget)
             if adapter.usable:
                 groups.append(group)
             else:
