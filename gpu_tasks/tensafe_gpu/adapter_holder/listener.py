@@ -15,6 +15,7 @@ from typing import Final
 from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
 from tensafe_gpu.adapter_holder.service import HolderService, Session
 from tensafe_gpu.helora.frames import (
+    GREETING,
     TO_ADAPTER_HOLDER,
     Frame,
     FrameError,
@@ -169,7 +170,7 @@ class Listener:
 
     def _greeted(self, sock: socket.socket, certified: str | None) -> Session | None:
         wait_s = self._patience.greeting_s
-        frame = receive(sock, TO_ADAPTER_HOLDER, idle_s=wait_s, frame_s=wait_s)
+        frame = receive(sock, GREETING, idle_s=wait_s, frame_s=wait_s)
         try:
             session, (kind, parts) = self._service.greet(frame, certified)
         except HeUnavailable as error:

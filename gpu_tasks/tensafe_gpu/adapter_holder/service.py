@@ -81,10 +81,11 @@ class OpenedAdapter:
             found = self._direct[site] = DirectSite(self.loaded.adapter.sites[site].a)
         return found
 
-    def share_key(self, site: SiteId, block_id: bytes) -> bytes:
-        """Keys the block's s: made again after a restart, other in another epoch."""
+    def share_key(self, site: SiteId, block_id: bytes, salt: bytes) -> bytes:
+        """Keys the block's s: made again after a restart from its salt, other in another epoch."""
         info = self.info
-        return derived_key(self.loaded.secret, "shares", info.name, info.version, info.epoch, site, block_id)
+        known = (info.name, info.version, info.epoch, site, block_id, salt)
+        return derived_key(self.loaded.secret, "shares", *known)
 
 
 class HolderService:
@@ -165,8 +166,9 @@ class Session:
 
     def __init__(self, service: HolderService, opened: OpenedAdapter, offer: Offer, nonce: bytes) -> None:
         self._service, self._opened, self._offer, self._nonce = service, opened, offer, nonce
-        self._block: tuple[bytes, SiteId, BlockEvaluation] | None = None
+        self._block: tuple[bytes, SiteId, bytes, BlockEvaluation] | None = None
         self._share_keys: dict[bytes, bytes] = {}
+        """By salt."""
         self._ahead, self._used = RowsAhead(), list[Rows]()
 
     @property
@@ -199,7 +201,7 @@ class Session:
     def close(self) -> None:
         """Forget a block that was begun."""
         if self._block is not None:
-            self._block[2].close()
+            self._block[3].close()
             self._block = None
 
     def _b(self, payload: memoryview) -> Answer:
@@ -217,15 +219,15 @@ class Session:
         self.close()
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
         evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, b, elements)
-        self._service.accepted.open_block(self._offer, site, block_id)
-        self._block = (block_id, site, evaluation)
+        salt = self._service.accepted.open_block(self._offer, site, block_id)
+        self._block = (block_id, site, salt, evaluation)
         return Kind.ACCEPTED, []
 
     def _rows(self, payload: memoryview) -> Answer:
         block_id, first, words, seeds = unpack_rows(payload)
-        if self._block is None or self._block[0] != block_id or self._block[2].next_feature != first:
+        if self._block is None or self._block[0] != block_id or self._block[3].next_feature != first:
             raise HeUnavailable(GARBAGE, "rows of a block that was not begun, or out of their order")
-        _, site, evaluation = self._block
+        _, site, salt, evaluation = self._block
         try:
             evaluation.add(words, seeds)
         except HeUnavailable:
@@ -233,7 +235,7 @@ class Session:
             raise
         if not evaluation.complete:
             return Kind.ACCEPTED, []
-        reply = evaluation.reply(self._opened.share_key(site, block_id))
+        reply = evaluation.reply(self._opened.share_key(site, block_id, salt))
         self.close()
         return Kind.BLOCK_REPLY, pack_reply(block_id, reply)
 
@@ -243,11 +245,11 @@ class Session:
         sites = self._service.accepted.sites(self._offer, ranges)
         shapes = [(one.count, self._opened.widths[site]) for one, site in zip(ranges, sites, strict=True)]
         masked = unpack_ring(rest, shapes)
-        self._service.accepted.accept(self._offer, ranges)
+        salts = self._service.accepted.accept(self._offer, ranges)
         parts = []
-        for one, site, z in zip(ranges, sites, masked, strict=True):
+        for one, site, salt, z in zip(ranges, sites, salts, masked, strict=True):
             columns = self._opened.columns(site)
-            rows = Rows(self._share_key(site, one.block_id), one.first, one.count, columns.shape[1])
+            rows = Rows(self._share_key(site, one.block_id, salt), one.first, one.count, columns.shape[1])
             parts.append(answered(columns, z, self._ahead.taken(rows)))
             self._used.append(rows)
         self._service.counters["tokens"] += sum(one.count for one in ranges)
@@ -267,12 +269,12 @@ class Session:
                 parts.append(self._opened.direct(site).answer(entry.words, entry.seeds, b, elements))
         return Kind.DIRECT_REPLY, pack_direct_reply(parts)
 
-    def _share_key(self, site: SiteId, block_id: bytes) -> bytes:
-        key = self._share_keys.get(block_id)
+    def _share_key(self, site: SiteId, block_id: bytes, salt: bytes) -> bytes:
+        key = self._share_keys.get(salt)
         if key is None:
             if len(self._share_keys) > 4096:
                 self._share_keys.clear()
-            key = self._share_keys[block_id] = self._opened.share_key(site, block_id)
+            key = self._share_keys[salt] = self._opened.share_key(site, block_id, salt)
         return key
 
     def _site(self, index: int) -> SiteId:

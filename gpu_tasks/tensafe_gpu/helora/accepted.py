@@ -11,6 +11,7 @@ answers what the other one has.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, He
 _TRIES: Final = 4
 """How often a request is looked at again because another process reserved something of the same."""
 _METERS_READ: Final = 10_000
+_SALT_BYTES: Final = 32
 
 
 class Epoch(NamedTuple):
@@ -77,10 +79,15 @@ class Range:
 
 @dataclass(slots=True)
 class _Block:
-    """`next` is the first index that is not used, `until` the first that is not reserved here."""
+    """`next` is the first index that is not used, `until` the first that is not reserved here.
+
+    `salt` is drawn as the block is opened, for its shares: whoever gets its id opened twice has two blocks
+    whose shares have nothing in common.
+    """
 
     site: SiteId
     tenant: str
+    salt: bytes
     next: int
     until: int
     stored: int
@@ -105,27 +112,29 @@ class AcceptLog:
         self._blocks: dict[tuple[Epoch, bytes], _Block] = {}
         self._meters: dict[tuple[Epoch, SiteId], _Meter] = {}
 
-    def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> None:
-        """Take a block's id, once in an epoch: a second block of the same id would use the same shares.
+    def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> bytes:
+        """Take a block's id, once in an epoch; the salt of its shares.
 
         Raises HeUnavailable: taken, or nothing left of the budget.
         """
         with self._lock:
             self._check_budget(offer, {site: 1})
-            body: dict[str, JsonValue] = {"site": site, "tenant": offer.tenant, "until": 0}
+            block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1)
+            body = _body(block, 0)
             try:
                 self._items.write([Put(offer.of.block(block_id), body, 0)])
             except ConditionFailed:
                 raise HeUnavailable(GARBAGE, "this block id has been used") from None
-            self._blocks[offer.of, block_id] = _Block(site, offer.tenant, 0, 0, 1)
+            self._blocks[offer.of, block_id] = block
+            return block.salt
 
     def sites(self, offer: Offer, ranges: Sequence[Range]) -> list[SiteId]:
         """The site of each range, as `accept` would find it; nothing is accepted. Raises HeUnavailable."""
         with self._lock:
             return self._checked(offer, ranges)[0]
 
-    def accept(self, offer: Offer, ranges: Sequence[Range]) -> None:
-        """Accept and meter all ranges durably, or none.
+    def accept(self, offer: Offer, ranges: Sequence[Range]) -> list[bytes]:
+        """Accept and meter all ranges durably, or none; the salt of each range's block.
 
         Raises HeUnavailable: a block that this tenant did not prepare in this epoch, an index that is not
         new, or more tokens than the budget has left. Unavailable when the store does not answer.
@@ -136,7 +145,8 @@ class AcceptLog:
                 if self._reserved(offer, nexts, wanted):
                     for block_id, index in nexts.items():
                         self._blocks[offer.of, block_id].next = index
-                    return self._count(offer, wanted)
+                    self._count(offer, wanted)
+                    return [self._blocks[offer.of, one.block_id].salt for one in ranges]
             raise Unavailable("another adapter holder uses the same store all the time")
 
     def meter(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
@@ -240,8 +250,7 @@ class AcceptLog:
     ) -> Iterable[Put]:
         for block_id, until in blocks.items():
             block = self._blocks[offer.of, block_id]
-            body: dict[str, JsonValue] = {"site": block.site, "tenant": block.tenant, "until": until}
-            yield Put(offer.of.block(block_id), body, block.stored)
+            yield Put(offer.of.block(block_id), _body(block, until), block.stored)
         for site, reserved in tokens.items():
             meter = self._meters[offer.of, site]
             yield Put(offer.of.meter(site), {**meter.reserved, offer.tenant: reserved}, meter.stored)
@@ -259,8 +268,11 @@ class AcceptLog:
             item = self._items.get(of.block(block_id))
             if item is None:
                 return None
-            until = int(cast(int, item.body["until"]))
-            block = _Block(str(item.body["site"]), str(item.body["tenant"]), until, until, item.version)
+            until, salt = int(cast(int, item.body["until"])), item.body.get("salt")
+            if salt is None:  # of a build whose shares hung on the block's id
+                return None
+            site, tenant = str(item.body["site"]), str(item.body["tenant"])
+            block = _Block(site, tenant, bytes.fromhex(str(salt)), until, until, item.version)
             self._blocks[of, block_id] = block
         return block
 
@@ -279,6 +291,10 @@ def spent_tokens(items: Items, adapter: str, version: int, epoch: int) -> dict[S
     first = Epoch(adapter, version, epoch).meter("")
     found = items.query(first.partition, first=first.sort, last=f"{epoch:010d}0", limit=_METERS_READ)
     return {one.key.sort.partition("/")[2]: _tokens(one) for one in found}
+
+
+def _body(block: _Block, until: int) -> dict[str, JsonValue]:
+    return {"site": block.site, "tenant": block.tenant, "salt": block.salt.hex(), "until": until}
 
 
 def _tokens(item: Item) -> dict[str, int]:

@@ -7,36 +7,42 @@ read from the captured frames.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from tensafe_gpu.adapter_holder import service
-from tensafe_gpu.helora import key_holder
+from tensafe_gpu.helora import accepted, key_holder
 from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.connection import Wanted
 from tensafe_gpu.helora.evaluation import BlockEvaluation
-from tensafe_gpu.helora.frames import Kind
+from tensafe_gpu.helora.frames import Frame, Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.keystream import floods
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
+    Hello,
     MaskedRange,
     pack_begin,
     pack_products,
     pack_rows,
+    packed,
     unpack_ranges,
     unpack_reply,
     unpack_ring,
     unpack_rows,
 )
 from tensafe_gpu.helora.online import unmasked
-from tensafe_gpu.helora.parameters import FLOOD, PRIMES, N, T
+from tensafe_gpu.helora.parameters import FLOOD, PARAMETERS, PRIMES, N, T
 from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
+from tensafe_gpu.helora.residues import centred_mod_t
 from tensafe_gpu.helora.supply import Supply
-from tests.support.helora import QUICK, TENANT
+from tests.support.helora import QUICK, TENANT, adapter_holder, peft_files, policy
 from tests.support.helora_attacks import Secret, expanded, noise, solve_c1
 from tests.support.helora_party import QK, parties
 
@@ -266,8 +272,8 @@ class NoAcceptLog:
     def sites(self, _offer: object, ranges: list[Range]) -> list[str]:
         return [QK] * len(ranges)
 
-    def accept(self, _offer: object, _ranges: list[Range]) -> None:
-        pass
+    def accept(self, _offer: object, ranges: list[Range]) -> list[bytes]:
+        return [b"salt"] * len(ranges)
 
 
 @pytest.mark.parametrize("accepting_once", [True, False])
@@ -327,3 +333,59 @@ def test_the_reply_of_another_block_or_epoch_is_refused() -> None:
             newer.products([(QK, np.ones((1, D), dtype=np.float32))])
         assert raised.value.code == "version_mismatch"
         newer.close()
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["as it is", "one salt for all"])
+def test_a_block_opened_twice_around_a_rotation_gives_nothing_of_a(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """The greeting of the new epoch forgets the old one's blocks, which an old session may begin once more
+    until it looks at the store again. With the same shares the difference of both replies would be A.
+    """
+    if not fresh:
+        monkeypatch.setattr(accepted, "os", SimpleNamespace(urandom=lambda size: b"s" * size))
+    with adapter_holder(tmp_path / "h") as holder:
+        holder.store.publish(
+            "a", peft_files(D, 4, leaves=("q", "k")), base_model="base", policy=policy(tokens_per_site=1)
+        )
+        a = holder.store.load("a").adapter.sites[QK].a.astype(np.int64)
+        hello = _frame(
+            Kind.HELLO, [packed(Hello(parameters=PARAMETERS, tenant=TENANT, adapter="a", version=None))]
+        )
+        session, _ = holder.service.greet(hello, None)
+        index = [shape.site for shape in session._opened.info.sites].index(QK)
+        block_id = bytes(range(16))
+
+        def shares(rho: np.ndarray) -> np.ndarray:
+            block = PreparingBlock(D, len(a))
+            block.block_id, block._rho = block_id, rho
+            elements = block.public_halves(session._nonce)
+            session.answer(_frame(Kind.BLOCK_BEGIN, pack_begin(index, block_id, elements)))
+            for first in range(0, D, 64):
+                _, parts = session.answer(
+                    _frame(
+                        Kind.BLOCK_ROWS,
+                        pack_rows(block_id, first, *block.encrypted(first, min(64, D - first))),
+                    )
+                )
+            reply = memoryview(b"".join(bytes(part) for part in parts))
+            return block.finish(unpack_reply(reply, len(a))[1]).shares
+
+        none, unit = np.zeros((D, N), dtype=np.uint32), np.zeros((D, N), dtype=np.uint32)
+        unit[np.arange(D), np.arange(D)] = 1
+        first = shares(none)
+        with pytest.raises(HeUnavailable, match="has been used"):
+            shares(unit)
+        holder.service.forget_what_was_looked_up()
+        holder.service.check_current(session.offer)
+        holder.store.rotate("a")
+        holder.service.greet(hello, None)
+        learned = centred_mod_t(shares(unit) - first)[:D].T
+        assert holder.service.accepted.spent("a", 1, 1) == {}
+        assert bool((learned == a).all()) is not fresh
+        if fresh:
+            assert (learned == a).mean() < 0.01
+
+
+def _frame(kind: Kind, parts: Sequence[bytes | memoryview]) -> Frame:
+    return Frame(kind, 1, memoryview(b"".join(bytes(part) for part in parts)))
