@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from tensafe.contracts.errors import ConfigurationError, TensafeError
+from tensafe.contracts.errors import ConfigurationError, TensafeError, Unavailable
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.local import publishing
 from tensafe.local.publishing import Publishing, publish
@@ -157,6 +157,28 @@ def test_a_publication_cut_at_any_request_leaves_the_old_or_the_new_state(
     assert number > 15
     # Untouched; at the adapter holder and not yet placed; placed and not yet erased.
     assert {(True, False, False), (True, False, True), (True, True, True)} <= seen
+
+
+def test_revoking_what_a_publication_cut_short_has_left_erases_it_here_too(
+    place: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its path would be an ordinary adapter's, sampled in the clear."""
+
+    def cut(*_: object) -> None:
+        raise Unavailable("cut")
+
+    with place() as (made, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "_erase", cut)
+            with pytest.raises(Unavailable):
+                made.publish()
+        services = made.open()
+        placement = services.placements.find(made.run_id, NAME)
+        assert made.here()
+        publishing.revoke(services, placement)
+        assert made.placed() is None
+        assert not made.here()
+        publishing.revoke(services, placement)  # again, after a kill
 
 
 def test_whoever_publishes_unwraps_nothing_of_the_adapter_holder_s(

@@ -19,9 +19,6 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
         for action in (
             "Poll",
             "StartTelemetrySession",
-            "SubmitAttachmentStateChanges",
-            "SubmitContainerStateChange",
-            "SubmitTaskStateChange",
         )
     },
     (

@@ -161,6 +161,8 @@ def revoke(
     as_json: AsJson = False,
 ) -> None:
     """Stop sampling from a private adapter for ever."""
+    from tensafe.local.publishing import revoke as end
+
     erase = holder_dir is not None or bool(os.environ.get("TENSAFE_HOLDER_TABLE"))
     command = _holder(holder_dir) if erase else None
     with opened(data_dir, key_file, doing=None) as services:
@@ -168,7 +170,7 @@ def revoke(
         confirm(f"Revoke {path} of tenant {placement.tenant}?", yes)
         if command is not None:
             command("revoke", *_named(placement))
-        services.placements.remove(placement)
+        end(services, placement)
     print_object({"path": path, "revoked": True, "erased": erase}, as_json=as_json)
 
 

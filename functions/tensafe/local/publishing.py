@@ -90,6 +90,15 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     return placement, said
 
 
+def revoke(services: Services, placement: Placement) -> None:
+    """Nobody samples from it any more, not even from weights that a publication cut short had left here.
+
+    They are erased first: without the placement their path would be an ordinary adapter's again.
+    """
+    _erase(services, placement.path)
+    services.placements.remove(placement)
+
+
 @contextmanager
 def _in_memory(artifact_id: str, files: Mapping[str, bytes]) -> Iterator[Path]:
     """A folder of this user's own with the weights in clear, under a name that the next try finds.

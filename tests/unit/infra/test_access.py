@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.support import template_access as rules
 from tests.support.template_access import key_statement, policy_statement, properties
-from tests.support.templates import CORE, OBSERVABILITY, TASKS, Template, read_template, resources, texts
+from tests.support.templates import (
+    CORE,
+    OBSERVABILITY,
+    TASKS,
+    Template,
+    listed,
+    read_template,
+    resources,
+    texts,
+)
 
 Rule = Callable[[Template], list[str]]
 
@@ -190,3 +199,38 @@ def test_what_is_deleted_leaves_the_bucket() -> None:
     (rule,) = properties(read_template(CORE), "BlobBucket")["LifecycleConfiguration"]["Rules"]
     assert rule["Status"] == "Enabled"
     assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
+
+
+BOUND_TO_CLUSTERS = {
+    *("ecs:DescribeContainerInstances", "ecs:DescribeTasks", "ecs:ListTasks", "ecs:Poll", "ecs:StopTask"),
+    *("ecs:StartTelemetrySession", "ecs:UpdateContainerInstancesState", "ecs:UpdateTaskProtection"),
+    *("ecs:GetTaskProtection", "ecs:ListContainerInstances"),
+}
+"""ECS's actions that know the condition key ecs:cluster (Service Authorization Reference, Amazon ECS).
+
+Under a key that a request does not bring ArnEquals does not match, and the call is refused.
+"""
+
+
+def test_conditions_on_a_cluster_stand_at_actions_that_know_them() -> None:
+    bound = set()
+    for path in (CORE, TASKS):
+        for statement in _statements(read_template(path)):
+            keys = {key for test in statement.get("Condition", {}).values() for key in test}
+            if "ecs:cluster" in keys:
+                bound |= set(listed(statement["Action"]))
+    assert "ecs:Poll" in bound
+    assert bound <= BOUND_TO_CLUSTERS
+    agent_s = _statements(read_template(TASKS))
+    (agent,) = [one for one in agent_s if "ecs:SubmitTaskStateChange" in listed(one["Action"])]
+    assert "Condition" not in agent
+
+
+def _statements(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if "Effect" in node and "Action" in node:
+            yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for one in node:
+            yield from _statements(one)
