@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tools import docker_engine
 
 # Deterministic, and without a deadline: a machine may be busy.
 settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)
@@ -56,8 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     wanted = {mark for mark in ("docker", "gpu") for item in items if item.get_closest_marker(mark)}
     missing = {}
-    if "docker" in wanted and not (shutil.which("docker") and Path("/var/run/docker.sock").exists()):
-        missing["docker"] = "no Docker engine on this machine"
+    no_engine = docker_engine.why_not() if "docker" in wanted else None
+    if no_engine:
+        missing["docker"] = no_engine
     if "gpu" in wanted and not _has_cuda():
         missing["gpu"] = "no CUDA device on this machine"
     for item in items:

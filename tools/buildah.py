@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +65,15 @@ def buildah(*arguments: str | Path, capture: bool = False) -> str:
         stdout=subprocess.PIPE if capture else None,
     )
     return (done.stdout or "").strip()
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Nobody else builds meanwhile: two would make one base, and `clean` takes others' containers."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    with (STORE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, however this process ends
+        yield
 
 
 def line_in(

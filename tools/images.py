@@ -27,7 +27,7 @@ from typing import Final, ParamSpec
 
 from packaging.utils import parse_wheel_filename
 
-from tools.buildah import ROOT, STORE, buildah, clean, why_not
+from tools.buildah import ROOT, STORE, buildah, clean, locked, why_not
 from tools.locks import Accelerator, closure, pin_lines
 
 P = ParamSpec("P")
@@ -222,6 +222,13 @@ def build_all(
     `builder` is what the first stage runs in; a CUDA sampler's needs a C compiler and Python's headers.
     Raises CalledProcessError if one fails, LookupError as `closure`.
     """
+    with locked():
+        _build_all(images, accelerator, base, builder)
+
+
+def _build_all(
+    images: Sequence[str], accelerator: Accelerator, base: str | None, builder: str | None
+) -> None:
     clean()
     compiles = accelerator == "cuda" and "sampler" in images
     with ThreadPoolExecutor(2 if accelerator == "cpu" else 1) as pool:

@@ -21,14 +21,17 @@ __all__ = ["ON_EMULATOR", "Deployment", "Emulator", "deploy", "emulator_of_aws",
 URL: Final = "TENSAFE_EMULATOR_URL"
 """Names the variable with the address of an emulator that runs already, LocalStack say; it is emptied."""
 HOST: Final = "TENSAFE_EMULATOR_HOST"
-"""Names the variable with the address that a ministack of the test's own listens on, if not loopback."""
+"""Names the variable with the address that a ministack of the test's own listens on."""
 ON_EMULATOR: Final = pytest.param("emulator", marks=(pytest.mark.slow, pytest.mark.emulator))
 """A parameter for what runs over the emulator too."""
 
 
 @contextmanager
-def emulator_of_aws(folder: Path) -> Iterator[Emulator]:
-    """The one at TENSAFE_EMULATOR_URL if that is set, else a ministack of the test's own."""
+def emulator_of_aws(folder: Path, address: str = LOOPBACK) -> Iterator[Emulator]:
+    """The one at TENSAFE_EMULATOR_URL if that is set, else a ministack of the test's own.
+
+    It listens on `address`, unless TENSAFE_EMULATOR_HOST names another.
+    """
     url = os.environ.get(URL)
     if url is not None:
         ministack = is_ministack()
@@ -41,7 +44,7 @@ def emulator_of_aws(folder: Path) -> Iterator[Emulator]:
         yield Emulator(parts.port, folder / "none.log", domain, parts.hostname)
         return
     try:
-        started = running_ministack(folder, os.environ.get(HOST, LOOPBACK))
+        started = running_ministack(folder, os.environ.get(HOST, address))
         emulator = started.__enter__()
     except NotInstalled as absent:
         pytest.skip(str(absent))

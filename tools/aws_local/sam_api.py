@@ -76,9 +76,15 @@ def variables(deployment: Deployment, url: str) -> dict[str, dict[str, str]]:
 
 @contextmanager
 def sam_api(
-    deployment: Deployment, package: Path, folder: Path, command: Sequence[str | Path] = (SAM,)
+    deployment: Deployment,
+    package: Path,
+    folder: Path,
+    command: Sequence[str | Path] = (SAM,),
+    image: str | None = None,
 ) -> Iterator[str]:
     """The address of a new one, which ends with the block. `command` is `sam`, its log sam.log in `folder`.
+
+    Docker has `image`, in which it runs the functions; Lambda's own, which it fetches, if none is given.
 
     It makes a container for each request and for its authorizer, so the front holds back a burst. Raises
     NotInstalled, DidNotStart.
@@ -91,14 +97,14 @@ def sam_api(
         template.write_text(json.dumps(sam_template(package)))
         values.write_text(json.dumps(variables(deployment, reached.url)))
         with _running(
-            command, _options(template, values, port), folder, _environment(deployment, folder)
+            command, _options(template, values, port, image), folder, _environment(deployment, folder)
         ) as process:
             _wait_until_it_answers(process, port, folder / "sam.log")
             reached.host = f"{LOOPBACK}:{port}"
             yield reached.url
 
 
-def _options(template: Path, values: Path, port: int) -> list[str]:
+def _options(template: Path, values: Path, port: int, image: str | None) -> list[str]:
     options: dict[str, Any] = {
         "--template": template,
         "--env-vars": values,
@@ -106,7 +112,10 @@ def _options(template: Path, values: Path, port: int) -> list[str]:
         "--host": LOOPBACK,
         "--port": port,
     }
-    return [str(one) for pair in options.items() for one in pair]
+    if image is not None:
+        options["--invoke-image"] = image
+    given = [str(one) for pair in options.items() for one in pair]
+    return given if image is None else [*given, "--skip-pull-image"]
 
 
 @contextmanager

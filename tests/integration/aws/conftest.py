@@ -14,6 +14,8 @@ from tests.support.aws_tasks import EcsServices
 from tests.support.ministack import emulator_of_aws
 from tests.support.sdk_fixtures import client, key, model_path, tenant, training_client
 from tests.support.service import MODEL_NAME
+from tools import docker_engine
+from tools.aws_local.emulator import LOOPBACK
 from tools.aws_local.local_stack import local_stack
 
 __all__ = ["client", "key", "model_path", "tenant", "training_client"]
@@ -25,12 +27,17 @@ WITH_HOLDER = {"AdapterHolderImage": "none: test_private.py starts it"}
 """Samplers take private adapters."""
 
 
+def reached_by_containers() -> str:
+    """Where containers of `sam local` reach the emulator too, if there is an engine to run them."""
+    return (docker_engine.gateway() if docker_engine.why_not() is None else None) or LOOPBACK
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, built: Path, model_path: Path) -> Iterator[AwsService]:
     folder = tmp_path_factory.mktemp("aws")
     model = ModelSource(MODEL_NAME, str(model_path))
     with (
-        emulator_of_aws(folder) as emulator,
+        emulator_of_aws(folder, reached_by_containers()) as emulator,
         local_stack(
             emulator, built / "function", model, folder, WITH_HOLDER, TENSAFE_LEASE_S=str(LEASE_S)
         ) as stack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -43,3 +44,12 @@ def test_an_image_is_built_again_when_a_file_of_its_changes(
     assert images.content_of(context, dockerfile, "another") != before
     (context / name).write_text("changed")
     assert images.content_of(context, dockerfile, "base") != before
+
+
+def test_one_builds_at_a_time_in_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of `sam local` build beside those of the images."""
+    monkeypatch.setattr(buildah, "STORE", tmp_path)
+    with buildah.locked(), (tmp_path / "lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -65,18 +65,12 @@ def test_with_an_engine_it_is_not_skipped_and_a_failure_is_one(project: Path, sc
     assert "SKIPPED" not in ended.stdout + ended.stderr
 
 
-def test_sam_local_runs_the_tests_where_containers_reach_the_emulator_and_ends_as_they_do(
-    project: Path,
-) -> None:
-    docker(project, '[ "$1" = info ] || echo 172.17.0.1')
-    executable(project / ".venv/bin/python", 'echo "$TENSAFE_SAM_LOCAL $TENSAFE_EMULATOR_HOST $*"; exit 5')
+def test_sam_local_runs_the_tests_on_docker_and_ends_as_they_do(project: Path) -> None:
+    docker(project, '[ "$1" = info ]')
+    executable(project / ".venv/bin/python", 'echo "$TENSAFE_SAM_LOCAL $*"; exit 5')
     ended = run(project, "sam_local.sh")
-    assert (ended.returncode, ended.stdout.split()[:2]) == (5, ["docker", "172.17.0.1"])
+    assert (ended.returncode, ended.stdout.split()[0]) == (5, "docker")
     assert (ROOT / ended.stdout.split()[-1] / "conftest.py").is_file()
-    docker(project, '[ "$1" = info ] || echo')
-    ended = run(project, "sam_local.sh")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "no gateway" in ended.stderr
 
 
 @pytest.mark.parametrize("has_http_apis", [True, False])

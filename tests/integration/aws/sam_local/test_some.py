@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.integration.aws.sam_local.conftest import Containers
 from tests.integration.service.test_native import (
     native,
     run,
@@ -16,6 +18,7 @@ from tests.integration.service.test_native import (
 from tests.integration.service.test_sdk import test_logprobs_of_sampled_tokens_are_the_trainers
 from tests.support.aws_service import AwsService
 from tools.api_routes import application_routes
+from tools.docker_engine import docker
 
 __all__ = [
     "native",
@@ -23,6 +26,24 @@ __all__ = [
     "test_logprobs_of_sampled_tokens_are_the_trainers",
     "test_the_same_idempotency_key_is_the_same_operation",
 ]
+
+
+@pytest.mark.docker
+def test_with_an_engine_the_functions_run_in_its_containers_and_none_is_left(
+    service: AwsService, key: str, containers: Containers
+) -> None:
+    if containers.image is None:
+        pytest.skip(containers.why)
+    since = str(time.time())
+    assert httpx.get(f"{service.url}/v1/models", headers={"X-API-Key": key}, timeout=60).status_code == 200
+    label = "sam.cli.function.name"
+    options = ("--since", since, "--until", str(time.time()), "--filter", "event=create")
+    created = docker("events", *options, "--format", f'{{{{index .Actor.Attributes "{label}"}}}}').split()
+    assert {"ApiFunction", "AuthorizerFunction"} <= set(created)
+    deadline = time.monotonic() + 30
+    while docker("ps", "--all", "--quiet", "--filter", f"label={label}"):
+        assert time.monotonic() < deadline, "SAM CLI leaves containers"
+        time.sleep(0.2)
 
 
 @pytest.mark.usefixtures("service")
