@@ -94,8 +94,8 @@ sam-local: install ministack $(SAM)  ## shared tests over `sam local start-api`;
 aws-local: install ministack function  ## template.yaml on an emulator with real functions and tasks (MODEL=name=folder)
 	@$(PY) -m tools.aws_local $(if $(MODEL),--model "$(MODEL)")
 
-aws-all: install ministack  ## every test of the SDK and every recipe on that emulator; `make test` runs some
-	@TENSAFE_AWS=all $(TESTING) $(PY) -m pytest -q tests/integration/aws
+aws-all: install ministack $(SAM)  ## all tests on that emulator, as `make test`, and through SAM CLI all that it can
+	@TENSAFE_SAM_LOCAL=all $(TESTING) $(PY) -m pytest -q tests/integration/aws
 
 cost: install  ## write infra/cost.md from tools/prices.toml and the counted calls
 	@$(PY) -m tools.cost

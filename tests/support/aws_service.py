@@ -14,6 +14,7 @@ import pytest
 from tensafe.cloud.composition import cloud_services
 from tensafe.cloud.settings import read_cloud_settings
 from tensafe.services import Services
+from tests.support.service import MODEL_NAME
 from tools.aws_local.local_stack import LocalStack
 
 
@@ -26,6 +27,10 @@ class AwsService:
     @property
     def url(self) -> str:
         return self.stack.url
+
+    @property
+    def model_name(self) -> str:
+        return MODEL_NAME
 
     @contextmanager
     def services(self) -> Iterator[Services]:

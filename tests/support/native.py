@@ -124,9 +124,18 @@ def problem(answer: httpx.Response) -> tuple[int, str, str | None]:
     return answer.status_code, error["code"], error["field"]
 
 
+def is_stranger(service: Service | AwsService, answer: httpx.Response) -> bool:
+    """Whether it refuses the caller's credential: by the API, or on AWS by the gateway in front of it."""
+    gateways = ((401, {"message": "Unauthorized"}), (403, {"message": "Forbidden"}))
+    if isinstance(service, AwsService) and (answer.status_code, answer.json()) in gateways:
+        return True
+    bearer = answer.headers.get("www-authenticate", "").startswith("Bearer")
+    return bearer and problem(answer)[:2] == (401, "unauthenticated")
+
+
 def without_request_id(answer: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
     """All that a client can see, but for what is new with every request."""
-    request_id = answer.headers["x-request-id"].encode()
+    request_id = answer.headers.get("x-request-id", "none: a gateway's").encode()
     volatile = ("x-request-id", "apigw-requestid", "date")
     headers = {name: value for name, value in answer.headers.items() if name not in volatile}
     return answer.status_code, answer.content.replace(request_id, b"REQUEST"), headers

@@ -119,6 +119,10 @@ class Service:
         arguments = ("--data-dir", str(self.data_dir), "--tenant", tenant, "--scope", scope, "--json")
         return str(json.loads(tensafe("keys", "create", *arguments, *extra).stdout)["key"])
 
+    def tensafe(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line on this data directory."""
+        return tensafe(*arguments, "--data-dir", str(self.data_dir))
+
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until /readyz says 200."""
         deadline = time.monotonic() + timeout_s

@@ -57,9 +57,15 @@ def operator(service: AwsService) -> AwsOperator:
     return AwsOperator(service)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.emulator)
-            item.add_marker(pytest.mark.timeout(600))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is of one machine alone stays out; its mark says why. Drills are first: they read whole queues."""
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    of_one_machine = {item for item in here if item.get_closest_marker("one_machine")}
+    for item in here:
+        item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.emulator)
+        item.add_marker(pytest.mark.timeout(600))
+    items.sort(key=lambda item: item in here and "drill" not in item.path.name)
+    if of_one_machine:
+        items[:] = [item for item in items if item not in of_one_machine]
+        config.hook.pytest_deselected(items=list(of_one_machine))

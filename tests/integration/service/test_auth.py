@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.support.native import Native, api_keys, make_key, problem, without_request_id
-from tests.support.service import Service, tensafe
+from tests.support.native import Native, api_keys, is_stranger, make_key, problem, without_request_id
+from tests.support.service import Service
 
 PUBLIC = {"/healthz", "/readyz", "/version", "/api/v1/healthz"}
 SIGNED = "/api/v1/external_files/{artifact_id}/{file}"
@@ -73,9 +73,9 @@ def test_auth_01_arbitrary_bearer_tokens_are_refused_everywhere(
             # All routes with some, and one route with all of them.
             for headers in every if i == 0 else (every[0], every[1], every[9]):
                 answer = http.request(method, path, headers=headers)
-                assert problem(answer)[:2] == (401, "unauthenticated"), (method, path, headers)
-                assert answer.headers["www-authenticate"].startswith("Bearer")
-                answers.add(without_request_id(answer)[1])
+                assert is_stranger(service, answer), (method, path, headers, answer.text)
+                if headers or isinstance(service, Service):  # a gateway says 401 to none, 403 to a wrong one
+                    answers.add(without_request_id(answer)[1])
     assert len(answers) == 1  # nothing tells a malformed key from an unknown one
 
 
@@ -104,6 +104,7 @@ def test_a_key_is_accepted_in_either_header(service: Service) -> None:
         assert httpx.get(f"{service.url}/v1/training_clients", headers=headers).status_code == 200
 
 
+@pytest.mark.one_machine("a gateway collects the body")
 def test_a_body_is_not_waited_for_before_the_key_is_known(service: Service) -> None:
     head = (
         b"POST /v1/training_clients HTTP/1.1\r\nHost: x\r\nX-API-Key: no\r\nContent-Length: 10000000\r\n\r\n"
@@ -159,7 +160,7 @@ def test_an_expired_key_is_refused(service: Service) -> None:
     while client.get("/v1/training_clients").status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert problem(client.get("/v1/training_clients"))[0] == 401
+    assert is_stranger(service, client.get("/v1/training_clients"))
 
 
 def test_a_revoked_key_is_refused_within_a_second(service: Service) -> None:
@@ -172,7 +173,7 @@ def test_a_revoked_key_is_refused_within_a_second(service: Service) -> None:
     revoked_at = time.monotonic()
     while client.get("/v1/training_clients").status_code == 200:
         assert time.monotonic() < revoked_at + 1.0
-    assert problem(client.get("/v1/training_clients"))[0] == 401
+    assert is_stranger(service, client.get("/v1/training_clients"))
 
 
 def test_a_wait_ends_within_a_second_of_revocation(service: Service) -> None:
@@ -201,9 +202,9 @@ def test_the_command_line_revokes(service: Service) -> None:
     key = service.create_key("leaver")
     client = Native(service, key)
     assert client.get("/v1/training_clients").status_code == 200
-    tensafe("keys", "revoke", key.split("-")[1], "--data-dir", str(service.data_dir))
+    service.tensafe("keys", "revoke", key.split("-")[1])
     time.sleep(0.6)
-    assert problem(client.get("/v1/training_clients"))[0] == 401
+    assert is_stranger(service, client.get("/v1/training_clients"))
 
 
 def test_the_keys_owner_is_told_as_the_tinker_command_line_reads_it(service: Service) -> None:

@@ -202,6 +202,7 @@ def test_truncated_and_foreign_bytes(run: Run) -> None:
     assert run.client.refusal(unread, run.id, message.seq_id)[2] == "Content-Encoding"
 
 
+@pytest.mark.one_machine("measures the API's process; Lambda's cap is smaller than what is sent")
 def test_bombs(run: Run, own: str, service: Service) -> None:
     api = psutil.Process(service.role_pids("api")[0])
     before = api.memory_info().rss
@@ -368,6 +369,7 @@ def test_weights_of_another_tenant_or_of_no_form(run: Run, service: Service) -> 
         assert problem(run.client.post("/api/v1/load_weights", body))[0] == status, path
 
 
+@pytest.mark.one_machine("a gateway answers what is none of its routes")
 def test_ids_that_are_no_ids(run: Run) -> None:
     client = run.client
     for text_ in ("%00", "x" * 300, "a b", "..%2F..", "%F0%9F%98%80", "'", "x:train:0", "x:train:01"):
@@ -382,6 +384,7 @@ def test_ids_that_are_no_ids(run: Run) -> None:
             assert problem(client.get(path))[:2] == (404, "not_found"), path
 
 
+@pytest.mark.one_machine("a gateway has limits of its own")
 def test_a_head_of_ten_megabytes_and_a_body_of_a_hundred(service: Service, run: Run) -> None:
     api = psutil.Process(service.role_pids("api")[0])
     before = api.memory_info().rss
@@ -430,6 +433,7 @@ def test_an_upload_over_the_cap_leaves_no_gap(run: Run) -> None:
         assert refused == (422, "payload_too_large", "body")
 
 
+@pytest.mark.one_machine("a gateway collects the body")
 def test_a_client_that_hangs_up_in_the_middle(service: Service, run: Run) -> None:
     key = run.client.http.headers["x-api-key"].encode()
     for path in (b"/api/v1/forward_backward", b"/v1/training_clients"):
@@ -440,6 +444,7 @@ def test_a_client_that_hangs_up_in_the_middle(service: Service, run: Run) -> Non
     assert httpx.get(f"{service.url}/healthz").status_code == 200
 
 
+@pytest.mark.one_machine("a gateway answers what is none of its routes")
 def test_wrong_methods_and_content_types(run: Run) -> None:
     client = run.client
     assert problem(client.http.put("/v1/training_clients"))[:2] == (405, "method_not_allowed")

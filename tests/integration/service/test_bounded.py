@@ -12,7 +12,7 @@ from tinker.types.optimizer import OptimizerConfigBase
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.bisr import coefficient_hash, sensitivity
 from tests.support.sdk_data import supervised
-from tests.support.service import MODEL_NAME, Service, tensafe
+from tests.support.service import MODEL_NAME, Service
 
 TOKENS = [5, 9, 301, 77, 45, 210]
 CONFIG = {
@@ -48,8 +48,8 @@ def test_a_run_with_correlated_noise_meets_its_target_and_holds_units_apart(
     assert [one["dp/participations"] for one in metrics] == [1, 1, 2, 2]
     with pytest.raises(tinker.RequestFailedError, match=r"position 0, may return after 1 more step"):
         run.forward_backward([supervised(TOKENS, unit=2)], "cross_entropy").result()
-    where = ("--data-dir", str(service.data_dir), "--tenant", tenant, "--json")
-    (only,) = json.loads(tensafe("privacy", "show", "records", *where).stdout)["runs"]
+    where = ("--tenant", tenant, "--json")
+    (only,) = json.loads(service.tensafe("privacy", "show", "records", *where).stdout)["runs"]
     assert (only["min_separation"], only["coefficient_hash"]) == (2, coefficient_hash(3))
     assert only["mode"] == "bounded_participation_bisr_gaussian"
 

@@ -28,6 +28,8 @@ from tests.support.native import Native, batch, example, make_key
 from tests.support.sdk_data import supervised
 from tests.support.service import MODEL_NAME, Service
 
+pytestmark = pytest.mark.one_machine("searches one machine's files; aws/test_canaries_on_aws.py is AWS's")
+
 UNIT_ID = 0x5AFE_C0DE_D15C_0BA1
 STOP_STRING = f"canary-stop-{uuid4().hex}"
 PRIVATE = {

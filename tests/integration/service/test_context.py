@@ -13,6 +13,8 @@ from tinker import types
 from tests.support.service import MODEL_NAME, Service
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.one_machine("the memory of one machine's vLLM decides")
+
 CLAIMED = 40_960
 LIMIT = 31_744  # a GiB holds 32,768 tokens of this model, less what vLLM keeps, in whole thousands
 PARAMS = types.SamplingParams(max_tokens=2, temperature=0.0, stop=[])

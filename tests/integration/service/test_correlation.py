@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support.native import TOKENS, Native, batch, example
 from tests.support.service import Service
@@ -36,6 +37,8 @@ def finished(native: Native, submitted: httpx.Response) -> tuple[str, httpx.Resp
             return str(state["request_id"]), answer
 
 
+@pytest.mark.one_machine("reads one machine's log files")
+@pytest.mark.one_machine("reads one machine's log files")
 def test_one_id_is_in_the_log_of_the_edge_of_the_worker_and_in_the_result(service: Service, key: str) -> None:
     native = Native(service, key)
     run = native.create()
@@ -64,6 +67,7 @@ def test_a_failure_names_the_request_that_submitted_it(service: Service, key: st
     assert f"(submitted by request {refused.headers['x-request-id']})" in told["error"]
 
 
+@pytest.mark.one_machine("AWS has no page for Prometheus; aws/test_canaries_on_aws.py has its numbers")
 def test_the_numbers_follow(service: Service, key: str) -> None:
     """Workers announce what they have counted every ten seconds."""
     native = Native(service, key)

@@ -110,14 +110,14 @@ def test_an_ordinary_loop_over_deals_is_charged_verified_and_stated(
     assert statement["mode"] == "dealt_truncated_poisson_gaussian"
     assert (statement["domain"]["root"], statement["domain"]["units"]) == (shown.root, UNITS)
     assert {statement["spent"]["epsilon"]} == {shown.epsilon} == stated
-    told, where = tmp_path / "final.json", ("--data-dir", str(service.data_dir))
+    told = tmp_path / "final.json"
     told.write_text(json.dumps(statement))
     export = tmp_path / "letters.jsonl"
     domains.export("letters", export)
-    signer = json.loads(tensafe("privacy", "public-key", *where, "--json").stdout)["key_id"]
+    signer = json.loads(service.tensafe("privacy", "public-key", "--json").stdout)["key_id"]
     verified = tensafe("privacy", "verify", str(export), "--key-id", signer, "--statement", str(told))
     assert "valid" in verified.stdout
-    text = tensafe("privacy", "statement", f"{run.model_id}/final", *where).stdout
+    text = service.tensafe("privacy", "statement", f"{run.model_id}/final").stdout
     assert "dealt" in text
 
 

@@ -45,6 +45,7 @@ def timeouts(service: Service, since: int) -> int:
     return sum(line.get("status") == 408 for line in lines)
 
 
+@pytest.mark.one_machine("measures the API's process and reads its log file")
 def test_nothing_is_answered_early_and_nobody_spins(
     service: Service, tenant: str, training_client: tinker.TrainingClient
 ) -> None:
@@ -96,6 +97,7 @@ def test_nothing_is_answered_early_and_nobody_spins(
     assert "metrics" in native.future(f"{run}:2").json()
 
 
+@pytest.mark.one_machine("on AWS nothing wakes a waiter, it looks every 50 ms and then less often")
 def test_a_waiter_is_woken_at_once(service: Service, tenant: str) -> None:
     """Submit to result of an operation that computes next to nothing, the median of 20."""
     native = TinkerHttp(service, make_key(service, tenant))

@@ -17,6 +17,8 @@ from tests.support.native import make_key
 from tests.support.service import MODEL_NAME, Service
 from tests.support.tinker_http import TinkerHttp
 
+pytestmark = pytest.mark.one_machine("holds answers to the API's document, which has none of a gateway's own")
+
 EXAMPLES_PER_ROUTE = 12
 _TRIES = hypothesis.settings(
     max_examples=EXAMPLES_PER_ROUTE,

@@ -117,6 +117,7 @@ def test_the_trainer_dies_again_and_again(
     assert final_state(Native(service, key), client) == undisturbed[1]
 
 
+@pytest.mark.one_machine("on AWS there is no process of the API to kill")
 def test_the_api_dies_in_the_middle_of_requests(
     service: Service,
     tenant: str,
@@ -174,6 +175,7 @@ def test_the_sampler_dies_in_the_middle_of_a_sample(
     service.wait_ready()
 
 
+@pytest.mark.one_machine("kills one machine's processes at once")
 def test_everything_dies_at_once_and_the_client_goes_on(
     own_service: Service, undisturbed: tuple[list[float], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

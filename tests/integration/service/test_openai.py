@@ -10,6 +10,7 @@ import pytest
 import tinker
 from transformers import AutoTokenizer
 
+from tests.support.native import is_stranger
 from tests.support.service import MODEL_NAME, Service
 
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
@@ -85,11 +86,14 @@ def test_a_trained_adapter_is_a_model_by_its_path(
     assert answer.model == path
 
 
-def test_what_the_engine_refuses_reaches_the_client_with_its_field(chat: openai.OpenAI) -> None:
+def test_what_the_engine_refuses_reaches_the_client_with_its_field(
+    chat: openai.OpenAI, service: Service
+) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as refused:
         chat.completions.create(model=MODEL_NAME, prompt="a" * 20_000, **GREEDY)
     assert refused.value.body["field"] == "prompt"  # type: ignore[index]
     with pytest.raises(openai.NotFoundError):
         chat.completions.create(model="no/such-model", prompt="a", **GREEDY)
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(openai.APIStatusError) as unknown:
         chat.with_options(api_key="tml-wrong").models.list()
+    assert is_stranger(service, unknown.value.response)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from tensafe.operations import layout
 from tensafe.storage.sqlite_items import SqliteItems
 from tests.support.native import Native, batch, example, make_key, problem
 from tests.support.service import Service, tensafe
+
+pytestmark = pytest.mark.one_machine("reads one machine's files; aws/test_drills.py has dead letters")
 
 SLOW = batch(*[example([5 + (i * j) % 250 for j in range(1, 200)]) for i in range(1, 250)])
 """A forward_backward of a few seconds."""

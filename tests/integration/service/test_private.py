@@ -29,6 +29,8 @@ from tests.support.holder_process import HolderProcess
 from tests.support.runbooks import followed
 from tests.support.service import MODEL_NAME, Service, tensafe
 
+pytestmark = pytest.mark.one_machine("the adapter holder shares one machine; aws/test_private.py has AWS's")
+
 GREEDY = types.SamplingParams(max_tokens=8, temperature=0.0)
 PROMPT = types.ModelInput.from_ints([5, 9, 301, 77])
 

@@ -30,6 +30,8 @@ from tests.support.other_build import CODES
 from tests.support.service import MODEL_NAME, Service, tensafe
 from tests.support.tap import Tap
 
+pytestmark = pytest.mark.one_machine("taps an adapter holder's Unix socket; aws/test_private.py has AWS's")
+
 GREEDY = types.SamplingParams(max_tokens=8, temperature=0.0)
 PROMPT = types.ModelInput.from_ints([5, 9, 301, 77])
 TEXT = "the patient's name is Ann Müller"

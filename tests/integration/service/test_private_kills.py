@@ -23,6 +23,8 @@ from tests.support.native import make_key
 from tests.support.service import MODEL_NAME, Service, tensafe
 from tests.support.tap import Tap, split
 
+pytestmark = pytest.mark.one_machine("kills one machine's processes and taps their socket")
+
 ROUNDS = (("holder",), ("sampler",), ("holder", "sampler"))
 RESUMES_S = 90.0
 PROMPTS = [types.ModelInput.from_ints([5 + n, 9, 301, 77 + n]) for n in range(3)]

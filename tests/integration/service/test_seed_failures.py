@@ -33,6 +33,7 @@ def create_by_hand(service: Service, key: str) -> dict[str, dict[str, str]]:
     return dict(httpx.Response(200, content=done.stdout).json())
 
 
+@pytest.mark.one_machine("kills one machine's processes at once")
 def test_state_01_nothing_is_lost_when_every_process_is_killed(own_service: Service) -> None:
     key = own_service.create_key("register")
     native = Native(own_service, key)
@@ -70,6 +71,7 @@ def test_queue_01_submitted_jobs_survive_a_killed_trainer(service: Service, tena
     assert native.train(undisturbed, 5) == losses[:5]
 
 
+@pytest.mark.one_machine("is about one machine's key file; on AWS there is none")
 def test_key_01_no_key_no_start(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data_dir, port = tmp_path / "data", free_port()
     up = ("up", "--data-dir", str(data_dir), "--port", str(port), "--model", f"tiny={model_path}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 
 from tests.support.native import Native, batch, example, make_key
 from tests.support.oidc_issuer import Issuer
 from tests.support.service import Service
+
+pytestmark = pytest.mark.one_machine("its issuer is on loopback; lambdas/test_authorizer.py has tokens")
 
 
 def test_a_token_trains_as_its_tenant_beside_api_keys(own_service: Service, issuer: Issuer) -> None:

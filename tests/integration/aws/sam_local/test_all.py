@@ -1,4 +1,4 @@
-"""What test_shared.py has, through `sam local start-api`: `make sam-local` and `make aws-all`."""
+"""chosen.py through `sam local start-api`: `make sam-local`, and `make aws-all` (TENSAFE_SAM_LOCAL=all)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from tests.integration.aws.test_shared import *  # noqa: F403 - with their fixtures
+from tests.integration.aws.sam_local.chosen import *  # noqa: F403 - with their fixtures
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("TENSAFE_SAM_LOCAL") is None and os.environ.get("TENSAFE_AWS") != "all",
+    os.environ.get("TENSAFE_SAM_LOCAL") is None,
     reason="`make sam-local` runs it on Docker, `make aws-all` without",
 )

@@ -1,4 +1,4 @@
-"""Tests of the service on one machine, run again over template.yaml's functions, queues and tasks.
+"""Which of the shared tests run through `sam local start-api` too.
 
 They are the same functions; what differs is the `service` behind their fixtures.
 """

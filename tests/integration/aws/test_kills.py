@@ -1,0 +1,5 @@
+"""service/test_kills.py over template.yaml, but for what has the mark `one_machine`."""
+
+from __future__ import annotations
+
+from tests.integration.service.test_kills import *  # noqa: F403 - with their fixtures
