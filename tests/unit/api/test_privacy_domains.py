@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tensafe.api.app import create_app
+from tensafe.contracts.errors import Unsupported
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.content import content_key
 from tensafe.privacy.ledger import Ledger
@@ -72,6 +73,21 @@ def test_from_creation_to_closing_and_again(http: TestClient) -> None:
     assert http.post(f"{LETTERS}/close").json() == closed
     again = http.put(f"{LETTERS}/units/1", content=page(9))
     assert code(again) == (409, "privacy_domain_closed", None)
+
+
+def test_a_closing_that_cannot_be_answered_has_not_happened(
+    http: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On AWS the API has no accountants: a refusal after the deed would be believed."""
+
+    def without_accountants(*_: object) -> None:
+        raise Unsupported("no accountants here")
+
+    register(http, page(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(services.domain_reader), "show", without_accountants)
+        assert code(http.post(f"{LETTERS}/close"))[1] == "unsupported"
+    assert http.get(LETTERS).json()["state"] == "open"
 
 
 def test_what_is_wrong_is_named_and_nothing_is_kept(http: TestClient) -> None:

@@ -115,6 +115,7 @@ async def finish(name: Name, request: Request, principal: TrainCaller, context: 
 @router.post("/{name}/close")
 async def close(name: Name, principal: TrainCaller, context: Edge) -> PrivacyDomain:
     """Let nothing be charged to the domain any more, for ever."""
+    await _shown(context, principal, name)  # what cannot be answered, for want of accountants, is not done
     await context.call(context.services.domains.close, principal.tenant, name)
     return await _shown(context, principal, name)
 
