@@ -26,6 +26,7 @@ SERVICES = ("dynamodb", "kms", "s3", "sqs", "sts", "sso", "sso-oidc", "signin")
 UNUSED = (
     "*.dist-info/RECORD",
     "aws_lambda_powertools/event_handler",
+    "aws_xray_sdk/ext",  # patches of libraries
     "aws_lambda_powertools/utilities/[!j_]*",  # of its utilities, metrics want jmespath_utils
     "bin",
     "boto3/data/[!dks]*",
@@ -59,8 +60,10 @@ START = (
     *(f"tensafe.lambdas.{name}" for name in ("api", "authorizer", "dead_letters", "sweeper")),
     "tensafe.auth.tokens",
     "tensafe.auth.issuer_keys",
+    "tensafe.tracing.xray",
 )
-"""What the functions import before their first event; the last two where an issuer is configured."""
+"""What the functions import before their first event; the last three where an issuer is configured, and where
+X-Ray's daemon is."""
 LATER = (
     *(f"tensafe.privacy.{name}" for name in ("deals", "dealt_ledger", "reading")),
     "aws_encryption_sdk.identifiers",
@@ -159,7 +162,12 @@ def _compile_what_is_imported(function: Path) -> None:
     )
     loaded = subprocess.run(
         [sys.executable, "-S", "-s", "-B", "-c", program, *START, *LATER],
-        env={"PYTHONPATH": str(function), "AWS_DEFAULT_REGION": "eu-central-1"},
+        # X-Ray's SDK imports other things outside Lambda, which is where there is no root of a task.
+        env={
+            "PYTHONPATH": str(function),
+            "AWS_DEFAULT_REGION": "eu-central-1",
+            "LAMBDA_TASK_ROOT": str(function),
+        },
         check=True,
         capture_output=True,
         text=True,

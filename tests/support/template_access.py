@@ -235,6 +235,25 @@ def shared_roles(template: Template) -> list[str]:
     return [f"{name}: {role}" for name, role in roles.items() if role is None or counted[role] > 1]
 
 
+def untraced_functions(template: Template) -> list[str]:
+    """Functions of which X-Ray is not told, or whose role may not tell it."""
+    tell = {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}
+    allowed: dict[str, set[str]] = {}
+    for policy in resources(template, "AWS::IAM::Policy").values():
+        actions = {
+            one for part in policy["PolicyDocument"]["Statement"] for one in listed(part.get("Action", []))
+        }
+        for role in policy["Roles"]:
+            allowed.setdefault(str(referred(role)), set()).update(actions)
+    everywhere = template["Globals"]["Function"].get("Tracing")
+    return [
+        name
+        for name, one in resources(template, "AWS::Serverless::Function").items()
+        if one.get("Tracing", everywhere) != {"Ref": "Tracing"}
+        or not tell <= allowed.get(str(referred(one["Role"])), set())
+    ]
+
+
 def tables_unprotected(template: Template) -> list[str]:
     """Tables without point-in-time recovery, encryption under our key, or protection from deletion."""
     wrong = []

@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 def submit(services: Services, stream: StreamRecord, submission: Submission) -> Operation:
     """As `Submissions.submit`; also raises RateLimited or QuotaExceeded."""
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
-    return _logged(services.submissions.submit(stream, submission))
+    return _told(services, services.submissions.submit(stream, submission))
 
 
 def append(services: Services, stream: StreamRecord, submission: Submission) -> Operation:
     """As `Submissions.append`; also raises RateLimited or QuotaExceeded."""
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
-    return _logged(services.submissions.append(stream, submission))
+    return _told(services, services.submissions.append(stream, submission))
 
 
 def create(
@@ -35,13 +35,15 @@ def create(
     services.quotas.admit_operation(stream.tenant, len(submission.payload))
     if services.streams.find(stream.stream_id) is None:  # a retry makes no second run
         services.quotas.admit_run(stream.tenant)
-    return _logged(services.submissions.create(stream, creation, submission))
+    return _told(services, services.submissions.create(stream, creation, submission))
 
 
-def _logged(operation: Operation) -> Operation:
-    """The line of the edge's log that the worker's lines are found by: they have the same request id."""
-    log.info(
-        "operation submitted",
-        extra={"stream": operation.stream_id, "seq": operation.seq, "kind": operation.kind.value},
-    )
+def _told(services: Services, operation: Operation) -> Operation:
+    """The line of the edge's log that the worker's lines are found by: they have the same request id.
+
+    The request's span has what the line has.
+    """
+    stream, seq, kind = operation.stream_id, operation.seq, operation.kind.value
+    log.info("operation submitted", extra={"stream": stream, "seq": seq, "kind": kind})
+    services.tracer.annotate(stream=stream, seq=seq, kind=kind)
     return operation

@@ -18,14 +18,18 @@ from tensafe.storage.s3_blobs import S3Blobs
 from tensafe.storage.sqs_queues import SqsQueues
 from tensafe.storage.sqs_urls import QueueUrls
 from tensafe.tracing.endpoint import tracer_to
+from tensafe.tracing.port import Tracer
 
 
-def cloud_services(settings: CloudSettings, *, metrics: Metrics | None = None) -> Services:
+def cloud_services(
+    settings: CloudSettings, *, metrics: Metrics | None = None, tracer: Tracer | None = None
+) -> Services:
     """The rooms over the adapters that the settings name. Raises ConfigurationError.
 
     Calls nothing: a cold start waits for no answer, and what a role may not use is refused when it is
     used. There is no other key ring here than KMS, whatever the environment is called. Numbers go to
-    standard output in CloudWatch's format unless `metrics` takes them.
+    standard output in CloudWatch's format unless `metrics` takes them, and spans to the
+    collector of the settings unless `tracer` does.
     """
     specs = tuple(queue_specs(model.name for model in settings.models))
     # Nearly every event reads the table: its client is made while a start has a whole core.
@@ -50,5 +54,5 @@ def cloud_services(settings: CloudSettings, *, metrics: Metrics | None = None) -
         lease_s=settings.lease_s,
         tokens=tokens,
         metrics=metrics or EmfMetrics(settings.service_name),
-        tracer=tracer_to(settings.otlp_endpoint),
+        tracer=tracer or tracer_to(settings.otlp_endpoint),
     )

@@ -13,7 +13,9 @@ from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.api.errors import shaped
 from tensafe.cloud.composition import cloud_services
+from tensafe.cloud.settings import CloudSettings
 from tensafe.lambdas.entry import Event, Handler, entry, start
+from tensafe.lambdas.subsegments import xray_tracer
 from tensafe.lambdas.xray import traceparent
 from tensafe.metrics.requests import ServerErrors
 from tensafe.services import Services
@@ -39,14 +41,19 @@ def serving(services: Services, base_url: str | None = None) -> Handler:
 def _traced(handler: Handler) -> Handler:
     """A request that names no span of its client's is a part of the trace that X-Ray keeps of this event.
 
-    So the tasks' spans of its operation lie in that trace.
+    So the tasks' spans of its operation lie in that trace. The event's subsegment has the request's id.
     """
+    tracer = xray_tracer()
 
     def handle(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON
         span, headers = traceparent(), event.get("headers") or {}
         if span is not None and "traceparent" not in headers:  # API Gateway writes names in lower case
             event = {**event, "headers": {**headers, "traceparent": span}}
-        return handler(event, context)
+        answer = handler(event, context)
+        if tracer is not None:
+            tracer.annotate(request_id=answer["headers"]["x-request-id"])
+            tracer.answered(answer["statusCode"])
+        return answer
 
     return handle
 
@@ -58,4 +65,8 @@ async def _absent(request: Request, error: Exception) -> Response:
     return shaped(request, 501, "unsupported", message)
 
 
-handler = entry(lambda: start("api", lambda settings: serving(cloud_services(settings), settings.base_url)))
+def _opened(settings: CloudSettings) -> Handler:
+    return serving(cloud_services(settings, tracer=xray_tracer()), settings.base_url)
+
+
+handler = entry("api", lambda: start("api", _opened))

@@ -13,4 +13,4 @@ def authorizing(callers: Callers) -> Handler:
     return lambda event, _context: authorize(callers, event)
 
 
-handler = entry(lambda: authorizing(start("authorizer", cloud_callers)))
+handler = entry("authorizer", lambda: authorizing(start("authorizer", cloud_callers)))

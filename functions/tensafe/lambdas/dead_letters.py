@@ -55,4 +55,4 @@ def _queue(record: Event) -> str:
     return str(record.get("eventSourceARN", "")).rpartition(":")[2]
 
 
-handler = entry(lambda: consuming(start("dead_letters", cloud_services)))
+handler = entry("dead_letters", lambda: consuming(start("dead_letters", cloud_services)))

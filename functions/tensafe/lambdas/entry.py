@@ -17,6 +17,7 @@ from tensafe.cloud.settings import CloudSettings, read_cloud_settings
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.lambdas import RUNTIME
 from tensafe.lambdas.log_lines import Event, FunctionFormatter, Handler, told
+from tensafe.lambdas.subsegments import traced
 from tensafe.observability import configure_logging
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ def start(role: str, opened: Callable[[CloudSettings], _T]) -> _T:
         raise
 
 
-def entry(make: Callable[[], Handler]) -> Handler:
+def entry(role: str, make: Callable[[], Handler]) -> Handler:
     """A function's handler: made now if Lambda loads the module, else by the first event."""
     if RUNTIME in os.environ:
-        at_start = told(make())
+        at_start = told(traced(role, make()))
         gc.freeze()  # what is here by now stays as long as the process
         gc.enable()
         return at_start
@@ -49,7 +50,7 @@ def entry(make: Callable[[], Handler]) -> Handler:
 
     def handler(event: Event, context: object) -> Any:  # noqa: ANN401 - JSON, whatever the event's kind wants
         if not made:
-            made.append(told(make()))
+            made.append(told(traced(role, make())))
         return made[0](event, context)
 
     return handler

@@ -51,4 +51,4 @@ def _age_told(services: Services) -> float:
     return round(age_s, 1)
 
 
-handler = entry(lambda: sweeping(start("sweeper", cloud_services)))
+handler = entry("sweeper", lambda: sweeping(start("sweeper", cloud_services)))

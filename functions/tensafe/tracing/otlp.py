@@ -21,7 +21,7 @@ try:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.trace import StatusCode
+    from opentelemetry.trace import StatusCode, get_current_span
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
     raise ConfigurationError("TENSAFE_OTLP_ENDPOINT needs OpenTelemetry: install tensafe[otel]") from error
@@ -55,6 +55,9 @@ class OtlpTracer:
             except BaseException as error:
                 span.set_status(StatusCode.ERROR, type(error).__name__)  # its message may quote data
                 raise
+
+    def annotate(self, **attributes: str | int) -> None:
+        get_current_span().set_attributes({f"tensafe.{name}": value for name, value in attributes.items()})
 
     def flush(self) -> None:
         """Send what waits."""

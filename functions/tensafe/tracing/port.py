@@ -14,6 +14,9 @@ class Tracer(Protocol):
     ) -> AbstractContextManager[object]:
         """The block is a span, below the one that `traceparent` names (W3C Trace Context), or a root."""
 
+    def annotate(self, **attributes: str | int) -> None:
+        """Add to the span in hand, if there is one."""
+
 
 class NoTracer:
     """Implements `Tracer`."""
@@ -23,3 +26,6 @@ class NoTracer:
     ) -> AbstractContextManager[object]:
         """Nothing is kept."""
         return nullcontext()
+
+    def annotate(self, **attributes: str | int) -> None:
+        """Nothing is kept."""

@@ -57,19 +57,25 @@ for service in ("dynamodb", "s3", "sqs", "kms"):
     boto3.client(service)
 print(json.dumps(told()))
 """
-BESIDE = {"aws_lambda_powertools", "cryptography", "_cffi_backend", "_openssl", "tensafe"}
-"""What a bare function does not load: the formatter of log lines, AES of the vault, and ourselves."""
+XRAY = {"AWS_XRAY_DAEMON_ADDRESS": "127.0.0.1:9", "LAMBDA_TASK_ROOT": "/var/task"}
+"""As Lambda sets them, so that what tracing imports is counted."""
+BESIDE = {
+    *("_cffi_backend", "_openssl", "aws_lambda_powertools", "aws_xray_sdk", "cryptography", "tensafe"),
+    *("_wrapt", "wrapt"),
+}
+"""What a bare function does not load: log lines, X-Ray's subsegments, AES of the vault, and ourselves."""
 
 
 def loaded(
-    built: Path, *programs: str, path: str = "/healthz", settings: Mapping[str, str] | None = None
+    built: Path, *programs: str, path: str = "/healthz", settings: Mapping[str, str | None] | None = None
 ) -> list[tuple[set[str], set[str]]]:
     """Modules in memory, and those of them without byte code, after each part that tells."""
-    environment = {"PYTHONPATH": str(built / "function"), "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:1"}
+    environment = {"PYTHONPATH": str(built / "function"), "AWS_LAMBDA_RUNTIME_API": "127.0.0.1:1", **XRAY}
+    merged = {**environment, **(settings or cloud_environment())}
     event = json.dumps(http_event("GET", f"https://tensafe.example{path}"))
     done = subprocess.run(
         [sys.executable, "-S", "-s", "-B", "-c", "".join(programs), event],
-        env={**(settings or cloud_environment()), **environment},
+        env={name: value for name, value in merged.items() if value is not None},
         capture_output=True,
         text=True,
         check=True,
@@ -90,8 +96,17 @@ def test_it_loads_what_a_bare_function_loads_and_little_else(built: Path) -> Non
     assert {name for name in own if name.startswith(("tensafe.api.native.", "tensafe.api.tinker."))} == {
         "tensafe.api.native.health"
     }
-    assert len(own) <= 100
-    assert len(ours - own - bare) <= 85
+    assert len(own) <= 103
+    tracing = {name for name in ours if name.split(".")[0] in ("aws_xray_sdk", "wrapt")}
+    assert len(tracing) <= 60
+    assert len(ours - own - bare - tracing) <= 85
+
+
+def test_where_x_ray_is_not_nothing_is_imported_for_it(built: Path) -> None:
+    away = {**cloud_environment(), "AWS_XRAY_DAEMON_ADDRESS": None}
+    ((names, _),) = loaded(built, OURS, ANSWER, settings=away)
+    assert "tensafe.lambdas.subsegments" in names
+    assert not packages(names) & {"aws_xray_sdk", "wrapt"}
 
 
 def test_whatever_it_imports_sooner_or_later_has_its_byte_code(built: Path) -> None:

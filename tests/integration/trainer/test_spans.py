@@ -89,6 +89,17 @@ def test_an_operation_is_a_span_below_the_clients(collector: tuple[str, Collecte
     assert all(span.end_time_unix_nano > span.start_time_unix_nano for span in spans)
 
 
+def test_what_is_annotated_is_of_the_span_in_hand(collector: tuple[str, Collected]) -> None:
+    url, spans = collector
+    tracer = OtlpTracer(url)
+    tracer.annotate(seq=1)  # there is none
+    with tracer.span("train", None):
+        tracer.annotate(seq=2)
+    tracer.flush()
+    (span,) = spans
+    assert [(one.key, one.value.int_value) for one in span.attributes] == [("tensafe.seq", 2)]
+
+
 def test_of_an_error_only_its_type_leaves(collector: tuple[str, Collected]) -> None:
     url, spans = collector
     tracer = OtlpTracer(url)

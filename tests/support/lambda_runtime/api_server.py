@@ -51,9 +51,11 @@ class RuntimeApi:
         host, port = self._server.server_address[:2]
         return f"{host!s}:{port}"
 
-    def put(self, event: bytes, timeout_s: float) -> None:
+    def put(self, event: bytes, timeout_s: float, *, sampled: bool = True) -> None:
         deadline_ms = int((time.time() + timeout_s) * 1000)
-        trace = f"Root=1-{uuid4().hex[:8]}-{uuid4().hex[:24]};Parent={uuid4().hex[:16]};Sampled=1"
+        trace = (
+            f"Root=1-{uuid4().hex[:8]}-{uuid4().hex[:24]};Parent={uuid4().hex[:16]};Sampled={int(sampled)}"
+        )
         self.last = Invocation(str(uuid4()), event, deadline_ms, trace)
         self._events.put(self.last)
 

@@ -75,8 +75,11 @@ class Function:
         assert self._api.first_asked_s is not None
         return self._api.first_asked_s - self._began_s
 
-    def invoke(self, event: Mapping[str, Any]) -> Any:
-        """What the handler returns. Raises one of the above; TooLarge before anything is started."""
+    def invoke(self, event: Mapping[str, Any], *, sampled: bool = True) -> Any:
+        """What the handler returns; `sampled` says whether X-Ray keeps its trace.
+
+        Raises one of the above; TooLarge before anything is started.
+        """
         raw = json.dumps(event).encode()
         if len(raw) > PAYLOAD_MAX_BYTES:
             raise TooLarge(f"an event of {len(raw)} bytes")
@@ -84,7 +87,7 @@ class Function:
         if fresh:
             self._start()
         assert self._api is not None
-        self._api.put(raw, self._timeout_s)
+        self._api.put(raw, self._timeout_s, sampled=sampled)
         answer = self._await(self._api, self._timeout_s + (INIT_TIMEOUT_S if fresh else 0))
         if answer.kind == "init":
             self.close()
@@ -125,6 +128,8 @@ class Function:
             "AWS_LAMBDA_LOG_STREAM_NAME": "one",
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.11",
+            "AWS_XRAY_DAEMON_ADDRESS": "127.0.0.1:9",  # where nobody listens, unless a test does
+            "AWS_XRAY_CONTEXT_MISSING": "LOG_ERROR",
             **self._environment,
         }
         self._began_s = time.perf_counter()

@@ -41,6 +41,7 @@ def test_every_reason_is_still_needed() -> None:
         rules.shared_roles,
         rules.tables_unprotected,
         rules.unencrypted_logs,
+        rules.untraced_functions,
     ],
     ids=lambda rule: rule.__name__,
 )
@@ -128,6 +129,14 @@ PLANTED: dict[str, tuple[Rule, Callable[[Template], object]]] = {
     "a table that goes with its stack": (
         rules.tables_unprotected,
         lambda t: t["Resources"]["ItemsTable"].pop("DeletionPolicy"),
+    ),
+    "a role that may not tell X-Ray": (
+        rules.untraced_functions,
+        lambda t: properties(t, "SweeperPolicy")["PolicyDocument"]["Statement"].pop(),
+    ),
+    "a function without a trace": (
+        rules.untraced_functions,
+        lambda t: properties(t, "ApiFunction").update(Tracing="PassThrough"),
     ),
     "a log group in clear": (rules.unencrypted_logs, lambda t: properties(t, "ApiLogs").pop("KmsKeyId")),
 }

@@ -27,10 +27,12 @@ AWS_ADAPTERS = (
     "tensafe.storage.s3_blobs",
     "tensafe.storage.sqs_queues",
     "tensafe.storage.sqs_urls",
+    "tensafe.tracing.xray_calls",
 )
 OPEN_THEM = {
     "tensafe.cloud.callers",
     "tensafe.cloud.composition",
+    "tensafe.tracing.xray",
     "tensafe_gpu.adapter_holder.composition",
 }
 
@@ -78,7 +80,16 @@ answers = [handler(event, None)["statusCode"] for event in events]
 names = set(sys.modules) - before
 print(json.dumps([answers, sorted(names)]))
 """
-NOT_AT_THE_START = {"numpy", "google", "zstandard", "pydantic_settings", "pyrage", "joserfc", "tensafe_gpu"}
+NOT_AT_THE_START = {
+    "aws_xray_sdk",
+    "numpy",
+    "google",
+    "zstandard",
+    "pydantic_settings",
+    "pyrage",
+    "joserfc",
+    "tensafe_gpu",
+}
 ROUTES = "tensafe.api.tinker.", "tensafe.api.native.", "tensafe.api.openai."
 
 
