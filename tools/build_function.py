@@ -101,6 +101,7 @@ def main() -> int:
 
 def build(folder: Path, wheel: Path | None = None) -> dict[str, int]:
     """Make the three in `folder`, replacing what is there; the package's sizes."""
+    folder = folder.absolute()  # as the modules name their files, which byte code is made for
     function, runtime = folder / "function", folder / "runtime"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

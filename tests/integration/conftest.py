@@ -16,7 +16,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of tools/build_function.py, with its sizes in sizes.json."""
     folder = tmp_path_factory.mktemp("function") / "built"
     done = subprocess.run(
-        [sys.executable, ROOT / "tools/build_function.py", folder],
+        # Relative, as `make function` has it.
+        [sys.executable, ROOT / "tools/build_function.py", folder.name],
+        cwd=folder.parent,
         capture_output=True,
         text=True,
         check=False,
