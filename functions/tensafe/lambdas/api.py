@@ -51,7 +51,7 @@ def _traced(handler: Handler) -> Handler:
             event = {**event, "headers": {**headers, "traceparent": span}}
         answer = handler(event, context)
         if tracer is not None:
-            tracer.annotate(request_id=answer["headers"]["x-request-id"])
+            tracer.annotate(request_id=answer["headers"].get("x-request-id", ""))  # Mangum's own 500 has none
             tracer.answered(answer["statusCode"])
         return answer
 

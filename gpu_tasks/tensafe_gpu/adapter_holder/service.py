@@ -166,7 +166,8 @@ class Session:
 
     def __init__(self, service: HolderService, opened: OpenedAdapter, offer: Offer, nonce: bytes) -> None:
         self._service, self._opened, self._offer, self._nonce = service, opened, offer, nonce
-        self._block: tuple[bytes, SiteId, bytes, BlockEvaluation] | None = None
+        self._block: tuple[bytes, bytes, BlockEvaluation] | None = None
+        """Its id, the key of its shares, what it has so far."""
         self._share_keys: dict[bytes, bytes] = {}
         """By salt."""
         self._ahead, self._used = RowsAhead(), list[Rows]()
@@ -201,7 +202,7 @@ class Session:
     def close(self) -> None:
         """Forget a block that was begun."""
         if self._block is not None:
-            self._block[3].close()
+            self._block[2].close()
             self._block = None
 
     def _b(self, payload: memoryview) -> Answer:
@@ -220,14 +221,14 @@ class Session:
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
         evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, b, elements)
         salt = self._service.accepted.open_block(self._offer, site, block_id)
-        self._block = (block_id, site, salt, evaluation)
+        self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
         return Kind.ACCEPTED, []
 
     def _rows(self, payload: memoryview) -> Answer:
         block_id, first, words, seeds = unpack_rows(payload)
-        if self._block is None or self._block[0] != block_id or self._block[3].next_feature != first:
+        if self._block is None or self._block[0] != block_id or self._block[2].next_feature != first:
             raise HeUnavailable(GARBAGE, "rows of a block that was not begun, or out of their order")
-        _, site, salt, evaluation = self._block
+        _, share_key, evaluation = self._block
         try:
             evaluation.add(words, seeds)
         except HeUnavailable:
@@ -235,7 +236,7 @@ class Session:
             raise
         if not evaluation.complete:
             return Kind.ACCEPTED, []
-        reply = evaluation.reply(self._opened.share_key(site, block_id, salt))
+        reply = evaluation.reply(share_key)
         self.close()
         return Kind.BLOCK_REPLY, pack_reply(block_id, reply)
 

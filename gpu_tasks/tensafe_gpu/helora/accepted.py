@@ -120,9 +120,8 @@ class AcceptLog:
         with self._lock:
             self._check_budget(offer, {site: 1})
             block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1)
-            body = _body(block, 0)
             try:
-                self._items.write([Put(offer.of.block(block_id), body, 0)])
+                self._items.write([Put(offer.of.block(block_id), _body(block, 0), 0)])
             except ConditionFailed:
                 raise HeUnavailable(GARBAGE, "this block id has been used") from None
             self._blocks[offer.of, block_id] = block

@@ -52,8 +52,8 @@ TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.DIRECT: 256 * _MIB,
 }
 """What a key holder may send, and how long at most."""
-GREETING: Final[Mapping[Kind, int]] = {Kind.HELLO: TO_ADAPTER_HOLDER[Kind.HELLO]}
-"""What it may send before it has been greeted: who has shown nothing gets no memory."""
+GREETING: Final = {kind: min(size, TO_ADAPTER_HOLDER[Kind.HELLO]) for kind, size in TO_ADAPTER_HOLDER.items()}
+"""Of that, before it has been greeted: who has shown nothing gets no memory."""
 TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.WELCOME: 4 * _MIB,
     Kind.B_REPLY: 256 * _MIB,

@@ -87,9 +87,10 @@ def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", GARBAGE, "not the HE-LoRA protocol"),
         (HEADER.pack(b"TSHE", 9, 1, 0, 0, 0), VERSION_MISMATCH, "version 9"),
-        (HEADER.pack(b"TSHE", VERSION, Kind.HELLO, 0, 0, 1 << 30), GARBAGE, "at most"),
-        (HEADER.pack(b"TSHE", VERSION, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "not expected here"),
-        (HEADER.pack(b"TSHE", VERSION, Kind.PRODUCTS, 0, 0, 1 << 28), GARBAGE, "not expected here"),
+        (HEADER.pack(b"TSHE", VERSION, Kind.BLOCK_ROWS, 0, 0, 1 << 30), GARBAGE, "at most"),
+        (HEADER.pack(b"TSHE", VERSION, Kind.HELLO, 0, 0, 4097), GARBAGE, "at most"),
+        (HEADER.pack(b"TSHE", VERSION, Kind.PRODUCTS, 0, 0, 1 << 28), GARBAGE, "at most"),  # once greeted
+        (HEADER.pack(b"TSHE", VERSION, Kind.B_REQUEST, 0, 0, 2) + b"\0\0", GARBAGE, "begins with HELLO"),
         (hello(prompt="x"), GARBAGE, "prompt"),
         (hello(parameters="bfv/n2048"), PARAMETERS_REFUSED, "accepts"),
         (hello()[:-5], TIMEOUT, "in time"),

@@ -16,6 +16,7 @@ from aws_xray_sdk.core.models.subsegment import Subsegment
 from botocore.exceptions import ClientError
 
 from tensafe.correlation import carried
+from tensafe.lambdas import api
 from tensafe.tracing.xray_context import EventContext
 from tensafe.tracing.xray_documents import NamedFieldsEmitter, document
 
@@ -207,3 +208,20 @@ def test_of_all_that_is_recorded_named_fields_are_told() -> None:
 @pytest.mark.parametrize(("cause", "told"), [("a" * 16, "a" * 16), (CANARY, None), ({}, None)])
 def test_a_cause_is_the_id_of_an_earlier_one_or_types(cause: object, told: str | None) -> None:
     assert document({"id": "1", "cause": cause}).get("cause") == told
+
+
+def test_an_answer_that_names_no_request_is_given_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mangum's own, when the application has raised before it said anything."""
+    told: dict[str, Any] = {}
+
+    class Told:
+        def annotate(self, **attributes: str | int) -> None:
+            told.update(attributes)
+
+        def answered(self, status: int) -> None:
+            told["status"] = status
+
+    monkeypatch.setattr(api, "xray_tracer", Told)
+    failed = {"statusCode": 500, "headers": {"content-type": "text/plain"}, "body": "Internal Server Error"}
+    assert api._traced(lambda event, context: failed)({"headers": {}}, None) is failed
+    assert told == {"request_id": "", "status": 500}
