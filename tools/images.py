@@ -177,15 +177,22 @@ def build(image: str, accelerator: Accelerator, base: str, builder: str) -> None
     variant = [] if image == "adapter_holder" else [f"--build-arg=ACCELERATOR={accelerator}"]
     if image == "sampler":
         variant.append(f"--build-arg=BUILDER={builder}")
+    wheels = (
+        "--build-arg=PIP_OPTIONS=--no-index --find-links=/wheelhouse",
+        f"--volume={wheelhouse(accelerator)}:/wheelhouse:ro",
+    )
+    build_from(context, dockerfile, name, content, base, *variant, *wheels)
+
+
+def build_from(context: Path, dockerfile: Path, name: str, content: str, base: str, *more: str) -> None:
+    """The image `name`, labelled with its `content`. Raises CalledProcessError if it fails."""
     buildah(
         "build",
         "--format=docker",  # the other one has no health check
         "--quiet",
         f"--label={CONTENT}={content}",
         f"--build-arg=BASE={base}",
-        *variant,
-        "--build-arg=PIP_OPTIONS=--no-index --find-links=/wheelhouse",
-        f"--volume={wheelhouse(accelerator)}:/wheelhouse:ro",
+        *more,
         f"--file={dockerfile}",
         f"--tag={name}",
         context,

@@ -1,7 +1,5 @@
 """The image in which `sam local` runs functions: Lambda's own where a registry is reached, else a stand-in.
 
-    .venv/bin/python -m tools.lambda_stand_in RUNTIME     # brings it, and prints its name
-
 The stand-in is made on this machine, from debootstrap's Debian that the tasks' images are made of
 (tools/images.py), of Lambda's runtime client (RUNTIME, made by tools/build_function.py) and
 infra/images/lambda_stand_in.Dockerfile. It is never called by the name of Lambda's.
@@ -9,16 +7,14 @@ infra/images/lambda_stand_in.Dockerfile. It is never called by the name of Lambd
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 from tools.buildah import ROOT, STORE, buildah, locked, why_not
 from tools.docker_engine import docker
-from tools.images import BASE, BASE_PACKAGES, CONTENT, content_of, make_base
+from tools.images import BASE, BASE_PACKAGES, CONTENT, build_from, content_of, make_base
 
 LAMBDAS: Final = "public.ecr.aws/lambda/python:3.11-x86_64"
 STAND_IN: Final = "localhost/tensafe-lambda-stand-in:python3.11"
@@ -61,9 +57,7 @@ def make_stand_in(runtime: Path) -> None:
         if _there(STAND_IN, content):
             return
         make_base(BASE, BASE_PACKAGES)
-        build = ["build", "--format=docker", "--quiet", f"--label={CONTENT}={content}"]
-        build += [f"--build-arg=BASE={BASE}", f"--file={_DOCKERFILE}", f"--tag={STAND_IN}"]
-        buildah(*build, context, capture=True)
+        build_from(context, _DOCKERFILE, STAND_IN, content, BASE)
         archive = STORE / "lambda-stand-in.tar"
         archive.unlink(missing_ok=True)
         try:
@@ -83,16 +77,3 @@ def _there(image: str, content: str | None = None) -> bool:
     except subprocess.CalledProcessError:
         return False
     return content is None or label == content
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("runtime", type=Path)
-    try:
-        print(lambda_image(parser.parse_args().runtime))
-    except NoImage as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()
