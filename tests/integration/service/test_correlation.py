@@ -38,7 +38,6 @@ def finished(native: Native, submitted: httpx.Response) -> tuple[str, httpx.Resp
 
 
 @pytest.mark.one_machine("reads one machine's log files")
-@pytest.mark.one_machine("reads one machine's log files")
 def test_one_id_is_in_the_log_of_the_edge_of_the_worker_and_in_the_result(service: Service, key: str) -> None:
     native = Native(service, key)
     run = native.create()
