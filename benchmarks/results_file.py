@@ -1,10 +1,10 @@
-"""`benchmarks/results/latest.json`: what was measured last, one object per measure."""
+"""`benchmarks/results/latest.json`: what was measured last, one object per measure and device."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -25,9 +25,24 @@ class Result:
 
 
 def merged(former: Sequence[Result], new: Sequence[Result], order: Sequence[str]) -> list[Result]:
-    """The new results with the former ones that they do not replace; names no longer known go."""
-    by_name = {result.name: result for result in (*former, *new)}
-    return [by_name[name] for name in order if name in by_name]
+    """The new results with the former ones that they do not replace; names no longer known go.
+
+    A figure replaces the same device's: what one processor reaches says little about another's. What was
+    not run replaces no figure.
+    """
+    kept: dict[str, dict[str, Result]] = {name: {} for name in order}
+    for result in (*former, *new):
+        if result.name in kept:
+            kept[result.name][result.device] = result
+    return [
+        result
+        for name in order
+        for result in _measured(kept[name].values()) or list(kept[name].values())[-1:]
+    ]
+
+
+def _measured(results: Iterable[Result]) -> list[Result]:
+    return [result for result in results if result.value is not None]
 
 
 def load(path: Path = LATEST) -> list[Result]:

@@ -136,6 +136,22 @@ def test_running_one_keeps_the_other_results() -> None:
     assert [(r.name, r.value) for r in merged] == [("a", 1.0), ("b", 2.0), ("c", 3.0)]
 
 
+def test_figures_of_another_device_stay_beside_the_new_ones() -> None:
+    def result(value: float | None, device: str) -> Result:
+        return Result("a", value, "s", None, None, device)
+
+    old = [result(1.0, "x"), result(2.0, "y")]
+    assert results_file.merged(old, [result(3.0, "y"), result(4.0, "z")], ["a"]) == [
+        result(1.0, "x"), result(3.0, "y"), result(4.0, "z"),
+    ]  # fmt: skip
+    unable = result(None, "not run: no such device")
+    assert results_file.merged(old, [unable], ["a"]) == old
+    assert results_file.merged([unable], [result(None, "not run: it broke")], ["a"]) == [
+        result(None, "not run: it broke")
+    ]
+    assert results_file.merged([unable], old, ["a"]) == old
+
+
 def test_sides_take_turns_in_alternating_order() -> None:
     calls: list[tuple[str, int]] = []
 
