@@ -19,6 +19,8 @@ _WRITES: Final = {
     "Delete": "dynamodb:DeleteItem",
     "ConditionCheck": "dynamodb:ConditionCheckItem",
 }
+_OF_OBJECTS: Final = frozenset({"s3:GetObject", "s3:PutObject", "s3:DeleteObject"})
+"""Their resource is an object; of all others of S3 that roles have here, the bucket."""
 _OF_S3: Final = {"HeadObject": "GetObject", "HeadBucket": "ListBucket", "ListObjectsV2": "ListBucket"}
 
 
@@ -37,10 +39,9 @@ class Recorded:
         elif service == "dynamodb":
             self.calls.add((f"dynamodb:{operation}", _table(given["TableName"])))
         elif service == "sqs":
-            name = str(given.get("QueueUrl") or given["QueueName"]).rpartition("/")[2]
-            self.calls.add((f"sqs:{operation}", "TrainQueue" if "train-" in name else "SampleQueue"))
+            self.calls.add((f"sqs:{operation}", _queue(str(given.get("QueueUrl") or given["QueueName"]))))
         elif service == "s3":
-            self.calls.add((f"s3:{_OF_S3.get(operation, operation)}", _bucket(given["Bucket"])))
+            self.calls.add((f"s3:{_OF_S3.get(operation, operation)}", bucket_id(given["Bucket"])))
         elif (service, operation) == ("kms", "Decrypt"):
             self.opened.append(given["EncryptionContext"])
         else:
@@ -55,7 +56,13 @@ def _table(name: str) -> str:
     }[name]
 
 
-def _bucket(name: str) -> str:
+def _queue(url: str) -> str:
+    name = url.rpartition("/")[2].removesuffix(".fifo")
+    return f"{'Train' if 'train-' in name else 'Sample'}{'Dead' if name.endswith('-dead') else ''}Queue"
+
+
+def bucket_id(name: str) -> str:
+    """The logical id of a bucket of the tests."""
     return "AdapterBucket" if "adapter" in name else "BlobBucket"
 
 
@@ -82,8 +89,20 @@ def allowed(policy: str = "OperatorPolicy") -> set[Call]:
         for resource in listed(statement["Resource"]):
             words = list(texts(resource))
             named = {one for one in template["Resources"] if any(_names(word, one) for word in words)}
-            found |= {(action, name) for action in statement["Action"] for name in named or {""}}
+            of_objects = any(word.endswith("/*") for word in words)
+            found |= {
+                (action, _on(action, name, of_objects=of_objects))
+                for action in statement["Action"]
+                for name in named or {""}
+            }
     return found
+
+
+def _on(action: str, name: str, *, of_objects: bool) -> str:
+    """The logical id; something else where S3 knows the action on the other of bucket and objects alone."""
+    if not action.startswith("s3:") or (action in _OF_OBJECTS) == of_objects:
+        return name
+    return f"{name}/*" if of_objects else f"{name} itself"
 
 
 def may_use(key: str, action: str) -> set[str]:

@@ -43,8 +43,8 @@ from tests.support.aws_stack import Stack, make_stack
 from tests.support.certificates import Authority
 from tests.support.cloud import MODEL
 from tests.support.helora import peft_files
-from tests.support.key_policies import permits
-from tests.support.operator_calls import allowed, may_use
+from tests.support.operator_calls import may_use
+from tests.support.role_rights import held, of_a_task
 from tests.support.tiny_models import byte_tokenizer
 from tests.support.wire_calls import WireCalls, recording_moto
 
@@ -55,8 +55,7 @@ REFUSED, DOWN, HANGING, LONG = 300, 301, 302, 40_000
 QUICK = SamplerSettings(pause_s=0.05, receive_wait_s=0.0, heartbeat_s=0.2, stop_grace_s=0.2)
 NOT_CALLED = {
     ("s3:ListBucket", "BlobBucket"): "without it S3 answers 403 for what is not there",
-    ("ecs:GetTaskProtection", ""): "ECS's agent calls it with the task's role",
-    ("ecs:UpdateTaskProtection", ""): "the same",
+    **of_a_task(),
 }
 
 
@@ -237,18 +236,13 @@ def test_a_sampler_takes_no_right_that_it_lacks_and_has_none_that_it_does_not_ta
     assert (statement.mode, statement.adapter) == (ExecutionMode.HE, "a@1")
     assert {"tls_cert", "tls_key", "tls_ca"} < set(ENGINE.files)
 
-    called, may = wire.of("sampler").calls, allowed("SamplerPolicy")
-    assert called - may == set()
-    assert may - called == set(NOT_CALLED)
     keys = {
         stack.environment["TENSAFE_KMS_KEY_ID"]: "DataKey",
         stack.environment["TENSAFE_SIGNING_KEY_ID"]: "SigningKey",
     }
-    uses = wire.of("sampler").uses
-    assert {(keys[use.key], use.action) for use in uses} == {("DataKey", "kms:Decrypt")}
-    assert {use.context["scope"].partition("/")[0] for use in uses} == {"stream", "holder-tls"}
-    assert [use for use in uses if not permits("DataKey", "SamplerRole", use.action, use.context)] == []
-    signing = {action for action, _ in wire.of("sampler").recorded.calls if action.startswith("kms:")}
-    assert signing == {"kms:Sign", "kms:GetPublicKey"}
-    assert all("SamplerRole" in may_use("SigningKey", action) for action in signing)
+    found = held(wire.of("sampler"), "Sampler", keys)
+    assert found.refused == set()
+    assert found.untaken == set(NOT_CALLED)
+    scopes = {use.context["scope"].partition("/")[0] for use in wire.of("sampler").uses if use.context}
+    assert scopes == {"stream", "holder-tls"}
     assert "SamplerRole" not in may_use("DataKey", "kms:Encrypt")
