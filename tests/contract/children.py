@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tensafe.auth.ceilings import Ceilings
+from tensafe.auth.waits import SharedWaits
 from tensafe.auth.windows import Windows
-from tensafe.contracts.errors import RateLimited
+from tensafe.contracts.errors import RateLimited, TooManyRequests
 from tensafe.storage.file_blobs import FileBlobs
 from tensafe.storage.ports import BlobExists, ConditionFailed, Items, JsonValue, Key, Put, QueueSpec
 from tensafe.storage.sqlite_items import SqliteItems
@@ -177,6 +178,21 @@ def take_units(where: str, now_ms: str, limit: str, units: str) -> None:
             taken += 1
     except RateLimited:
         say(taken)
+
+
+def take_places(where: str, limit: str) -> None:
+    """Take places among a tenant's waits until they are refused, a while; says how many."""
+    waits = SharedWaits(open_items(where), int(limit))
+    say("ready")
+    sys.stdin.readline()
+    taken = refused = 0
+    while refused < 3:
+        try:
+            waits.begin("acme")
+            taken += 1
+        except TooManyRequests:
+            refused += 1
+    say(taken)
 
 
 def multiply(where: str, now_ms: str, limit: str, batch_max: str) -> None:

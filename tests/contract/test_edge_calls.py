@@ -11,6 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from tensafe.api.app import create_app
+from tensafe.auth.waits import SharedWaits
+from tensafe.cloud.settings import WAITS_PER_TENANT
 from tensafe.contracts.training import ModelInfo
 from tensafe.lambdas.api import LIMITS
 from tensafe.operations.records import StreamRecord
@@ -50,13 +52,15 @@ class Edge:
     def start(self) -> None:
         """Another process, which knows nothing."""
         self.services = self.world.open(keyring=self.world.services.ports.keyring, bell=ProcessBell())
-        app = create_app(replace(self.services, models={BASE: MODEL}), LIMITS)
+        waits = SharedWaits(self.services.ports.items, WAITS_PER_TENANT)
+        limits = replace(LIMITS, long_poll_s=0.04)  # a look, and no second one
+        app = create_app(replace(self.services, models={BASE: MODEL}), limits, waits=waits)
         self.http = TestClient(app, headers={"X-API-Key": self.key})
 
     def cost(self, path: str, body: dict[str, Any]) -> dict[str, int]:
         self.wire.forget()
         answer = self.http.post(path, json=body)
-        assert answer.status_code in (200, 202), answer.text
+        assert answer.status_code in (200, 202, 408), answer.text
         return dict(Counter(call.rpartition(".")[2] for call in self.wire.called))
 
     def optim_step(self, seq: int) -> dict[str, int]:
@@ -135,3 +139,14 @@ def test_a_tenants_open_operations_are_counted_once_in_its_life(edge: Edge) -> N
     assert edge.optim_step(1)["Query"] == 1 + 16
     edge.start()
     assert edge.optim_step(2)["Query"] == 1
+
+
+def test_a_poll_that_waits_costs_its_place_and_one_that_does_not_costs_nothing_more(edge: Edge) -> None:
+    """A read and a write when it begins, and when it ends: it looks some 45 times in 20 s besides."""
+    edge.optim_step(1)
+    poll = {"request_id": f"{edge.run.stream_id}:1"}
+    looks = {"GetItem": 4}  # the stream, and the operation; before the wait and at its end
+    waited = edge.cost("/api/v1/retrieve_future", poll)
+    assert waited == {"GetItem": looks["GetItem"] + 2, "TransactWriteItems": 2}
+    edge.world.complete(edge.run, edge.world.op(edge.run, 1))
+    assert edge.cost("/api/v1/retrieve_future", poll)["GetItem"] <= 3

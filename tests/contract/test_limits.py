@@ -67,3 +67,13 @@ def test_no_more_things_exist_than_may(where: Where, child: Callable[..., Child]
     assert len(items.query("things", limit=1000)) == 60
     assert of_all([child("multiply", place, now_ms + 60_000, 60, 16)]) == [0]
     assert of_all([child("multiply", place, now_ms + 120_000, 70, 1)]) == [10]
+
+
+def test_no_more_wait_than_may(where: Where, child: Callable[..., Child]) -> None:
+    """A refusal because others write at the same moment may leave places; then they are asked for again."""
+    place, items = where
+    taken = of_all([child("take_places", place, 25) for _ in range(PROCESSES)])
+    assert sum(taken) == 25, taken
+    item = items.get(Key("tenant/acme/limits", "waits"))
+    assert item is not None
+    assert len(dict(item.body["places"])) == 25  # type: ignore[call-overload]

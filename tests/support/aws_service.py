@@ -32,6 +32,10 @@ class AwsService:
     def model_name(self) -> str:
         return MODEL_NAME
 
+    @property
+    def waits_per_tenant(self) -> int:
+        return int(self.stack.environment()["TENSAFE_WAITS_PER_TENANT"])
+
     @contextmanager
     def services(self) -> Iterator[Services]:
         """The rooms as another process has them. The environment is changed for as long."""

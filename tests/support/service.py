@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tensafe.api.context import EdgeLimits
+
 MODEL_NAME = "Qwen/Qwen3-8B-Base"
 """A name that the tinker cookbook knows; the weights behind it are a tiny random model's."""
 READY_TIMEOUT_S = 180.0
@@ -55,6 +57,10 @@ class Service:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def waits_per_tenant(self) -> int:
+        return EdgeLimits().waits_per_tenant
 
     def init(self) -> None:
         tensafe("init", "--data-dir", str(self.data_dir))

@@ -20,6 +20,8 @@ _TIMEOUT_S: Final = 60.0
 _AT_ONCE: Final = 4
 _WAITING_AT_ONCE: Final = 8
 """Of those that wait for a result; they must not keep back the requests that lead to it."""
+WAITS_PER_TENANT: Final = 6
+"""Less than that, so that one tenant leaves room; the deployment is told so."""
 _MAY_WAIT: Final = ("/retrieve_future", "/result", "/completions")
 _HOP_BY_HOP: Final = frozenset({"connection", "host", "keep-alive", "transfer-encoding", "content-length"})
 

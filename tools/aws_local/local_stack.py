@@ -18,7 +18,7 @@ from typing import Any, Final
 from tensafe.local.models import ModelSource
 from tools.aws_local.deployment import Deployment, deploy
 from tools.aws_local.emulator import Emulator
-from tools.aws_local.front import front
+from tools.aws_local.front import WAITS_PER_TENANT, front
 from tools.aws_local.tasks import Tasks, on_this_machine, read_tasks, running_tasks
 from tools.stack_parameters import stack_parameters
 
@@ -92,7 +92,8 @@ def local_stack(
     # The folder itself, not one below /models: a client on this machine loads the tokenizer from it.
     served = json.dumps([info.model_dump(mode="json", exclude_none=True)])
     with front(emulator.address, emulator.port) as reached:
-        given = {**stack_parameters(info.name, served), "BaseUrl": reached.url, **(parameters or {})}
+        few = {"BaseUrl": reached.url, "WaitsPerTenant": str(WAITS_PER_TENANT)}
+        given = {**stack_parameters(info.name, served), **few, **(parameters or {})}
         deployment = deploy(emulator, package, given)
         reached.host = deployment.api_host
         specs = [

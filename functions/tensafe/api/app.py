@@ -13,6 +13,7 @@ from tensafe.api import errors, openapi
 from tensafe.api.context import Context, EdgeLimits
 from tensafe.api.faces import Faces
 from tensafe.api.request_id import RequestIdMiddleware
+from tensafe.auth.waits import Waits
 from tensafe.metrics.requests import RequestMeter
 from tensafe.services import Services
 
@@ -24,13 +25,15 @@ def create_app(
     base_url: str | None = None,
     *,
     at_once: bool = True,
+    waits: Waits | None = None,
 ) -> FastAPI:
     """A FastAPI application that serves the Tinker, the native and the OpenAI face.
 
     `base_url` is where clients reach it, where that is not the address at which requests arrive. Without
-    `at_once`, a module of routes is imported by the first request for one of them (`api/faces.py`).
+    `at_once`, a module of routes is imported by the first request for one of them (`api/faces.py`). `waits`
+    counts a tenant's requests that wait, where more than this process answers.
     """
-    context = Context(services, limits or EdgeLimits(), base_url)
+    context = Context(services, limits or EdgeLimits(), base_url, waits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

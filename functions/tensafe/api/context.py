@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Final, ParamSpec, TypeVar, cast
 
@@ -15,7 +15,8 @@ from tensafe.api.readiness import Readiness
 from tensafe.api.waiting import ResultWaiter
 from tensafe.auth.callers import credential
 from tensafe.auth.principal import AccessScope, Principal
-from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests
+from tensafe.auth.waits import ProcessWaits, Waits
+from tensafe.contracts.errors import Forbidden, InvalidRequest, NotFound, PayloadTooLarge
 from tensafe.correlation import carried
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.operations.sessions import Session
@@ -38,8 +39,8 @@ class EdgeLimits:
     """As long as a Lambda behind API Gateway can hold a poll (29 s) with room to spare."""
     completion_s: float = 600.0
     """How long a completion of the OpenAI face may take; nobody can come back for it."""
-    waits_per_key: int = 1000
-    """Each costs two looks at the store a second."""
+    waits_per_tenant: int = 1000
+    """Requests that wait at once. Each costs two looks at the store a second."""
     answer_bytes: int | None = None
     """The largest answer that the platform returns; a larger one is fetched elsewhere (`api/answers.py`)."""
     wire: WireLimits = field(default_factory=WireLimits)
@@ -56,14 +57,23 @@ class BodyTooLarge(PayloadTooLarge):
 class Context:
     """One per application."""
 
-    def __init__(self, services: Services, limits: EdgeLimits, base_url: str | None = None) -> None:
-        """Without `base_url`, URLs are made for the address at which their request came."""
+    def __init__(
+        self,
+        services: Services,
+        limits: EdgeLimits,
+        base_url: str | None = None,
+        waits: Waits | None = None,
+    ) -> None:
+        """Without `base_url`, URLs are made for the address at which their request came.
+
+        Without `waits`, this process alone answers: `limits.waits_per_tenant` is counted in it.
+        """
         self.base_url = base_url
         self.services = services
         self.limits = limits
         self.waiter = ResultWaiter(services)
         self.readiness = Readiness(services)
-        self._waiting: Counter[str] = Counter()
+        self._waits = waits or ProcessWaits(limits.waits_per_tenant)
         # Writes end in fsync: they leave the loop to these threads.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="edge")
         # Apart from them: a slow identity provider must hold up nobody but those whose tokens need it.
@@ -118,33 +128,43 @@ class Context:
         except InvalidRequest:  # no text that could be an id
             raise not_found(kind) from None
 
+    @contextmanager
+    def waiting(self, tenant: str) -> Iterator[None]:
+        """A place among the tenant's requests that wait, for `wait`. Raises TooManyRequests, Unavailable."""
+        place = self._waits.begin(tenant)
+        try:
+            yield
+        finally:
+            self._waits.end(tenant, place)
+
     async def wait(
-        self, request: Request, stream_id: str, look: Callable[[], _T | None], timeout_s: float
+        self,
+        request: Request,
+        stream_id: str,
+        look: Callable[[], _T | None],
+        timeout_s: float,
+        *,
+        has_place: bool = False,
     ) -> _T | None:
         """What `look` returns once something of the stream has ended, or None after `timeout_s`.
 
-        Raises Unauthenticated if the caller's key is revoked or expires meanwhile, or the token ends,
-        TooManyRequests if the key waits for too much already.
+        Raises Unauthenticated if the caller's key is revoked or expires meanwhile, or the token ends, and
+        as `waiting`, unless the caller holds a place or there is nothing to wait for.
         """
         presented = credential(request.headers)
         principal = await principal_of(request)
-        key_id = principal.key_id
 
         def look_for_the_caller() -> _T | None:
             self.services.callers.check_still(principal, presented)
             return look()
 
-        if self._waiting[key_id] >= self.limits.waits_per_key:
-            raise TooManyRequests(
-                f"this API key waits for {self.limits.waits_per_key} results at once; ask for fewer at a time"
-            )
-        self._waiting[key_id] += 1
-        try:
-            return await self.waiter.until(stream_id, look_for_the_caller, timeout_s)
-        finally:
-            self._waiting[key_id] -= 1
-            if not self._waiting[key_id]:
-                del self._waiting[key_id]
+        with ExitStack() as held:
+
+            def begin() -> None:
+                if not has_place:
+                    held.enter_context(self.waiting(principal.tenant))
+
+            return await self.waiter.until(stream_id, look_for_the_caller, timeout_s, begin)
 
     async def body(self, request: Request, *, max_bytes: int | None = None) -> bytes:
         """The raw body. Raises BodyTooLarge once it is clear that it passes the cap."""

@@ -16,7 +16,7 @@ from tensafe.api.metrics_page import serve_metrics
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.network import LOOPBACK
 from tensafe.local.composition import open_services
-from tensafe.local.process import die_with_parent
+from tensafe.local.process import die_with_parent, open_files_as_may_be
 from tensafe.local.settings import LocalSettings
 from tensafe.observability import configure_logging
 
@@ -43,6 +43,7 @@ def serve(server: ServerSettings, settings: LocalSettings) -> None:
             "or listen on 127.0.0.1"
         )
     configure_logging("api", settings.log_level)
+    open_files_as_may_be()
     # The loop's thread takes the lock back within half a millisecond from those that write.
     sys.setswitchinterval(0.0005)
     services = open_services(settings)

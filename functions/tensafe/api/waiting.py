@@ -45,8 +45,17 @@ class ResultWaiter:
         if isinstance(self._bell, Subscribable):
             self._bell.subscribe(self._rung)
 
-    async def until(self, stream_id: str, look: Callable[[], _T | None], timeout_s: float) -> _T | None:
-        """What `look` returns once it is not None, or None after `timeout_s`."""
+    async def until(
+        self,
+        stream_id: str,
+        look: Callable[[], _T | None],
+        timeout_s: float,
+        begin: Callable[[], None] | None = None,
+    ) -> _T | None:
+        """What `look` returns once it is not None, or None after `timeout_s`.
+
+        `begin` is called once, after a first look that found nothing; what it raises ends the wait.
+        """
         deadline = time.monotonic() + timeout_s
         event = asyncio.Event()
         waiters = self._waiting[layout.finished_topic(stream_id)]
@@ -59,6 +68,9 @@ class ResultWaiter:
                 left_s = deadline - time.monotonic()
                 if found is not None or left_s <= 0:
                     return found
+                if begin is not None:
+                    begin()
+                    begin = None
                 try:
                     await asyncio.wait_for(event.wait(), min(left_s, pause_s))
                 except TimeoutError:

@@ -18,6 +18,7 @@ from tensafe.contracts.base_models import ModelInfo
 from tensafe.contracts.errors import ConfigurationError
 
 ENV_PREFIX: Final = "TENSAFE_"
+WAITS_PER_TENANT: Final = 25
 _MODELS_MAX_CHARS: Final = 64 * 1024
 _ABSENT: Final = frozenset({"missing", "string_too_short"})
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -63,6 +64,8 @@ class CloudSettings(BaseModel):
     oidc_audience: str | None = None
     oidc_tenant_claim: str = TENANT_CLAIM
     oidc_scope_claim: str = SCOPE_CLAIM
+    waits_per_tenant: int = Field(default=WAITS_PER_TENANT, ge=1, le=1000)
+    """Requests of one tenant that wait for results at once; each holds an execution of the API's function."""
     service_name: Name
     """Names the deployment; the dimension `service` of its metrics, which the alarms look for."""
     otlp_endpoint: str | None = None

@@ -13,7 +13,7 @@
     ├── BudgetExceeded        a privacy budget would be overspent; nothing was drawn
     ├── QuotaExceeded         the tenant has as much as it may; waiting does not help
     ├── Unavailable           a dependency is down or busy; trying again may help
-    │   ├── TooManyRequests   one key has too much in hand at once
+    │   ├── TooManyRequests   one tenant has too much in hand at once
     │   │   └── RateLimited   the tenant has used what it may for now; `retry_after_s` says until when
     │   └── HeRefused         what must run under encryption cannot; nothing was given out
     ├── IntegrityError        sealed data did not authenticate, or a checksum differs
@@ -128,7 +128,7 @@ class Unavailable(TensafeError):
 
 
 class TooManyRequests(Unavailable):
-    """The key has as many requests in hand as it may; nothing was done for this one."""
+    """The tenant has as many requests in hand as it may; nothing was done for this one."""
 
     code = "too_many_requests"
     retry_after_s: int = 1

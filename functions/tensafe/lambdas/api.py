@@ -12,8 +12,9 @@ from starlette.responses import Response
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
 from tensafe.api.errors import shaped
+from tensafe.auth.waits import SharedWaits
 from tensafe.cloud.composition import cloud_services
-from tensafe.cloud.settings import CloudSettings
+from tensafe.cloud.settings import WAITS_PER_TENANT, CloudSettings
 from tensafe.lambdas.entry import Event, Handler, entry, start
 from tensafe.lambdas.subsegments import xray_tracer
 from tensafe.lambdas.xray import traceparent
@@ -26,14 +27,19 @@ LIMITS: Final = EdgeLimits(body_bytes=4_400_000, answer_bytes=4_000_000)
 """Lambda takes and gives 6 MB of JSON, in which a binary body is base64: four bytes for three."""
 
 
-def serving(services: Services, base_url: str | None = None) -> Handler:
+def serving(
+    services: Services, base_url: str | None = None, waits_per_tenant: int = WAITS_PER_TENANT
+) -> Handler:
     """One request per event; `base_url` is where clients reach the API, whatever the event's host says.
+
+    So many requests of a tenant wait for results at once, in all processes together.
 
     Nothing is waited for at start-up, so the application needs no lifespan.
     """
     logging.getLogger("mangum").setLevel(logging.WARNING)  # it logs a line for each request, as text
     meter = ServerErrors(services.metrics)
-    app = create_app(services, LIMITS, meter=meter, base_url=base_url, at_once=False)
+    waits = SharedWaits(services.ports.items, waits_per_tenant)
+    app = create_app(services, LIMITS, meter=meter, base_url=base_url, at_once=False, waits=waits)
     app.add_exception_handler(ModuleNotFoundError, _absent)
     return _traced(cast(Handler, Mangum(app, lifespan="off")))
 
@@ -66,7 +72,8 @@ async def _absent(request: Request, error: Exception) -> Response:
 
 
 def _opened(settings: CloudSettings) -> Handler:
-    return serving(cloud_services(settings, tracer=xray_tracer()), settings.base_url)
+    services = cloud_services(settings, tracer=xray_tracer())
+    return serving(services, settings.base_url, settings.waits_per_tenant)
 
 
 handler = entry("api", lambda: start("api", _opened))

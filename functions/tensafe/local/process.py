@@ -27,6 +27,12 @@ def die_with_parent() -> None:
         sys.exit("the supervisor died during start-up")
 
 
+def open_files_as_may_be() -> None:
+    """As many open files as the hard limit allows: a connection is one, and shells often give 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def forbid_core_dumps() -> None:
     """No core dump of this process and of those that it starts: it would hold keys and training data.
 

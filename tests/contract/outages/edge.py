@@ -10,7 +10,8 @@ from typing import Any, Final
 import pytest
 
 from tensafe.api import answers, sampling
-from tensafe.contracts.errors import NotFound, QuotaExceeded, Unauthenticated
+from tensafe.auth.waits import PLACE_S, SharedWaits
+from tensafe.contracts.errors import NotFound, QuotaExceeded, TooManyRequests, Unauthenticated
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import CheckpointRef
 from tensafe.contracts.sampling import SampleRequest
@@ -29,6 +30,7 @@ from tests.unit.operations.world import BASE, TENANT
 MODEL: Final = ModelInfo(name=BASE, path="/x", arch="LlamaForCausalLM", vocab_size=256, max_context_tokens=64)
 DAY_S: Final = 86_400
 RUNS: Final = 3
+WAITS: Final = 5
 
 
 def _begin_session(world: TableWorld, services: Services) -> None:
@@ -126,6 +128,20 @@ def _admitted(world: TableWorld) -> None:
         world.open().quotas.admit_run(TENANT)
     with pytest.raises(QuotaExceeded):
         world.open().quotas.admit_run(TENANT)
+
+
+def _wait(world: TableWorld, services: Services) -> None:
+    SharedWaits(services.ports.items, WAITS, clock_ms=world.clock_ms).begin(TENANT)
+
+
+def _waits(world: TableWorld) -> None:
+    """A place whose answer was lost was taken, and is free again when its time is over."""
+    world.later(int(PLACE_S))
+    waits = SharedWaits(world.items, WAITS, clock_ms=world.clock_ms)
+    for _ in range(WAITS):
+        waits.begin(TENANT)
+    with pytest.raises(TooManyRequests):
+        waits.begin(TENANT)
 
 
 def _with_model(services: Services) -> Services:
@@ -301,6 +317,7 @@ ACTS: Final = {
         _limited_before, lambda world, services: services.quotas.limits.reset(TENANT), _unlimited
     ),
     "admit": Act(_limited_before, _admit, _admitted),
+    "wait": Act(lambda _: None, _wait, _waits),
     "open-a-sampler": Act(_with_weights, _open_sampler, _opened_sampler),
     "sample-present-weights": Act(lambda world: world.run(), _sample_present, _sampled_present),
     "clone-a-sampler": Act(lambda world: world.sampler(), _clone, _cloned),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -17,7 +19,7 @@ import tinker
 import torch
 from tinker import types
 
-from tests.support.native import TOKENS, make_key
+from tests.support.native import TOKENS, make_key, problem
 from tests.support.sdk_data import supervised
 from tests.support.service import MODEL_NAME, Service
 from tests.support.tinker_http import TinkerHttp, training_message
@@ -108,6 +110,39 @@ def test_a_waiter_is_woken_at_once(service: Service, tenant: str) -> None:
         native.do(run, "optim_step")
         took.append(time.perf_counter() - began)
     assert sorted(took)[10] < 0.15  # 10 ms on an idle machine; polling once a second would take 0.5 s
+
+
+def test_a_tenant_with_many_polls_keeps_nobody_waiting(service: Service, tenant: str) -> None:
+    """A sampling session of which nothing is asked ends nothing: its polls last as long as they may."""
+    crowd = TinkerHttp(service, make_key(service, f"{tenant}-crowd"))
+    body = {"session_id": crowd.session(), "sampling_session_seq_id": 0, "base_model": MODEL_NAME}
+    sampler = crowd.ok("create_sampling_session", body)["sampling_session_id"]
+    poll = {"target": {"sampling_session_id": sampler}}
+    other = TinkerHttp(service, make_key(service, tenant))
+    run = other.new_run(other.session())
+    other.trains(run, 1)  # whatever has to start for it has started
+    places = service.waits_per_tenant
+    asked = places + max(16, places // 20)
+
+    async def all_at_once() -> list[httpx.Response]:
+        options = {"base_url": service.url, "headers": dict(crowd.http.headers), "timeout": 90}
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None), **options) as http:
+            return await asyncio.gather(
+                *(http.post("/api/v1/retrieve_futures", json=poll) for _ in range(asked))
+            )
+
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        polls = pool.submit(asyncio.run, all_at_once())
+        time.sleep(3)
+        other.trains(run, 3)
+        assert time.monotonic() - began < LONG_POLL_S - 1, "it waited for the others' polls to end"
+        answers = polls.result()
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {problem(answer)[:2] for answer in refused} == {(429, "too_many_requests")}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert places // 2 <= len(answers) - len(refused) <= places
+    assert crowd.ok("retrieve_futures", {**poll, "timeout": 1})["completions"] == []  # there is room again
 
 
 def test_a_result_of_over_a_megabyte_arrives_through_the_sdk(

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from tensafe.api.app import create_app
+from tensafe.api.context import EdgeLimits
 from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.text import TextChoice, TextPayload, TextResult, TextSoFar, TokenText
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.records import Failure, Operation, OpKind, Result, StreamRecord
-from tests.unit.operations.world import BASE, SAMPLE, World
+from tests.unit.operations.world import BASE, SAMPLE, TENANT, World
 
 TOKENS = (
     TokenText(text="Hel", logprob=-0.5, top=(("Hel", -0.5), ("Hi", -1.0))),
@@ -71,6 +75,36 @@ def events(body: str) -> list[Any]:
 
 def chat(**changes: Any) -> dict[str, Any]:
     return {"model": BASE, "messages": [{"role": "user", "content": "Hi"}], **changes}
+
+
+def test_one_over_the_tenants_waits_is_refused_before_anything_is_submitted(world: World) -> None:
+    key, _ = world.services.api_keys.create(TENANT, ["sample"])
+    app = create_app(world.services, EdgeLimits(waits_per_tenant=1))
+    go = threading.Event()
+
+    def later(*arguments: Any) -> None:
+        assert go.wait(20)
+        hello(*arguments)
+
+    with (
+        TestClient(app, headers={"X-API-Key": key}) as http,
+        ThreadPoolExecutor(1) as pool,
+        answering(world, later) as seen,
+    ):
+        for stream in (False, True):  # the place is free again after either
+            go.clear()
+            asked = len(seen)
+            waiting = pool.submit(http.post, "/v1/chat/completions", json=chat(stream=stream))
+            while len(seen) == asked:
+                time.sleep(0.01)
+            refused = http.post("/v1/chat/completions", json=chat())
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_requests")
+            assert refused.headers["retry-after"] == "1"
+            go.set()
+            assert waiting.result(timeout=20).status_code == 200
+            assert len(seen) == asked + 1
+        assert http.post("/v1/chat/completions", json=chat(top_k=1.5)).status_code == 422
+        assert http.post("/v1/chat/completions", json=chat()).status_code == 200
 
 
 def test_a_completion_has_the_shape_that_openais_clients_read(world: World, http: TestClient) -> None:

@@ -81,25 +81,27 @@ def test_a_key_that_is_revoked_while_it_waits_is_told_nothing_more(
         assert time.monotonic() - revoked_at < 1
 
 
-def test_one_key_waits_for_so_much_at_once_and_no_more(world: World) -> None:
-    run = world.run()
+def test_one_tenant_waits_for_so_much_at_once_and_no_more(world: World) -> None:
+    run, others = world.run(), world.run("s-2:train:0", tenant="another")
+    world.submit(others, 1)
     operations = [world.submit(run, seq) for seq in (1, 2, 3)]
     world.complete(run, operations[0])
-    one, other = (world.services.api_keys.create(TENANT, ["train", "sample"])[0] for _ in range(2))
-    app = create_app(world.services, EdgeLimits(long_poll_s=0.6, waits_per_key=2))
+    keys = [world.services.api_keys.create(TENANT, ["train", "sample"])[0] for _ in range(2)]
+    another, _ = world.services.api_keys.create("another", ["train"])
+    app = create_app(world.services, EdgeLimits(long_poll_s=0.6, waits_per_tenant=2))
 
-    def ask(http: TestClient, seq: int, key: str = one) -> Response:
-        body = {"request_id": f"s-1:train:0:{seq}"}
+    def ask(http: TestClient, seq: int, key: str = keys[0], run: str = run.stream_id) -> Response:
+        body = {"request_id": f"{run}:{seq}"}
         return http.post("/api/v1/retrieve_future", json=body, headers={"X-API-Key": key})
 
     with TestClient(app) as http, ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(ask, http, seq) for seq in (2, 3)]
+        waiting = [pool.submit(ask, http, seq, key) for seq, key in zip((2, 3), keys, strict=True)]
         time.sleep(0.3)
         refused = ask(http, 2)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert refused.json()["error"]["code"] == "too_many_requests"
         assert ask(http, 1).status_code == 200  # there is nothing to wait for
-        assert ask(http, 2, other).status_code == 408
+        assert ask(http, 1, another, others.stream_id).status_code == 408
         assert {answer.result().status_code for answer in waiting} == {408}
         assert ask(http, 2).status_code == 408
 

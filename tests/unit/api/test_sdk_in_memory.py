@@ -25,6 +25,7 @@ from tests.support.sdk_in_memory import Edge, service_client
 from tests.unit.operations.world import BASE, TENANT, World
 
 CHUNK = 1024
+PLACES = 8
 
 
 class Trainer(threading.Thread):
@@ -34,9 +35,12 @@ class Trainer(threading.Thread):
         super().__init__(daemon=True)
         self.world = world
         self.done = threading.Event()
+        self.paused = threading.Event()
 
     def run(self) -> None:
         while not self.done.wait(0.01):
+            if self.paused.is_set():
+                continue
             for record in self.world.services.streams.list_runs(TENANT):
                 for expected, operation in enumerate(self.world.log(record)):
                     if operation.seq != expected:
@@ -64,7 +68,7 @@ class Trainer(threading.Thread):
 
 @pytest.fixture
 def edge(world: World) -> Edge:
-    return Edge(create_app(world.services, EdgeLimits(long_poll_s=0.2)))
+    return Edge(create_app(world.services, EdgeLimits(long_poll_s=0.2, waits_per_tenant=PLACES)))
 
 
 @pytest.fixture
@@ -145,6 +149,23 @@ def test_it_waits_where_the_tenant_has_used_its_limit_and_goes_on(
     assert edge.answered.count(429) >= 1
     (run,) = world.services.streams.list_runs(TENANT)
     assert [operation.state for operation in world.log(run)] == [OpState.COMPLETED] * 3
+
+
+def test_hundreds_of_operations_at_once_arrive_though_few_of_their_polls_may_wait(
+    world: World, edge: Edge, training: tinker.TrainingClient, trainer: Trainer
+) -> None:
+    """The SDK polls for each at the same time, and pauses for 1 s, 2 s and so on after a 429."""
+    trainer.paused.set()
+    steps = [training.optim_step(types.AdamParams()) for _ in range(200)]
+    deadline = time.monotonic() + 20
+    while edge.answered.count(429) < 200 - PLACES and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    assert edge.answered.count(429) <= 3 * 200  # at once, after 1 s, and of the first ones after 2 s more
+    trainer.paused.clear()
+    assert [step.result(timeout=40).metrics for step in steps] == [{"steps": 1}] * 200
+    (run,) = world.services.streams.list_runs(TENANT)
+    assert [operation.state for operation in world.log(run)] == [OpState.COMPLETED] * 201
 
 
 def test_a_save_for_sampling_whose_answer_was_lost_is_found_again(

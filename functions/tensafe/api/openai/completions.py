@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -64,14 +65,18 @@ async def _answer(
         asked = [Asked(OpKind.TEXT, payload.model_dump_json().encode()) for payload in body.payloads()]
         return body, [samplers.submit(principal.tenant, body.model, one) for one in asked]
 
-    body, futures = await context.call(submit)
+    with ExitStack() as held:
+        # First: what is refused leaves nothing in the log.
+        held.enter_context(context.waiting(principal.tenant))
+        body, futures = await context.call(submit)
+        place = held.pop_all()
     head = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": answers.chunk if body.stream else answers.whole,
         "created": int(time.time()),
         "model": body.model,
     }
-    following = Following(context, request, futures)
+    following = Following(context, request, futures, place)
     if not body.stream:
         results = await following.results()
         choices = [choice for result in results for choice in result.choices]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -39,8 +39,10 @@ class Piece:
 class Following:
     """The operations of one HTTP request, in the order of its prompts."""
 
-    def __init__(self, context: Context, request: Request, asked: Sequence[Future]) -> None:
+    def __init__(self, context: Context, request: Request, asked: Sequence[Future], place: ExitStack) -> None:
+        """`place` is what holds the request's place among those that wait; closed at the end."""
         self._context = context
+        self._place = place
         self._request = request
         self._asked = asked
         self._deadline_s = time.monotonic() + context.limits.completion_s
@@ -52,6 +54,8 @@ class Following:
         except BaseException:
             await self._give_up()
             raise
+        finally:
+            self._place.close()
 
     async def pieces(self, choices_each: int) -> AsyncIterator[Piece]:
         """What is added to each choice, prompt by prompt, and the results at the end."""
@@ -72,6 +76,8 @@ class Following:
         except BaseException:
             await self._give_up()
             raise
+        finally:
+            self._place.close()
         yield Piece(0, results=results)
 
     async def _growing(self, future: Future, told: dict[int, str]) -> AsyncIterator[tuple[int, str]]:
@@ -109,7 +115,9 @@ class Following:
         """What `look` returns once it is not None. Raises Unavailable at the limit or without a client."""
         while (left_s := self._deadline_s - time.monotonic()) > 0:
             wait_s = min(_SLICE_S, left_s)
-            found = await self._context.wait(self._request, future.stream.stream_id, look, wait_s)
+            found = await self._context.wait(
+                self._request, future.stream.stream_id, look, wait_s, has_place=True
+            )
             if found is not None:
                 return found
             if await self._request.is_disconnected():
