@@ -10,6 +10,8 @@ from typing import Any, Final
 from tests.support.metric_math import worked_out
 from tests.support.templates import OBSERVABILITY, TASKS, Template, read_template, resources
 
+Period = Iterable[float] | Mapping[str, Iterable[float]]
+"""The values of one period, of an alarm with several metrics by their names."""
 STATISTICS: Final = {"Sum": sum, "Maximum": max, "Average": lambda values: sum(values) / len(values)}
 
 
@@ -30,7 +32,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One alarm: what it watches, and when a period is in alarm. How many periods it takes is not asked."""
+    """One alarm: what it watches, when a period is in alarm, and of how many periods how many it takes."""
 
     name: str
     runbook: str
@@ -39,6 +41,11 @@ class Alarm:
     all_watched: Mapping[str, Watched]
     """By the name that the expression has for each; the one metric of an alarm without math is `value`."""
     expression: str
+    periods: int
+    datapoints: int
+    """So many of the last `periods` have to be in alarm."""
+    missing_breaches: bool
+    """Whether a period without data is in alarm."""
 
     @property
     def watched(self) -> Watched:
@@ -46,19 +53,28 @@ class Alarm:
         (one,) = self.all_watched.values()
         return one
 
-    def in_alarm(self, values: Iterable[float] | Mapping[str, Iterable[float]]) -> bool:
-        """Whether one period with these values breaches the threshold; without any, none does."""
+    def in_alarm(self, values: Period) -> bool:
+        """Whether one period with these values breaches the threshold; without any, as the template says."""
         given = values if isinstance(values, Mapping) else {"value": values}
         assert given.keys() == self.all_watched.keys()
         found = {name: one.over(given[name]) for name, one in self.all_watched.items()}
         value = worked_out(self.expression, found)
         if value is None:
-            return False
+            return self.missing_breaches
         return {
             "GreaterThanThreshold": value > self.threshold,
             "GreaterThanOrEqualToThreshold": value >= self.threshold,
+            "LessThanThreshold": value < self.threshold,
             "LessThanOrEqualToThreshold": value <= self.threshold,
         }[self.comparison]
+
+    def rings(self, given: Iterable[Period]) -> bool:
+        """Whether it goes off at any time while these periods pass, one after the other."""
+        breaches = [self.in_alarm(period) for period in given]
+        return any(
+            sum(breaches[max(0, end - self.periods) : end]) >= self.datapoints
+            for end in range(1, len(breaches) + 1)
+        )
 
     def told(self, text: str, service: str = "tensafe") -> list[float]:
         """Its metric's values among the lines of a log, in CloudWatch's embedded format."""
@@ -102,6 +118,9 @@ def _read(one: Template) -> Alarm:
         one["ComparisonOperator"],
         watched,
         expression,
+        one["EvaluationPeriods"],
+        one.get("DatapointsToAlarm", one["EvaluationPeriods"]),
+        one["TreatMissingData"] == "breaching",
     )
 
 

@@ -44,6 +44,11 @@ def in_flight(service: AwsService, logical_id: str) -> float:
     return float(attributes(service, logical_id)["ApproximateNumberOfMessagesNotVisible"])
 
 
+def letters(service: AwsService, logical_id: str) -> dict[str, list[float]]:
+    """What the alarms of a dead queue watch, by their names for it."""
+    return {"waiting": [visible(service, logical_id)], "held": [in_flight(service, logical_id)]}
+
+
 def counted(service: AwsService, watched: Watched, since_s: float) -> list[float]:
     """The metric's sums by minute, as the emulator's CloudWatch has counted a function's since."""
     (dimension,) = watched.dimensions.items()
@@ -88,6 +93,18 @@ def unconsumed(service: AwsService, queue: str) -> Iterator[None]:
         yield
     finally:
         functions.update_event_source_mapping(UUID=mapping, Enabled=True)
+
+
+@contextmanager
+def again_after(service: AwsService, logical_id: str, visibility_s: int) -> Iterator[None]:
+    """In the block a letter that was handed back comes again after so long, and not after six minutes."""
+    sqs, url = service.stack.emulator.client("sqs"), physical_id(service, logical_id)
+    before = attributes(service, logical_id)["VisibilityTimeout"]
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": str(visibility_s)})
+    try:
+        yield
+    finally:
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": before})
 
 
 def now_ms() -> int:

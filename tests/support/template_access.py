@@ -30,6 +30,7 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
         (action, "*"): "AWS knows no resources for it; it reads, and tells counts and names"
         for action in (
             "lambda:GetAccountSettings",
+            "lambda:ListEventSourceMappings",
             "ecs:DescribeCapacityProviders",
             "application-autoscaling:DescribeScalingActivities",
             "autoscaling:DescribeScalingActivities",

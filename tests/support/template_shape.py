@@ -106,6 +106,47 @@ def alarms_apart(templates: list[Template], runbooks: set[str]) -> list[str]:
     return wrong + [f"infra/runbooks/{name}.md: no alarm names it" for name in sorted(runbooks - named)]
 
 
+def unwatched(core: Template, seen: Template) -> list[str]:
+    """Dead queues and functions that fail where no alarm looks.
+
+    A letter is out of sight while its function has it, and after each of its failures: an alarm has to count
+    those in flight too. What the API's function does wrong, its gateway counts.
+    """
+    watched = [
+        {
+            (one["Namespace"], one["MetricName"], str(dimension["Value"]))
+            for one in metrics
+            for dimension in one["Dimensions"]
+        }
+        for metrics in map(_metrics, resources(seen, "AWS::CloudWatch::Alarm").values())
+    ]
+    handed = core["Resources"]["Observability"]["Properties"]["Parameters"]
+    names = {referred(value): str({"Ref": name}) for name, value in handed.items()}
+    wrong = []
+    for queue in resources(core, "AWS::SQS::Queue").values():
+        if "RedrivePolicy" not in queue:
+            continue
+        dead = referred(queue["RedrivePolicy"]["deadLetterTargetArn"])
+        both = {
+            ("AWS/SQS", f"ApproximateNumberOfMessages{kind}", names.get(dead, ""))
+            for kind in ("Visible", "NotVisible")
+        }
+        if not any(both <= one for one in watched):
+            wrong.append(f"{dead}: no alarm counts its letters, seen and in flight")
+    for name, function in resources(core, "AWS::Serverless::Function").items():
+        errors = ("AWS/Lambda", "Errors", str(function["FunctionName"]))
+        if name != "ApiFunction" and not any(errors in one for one in watched):
+            wrong.append(f"{name}: no alarm counts its errors")
+    return wrong
+
+
+def _metrics(alarm: Template) -> list[Template]:
+    """What an alarm watches: one metric, or those that its expression is worked out from."""
+    if "MetricName" in alarm:
+        return [alarm]
+    return [one["MetricStat"]["Metric"] for one in alarm["Metrics"] if "MetricStat" in one]
+
+
 def loose_containers(tasks: Template) -> list[str]:
     """Containers that are root, may write their image, are not watched, or carry secrets or privileges."""
     wrong = []

@@ -5,104 +5,20 @@ runbook is followed to its last command, and the condition has ended.
 from __future__ import annotations
 
 import json
-import time
 
-from tensafe.operations.doorbell import sample_queue, train_queue
-from tensafe.operations.leases import MAX_TRIES
 from tensafe.operations.records import OpKind, OpState
 from tensafe.operations.submissions import Submission
 from tensafe.services import wire
-from tensafe_gpu.sampler.worker import SamplerSettings
 from tests.integration.aws.test_workers import wait_until
 from tests.support.alarms import alarm
 from tests.support.aws_operator import AwsOperator, tailed
 from tests.support.aws_service import AwsService
 from tests.support.aws_tasks import EcsServices
-from tests.support.drills import drill, now_ms, physical_id, unconsumed, visible
+from tests.support.drills import drill, now_ms, physical_id
 from tests.support.native import Native, batch, example
-from tests.support.runbooks import Book, followed
-from tests.support.service import MODEL_NAME
+from tests.support.runbooks import followed
 
 SAMPLE = {"prompt": [5, 9, 301, 77], "sampling_params": {"max_tokens": 4, "temperature": 0.0}}
-
-
-@drill("train-dead-letters")
-def test_train_dead_letters(service: AwsService, operator: AwsOperator, key: str, tenant: str) -> None:
-    """A message killed every worker and nothing consumes it; that is mended, and the letter redriven."""
-    native, queue = Native(service, key), train_queue(MODEL_NAME)
-    run = native.create()
-    with followed("dead-letters", operator, QUEUE_URL=physical_id(service, "TrainDeadQueue")) as book:
-        with service.paused("trainer"), service.services() as services:
-            wait_until(lambda: not services.leases.held(run, margin_s=0), 30)
-            poison = native.submit(run, "forward_backward", batch())
-            operation = services.outcomes.first_open(run)
-            assert operation is not None
-            with unconsumed(service, f"{queue}-dead.fifo"):
-                tries = 0
-                while tries < MAX_TRIES or not visible(service, "TrainDeadQueue"):
-                    for message in services.ports.queues.receive(
-                        queue, visibility_s=5, max_messages=10, wait_s=1
-                    ):
-                        if message.body["stream"] != run:
-                            continue  # another run's, which the trainer that stands still has let go
-                        lease = services.leases.claim(run, f"doomed-{tries}")
-                        assert lease is not None
-                        operation = services.outcomes.start(operation, [lease.check])
-                        services.leases.release(lease)
-                        services.ports.queues.extend(queue, message.receipt, 0)
-                        tries += 1
-                seen_in_alarm(book, service, "train")
-            failed = native.wait(poison)
-        assert failed.json()["error"]["code"] == "dead_letter"
-        redriven(book, service, "train", tenant)
-        assert native.result(poison)["metrics"]["loss:sum"] > 0
-        assert book.run("tensafe ops show")["state"] == "completed"
-
-
-@drill("sample-dead-letters")
-def test_sample_dead_letters(service: AwsService, operator: AwsOperator, key: str, tenant: str) -> None:
-    """As above, of a standard queue: three samplers took the request and none ended it."""
-    native, queue = Native(service, key), sample_queue(MODEL_NAME)
-    run = native.create()
-    with followed("dead-letters", operator, QUEUE_URL=physical_id(service, "SampleDeadQueue")) as book:
-        with service.paused("sampler"), service.services() as services:
-            time.sleep(SamplerSettings().receive_wait_s + 0.5)  # the receive that it was stopped in has ended
-            poison = native.submit(run, "sample", SAMPLE)
-            stream, seq = poison.rsplit(":", 1)
-            operation = services.outcomes.peek(stream, int(seq))
-            assert operation is not None
-            with unconsumed(service, f"{queue}-dead"):
-                while operation.tries < MAX_TRIES or not visible(service, "SampleDeadQueue"):
-                    for message in services.ports.queues.receive(
-                        queue, visibility_s=5, max_messages=10, wait_s=1
-                    ):
-                        assert message.body["stream"] == stream
-                        operation = services.outcomes.start(operation, (), owner="doomed")
-                        services.ports.queues.extend(queue, message.receipt, 0)
-                seen_in_alarm(book, service, "sample")
-            failed = native.wait(poison)
-        assert failed.json()["error"]["code"] == "dead_letter"
-        redriven(book, service, "sample", tenant)
-        assert len(native.result(poison)["sequences"][0]["tokens"]) == 4
-        assert book.run("tensafe ops show")["state"] == "completed"
-
-
-def seen_in_alarm(book: Book, service: AwsService, queue: str) -> None:
-    watched = alarm(f"{queue}-dead-letters")
-    assert watched.watched.metric == "ApproximateNumberOfMessagesVisible"
-    assert watched.in_alarm([visible(service, f"{queue.capitalize()}DeadQueue")])
-    assert float(book.run("aws sqs get-queue-attributes")["Attributes"]["ApproximateNumberOfMessages"]) == 1
-
-
-def redriven(book: Book, service: AwsService, queue: str, tenant: str) -> None:
-    """The runbook, from the mended consumer to the redriven operation."""
-    watched = alarm(f"{queue}-dead-letters")
-    wait_until(lambda: not watched.in_alarm([visible(service, f"{queue.capitalize()}DeadQueue")]))
-    assert "operation set aside as a dead letter" in book.run("aws logs tail")
-    (letter,) = [one for one in book.run("tensafe dead-letters list") if one["tenant"] == tenant]
-    book.given(LETTER_ID=letter["id"], RUN_ID=letter["run"], SEQ=str(letter["seq"]))
-    assert book.run("tensafe dead-letters show")["cause"] == letter["cause"]
-    assert book.run("tensafe dead-letters redrive")["redriven"] is True
 
 
 @drill("operation-age")

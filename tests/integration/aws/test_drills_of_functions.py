@@ -148,10 +148,11 @@ def one_execution(service: AwsService) -> Iterator[None]:
             functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=before)
 
 
-@drill("sweep-failures")
+@drill("sweep-failures", "sweeper-errors")
 def test_sweeper(service: AwsService, operator: AwsOperator) -> None:
     """The sweeper cannot reach the table: its failed event is kept, looked at, and taken out in the end."""
     watched, url = alarm("sweep-failures"), physical_id(service, "SweepFailures")
+    errors, since_s = alarm("sweeper-errors"), time.time()
     assert visible(service, "SweepFailures") == 0
     with (
         followed("sweeper", operator, SWEEP_FAILURES_URL=url) as book,
@@ -165,8 +166,14 @@ def test_sweeper(service: AwsService, operator: AwsOperator) -> None:
         # To look does not end the alarm.
         assert in_flight(service, "SweepFailures") == 0
         assert watched.in_alarm([visible(service, "SweepFailures")])
+        # The emulator counts the errors of a function whose answer somebody waits for.
+        with pytest.raises(RuntimeError, match="not done"):
+            service.stack.invoke("SweeperFunction")
+        assert errors.in_alarm(counted(service, errors.watched, since_s))
         deploy_before()
+        mended_s = time.time()
         assert service.stack.invoke("SweeperFunction")["age"] >= 0
+        assert not errors.in_alarm(counted(service, errors.watched, mended_s))
         book.run("aws sqs purge-queue")
     assert not watched.in_alarm([visible(service, "SweepFailures")])
     scheduled(service)

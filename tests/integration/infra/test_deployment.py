@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tensafe.operations.doorbell import queue_specs
-from tests.support.ministack import Deployment, deploy, emulator_of_aws
+from tests.support.ministack import Deployment, deploy, emulator_of_aws, gap
+from tests.support.templates import OBSERVABILITY, read_template, resources
 from tools.api_routes import application_routes
 from tools.stack_parameters import stack_parameters
 
@@ -108,4 +109,36 @@ def test_dead_letters_are_consumed_one_by_one(deployed: Deployment) -> None:
 
 def test_the_alarms_come_with_it(deployed: Deployment) -> None:
     alarms = deployed.emulator.client("cloudwatch").describe_alarms()["MetricAlarms"]
-    assert {one["AlarmName"] for one in alarms} >= {"tensafe-http-5xx", "tensafe-privacy-budget"}
+    wanted = resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm").values()
+    assert {one["AlarmName"].removeprefix("tensafe-") for one in alarms} == {
+        one["AlarmName"]["Fn::Sub"].removeprefix("${ServiceName}-") for one in wanted if "MetricName" in one
+    }
+
+
+@gap("an alarm of metric math")
+def test_an_alarm_may_be_worked_out_of_several_metrics(deployed: Deployment) -> None:
+    """Once it comes up, `without_metric_math` has nothing to leave out any more."""
+    client = deployed.emulator.client("cloudformation")
+    metric = {"Namespace": "AWS/SQS", "MetricName": "ApproximateNumberOfMessagesVisible"}
+    properties = {
+        "Metrics": [
+            {
+                "Id": "a",
+                "ReturnData": False,
+                "MetricStat": {"Stat": "Maximum", "Period": 60, "Metric": metric},
+            },
+            {"Id": "b", "ReturnData": True, "Expression": "a + a"},
+        ],
+        "EvaluationPeriods": 1,
+        "Threshold": 1,
+        "ComparisonOperator": "GreaterThanThreshold",
+    }
+    alarm = {"Type": "AWS::CloudWatch::Alarm", "Properties": properties}
+    client.create_stack(StackName="math", TemplateBody=json.dumps({"Resources": {"Alarm": alarm}}))
+    deadline = time.monotonic() + 30
+    while (state := client.describe_stacks(StackName="math")["Stacks"][0]["StackStatus"]).endswith(
+        "_IN_PROGRESS"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert state == "CREATE_COMPLETE"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tensafe.cloud.settings import read_cloud_settings
-from tools.aws_local.deployment import DeploymentFailed, deploy
+from tests.support.templates import OBSERVABILITY, read_template
+from tools.aws_local.deployment import DeploymentFailed, deploy, without_metric_math
 from tools.aws_local.emulator import Emulator
 from tools.aws_local.tasks import TaskSpec, on_this_machine, read_tasks
 from tools.aws_local.template import Scope
@@ -97,6 +98,16 @@ def test_on_this_machine_a_task_differs_by_its_device_and_addresses_alone(
 def test_nothing_is_deployed_without_the_functions_package(tmp_path: Path) -> None:
     with pytest.raises(DeploymentFailed, match="make function"):
         deploy(Emulator(9, tmp_path / "log"), tmp_path / "function", {})
+
+
+def test_only_alarms_of_metric_math_are_left_out(tmp_path: Path) -> None:
+    left = tmp_path / "observability.yaml"
+    left.write_text(without_metric_math(OBSERVABILITY.read_text()))
+    template, core = read_template(OBSERVABILITY), read_template(left)
+    out = {name: one for name, one in template["Resources"].items() if name not in core["Resources"]}
+    assert set(out) == {"TrainDeadLettersAlarm", "SampleDeadLettersAlarm"}
+    assert {**template, "Resources": {**core["Resources"], **out}} == template
+    assert core.keys() == template.keys()
 
 
 def test_what_is_not_known_is_refused() -> None:

@@ -48,6 +48,7 @@ CHECKS: dict[str, Callable[[Template, Template, Template], list[str]]] = {
     ),
     "routes": lambda core, tasks, seen: rules.routes_apart(core, routes()),
     "alarms": lambda core, tasks, seen: rules.alarms_apart([core, tasks, seen], RUNBOOKS),
+    "watched": lambda core, tasks, seen: rules.unwatched(core, seen),
     "containers": lambda core, tasks, seen: rules.loose_containers(tasks),
     "GPUs": lambda core, tasks, seen: rules.gpus_apart(tasks),
     "parameters of the tasks": lambda core, tasks, seen: rules.parameters_apart(core, "Tasks", tasks),
@@ -152,6 +153,20 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
     "a runbook of no alarm": (
         "alarms",
         lambda core, tasks, seen: seen["Resources"].pop("HeUnavailableAlarm"),
+    ),
+    "dead letters that are seen only while nobody has them": (
+        "watched",
+        lambda core, tasks, seen: _p(seen, "TrainDeadLettersAlarm")["Metrics"].pop(1),
+    ),
+    "dead letters of another queue": (
+        "watched",
+        lambda core, tasks, seen: _p(core, "Observability")["Parameters"].update(
+            SampleDeadQueueName={"Fn::GetAtt": ["SampleQueue", "QueueName"]}
+        ),
+    ),
+    "a function whose errors nobody counts": (
+        "watched",
+        lambda core, tasks, seen: seen["Resources"].pop("SweeperErrorsAlarm"),
     ),
     "a container that is root": (
         "containers",
