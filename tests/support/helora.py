@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
-from tensafe_gpu.adapter_holder.listener import Listener, Patience, unix_listener
+from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
@@ -30,8 +30,11 @@ from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, SiteId
 from tensafe_gpu.helora.public_keys import BLOCK_KEY, common_elements
 from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.seal_stream import WordArray
+from tensafe_gpu.helora.tls import server_context
 from tests.support.at_once import AtOnce
+from tests.support.certificates import Authority
 
 TENANT = "tenant-1"
 QUICK = Timeouts(connect_s=5, online_s=5, offline_s=30)
@@ -150,6 +153,23 @@ def adapter_holder(
         listener.close()
         thread.join()
         store.close()
+
+
+@contextmanager
+def over_tls(
+    holder: Holder, authority: Authority, *, server_days: int = 1, patience: Patience | None = None
+) -> Iterator[int]:
+    """The same adapters on a port of the loopback, by mutual TLS."""
+    listening = tcp_listener("127.0.0.1", 0)
+    tls = of_files(authority.issue("server", days=server_days), server_context)
+    listener = Listener(holder.service, listening, tls=tls, patience=patience or Patience(2, 30, 2))
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listener.close()
+        thread.join()
 
 
 def policy(tokens_per_site: int = 100_000, tenants: Sequence[str] = (TENANT,)) -> Policy:

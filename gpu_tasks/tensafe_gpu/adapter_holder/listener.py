@@ -1,4 +1,4 @@
-"""The adapter holder's sockets: a thread per connection, a bounded number of them, bounded time per frame."""
+"""The adapter holder's connections: a thread for each peer that speaks, and bounded time for every frame."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import socket
 import ssl
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
+from tensafe_gpu.adapter_holder import places
+from tensafe_gpu.adapter_holder.door import Door
+from tensafe_gpu.adapter_holder.places import Visitor, Waiting
 from tensafe_gpu.adapter_holder.service import HolderService, Session
 from tensafe_gpu.helora.frames import (
     GREETING,
@@ -28,11 +32,12 @@ from tensafe_gpu.helora.frames import (
 )
 from tensafe_gpu.helora.messages import Refusal, packed
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, VERSION_MISMATCH, HeUnavailable
-from tensafe_gpu.helora.tls import Contexts, secured, tenant_of
+from tensafe_gpu.helora.tls import Contexts, shake_hands, tenant_of, wrapped
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS: Final = 64
+_BACKLOG: Final = 1024
+"""Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ def unix_listener(path: Path) -> socket.socket:
             sock.bind(str(path))
         finally:
             os.umask(old)
-        sock.listen(128)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
@@ -66,7 +71,7 @@ def unix_listener(path: Path) -> socket.socket:
 def tcp_listener(host: str, port: int) -> socket.socket:
     """A TCP socket, to be used with a TLS context alone. Raises ConfigurationError."""
     try:
-        return socket.create_server((host, port), backlog=128)
+        return socket.create_server((host, port), backlog=_BACKLOG)
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {host}:{port}: {error.strerror}", field="listen"
@@ -86,47 +91,57 @@ class Listener:
     ) -> None:
         if sock.family != socket.AF_UNIX and tls is None:
             raise ConfigurationError("TCP is served over mutual TLS alone", field="listen")
-        self._service, self._sock, self._tls = service, sock, tls
+        self._service, self._tls = service, tls
         self._patience = patience or Patience()
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._greeting = Waiting(places.MAX_GREETING)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
+        self._door = Door(
+            sock,
+            self._patience.greeting_s,
+            spoke=self._spoke,
+            too_late=self._too_late,
+            turned_away=self._turned_away,
+        )
 
     def serve_forever(self) -> None:
         """Accept until `close`."""
-        while True:
-            try:
-                peer, _ = self._sock.accept()
-            except OSError:
-                if self._closed:
-                    return
-                raise
-            if not self._slots.acquire(blocking=False):
-                log.warning("connection refused: too many")
-                peer.close()
-                continue
-            with self._lock:
-                self._open.add(peer)
-            threading.Thread(target=self._serve, args=(peer,), name="key-holder", daemon=True).start()
+        self._door.serve_forever()
 
     def close(self) -> None:
         """Stop accepting, and close every connection."""
-        self._closed = True
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        self._door.close()
         with self._lock:
+            self._closed = True
             for peer in self._open:
-                with suppress(OSError):
-                    peer.shutdown(socket.SHUT_RDWR)
+                _cut(peer)
 
-    def _serve(self, peer: socket.socket) -> None:
+    def _spoke(self, visitor: Visitor) -> None:
+        """It gets a thread; of those that have one and have not greeted, the oldest goes if they are many."""
+        with self._lock:
+            if self._closed:
+                visitor.sock.close()
+                return
+            self._open.add(visitor.sock)
+            out = self._greeting.enter(visitor)
+            if out is not None:
+                self._turned_away()
+                _cut(out.sock)
+        threading.Thread(target=self._serve, args=(visitor,), name="key-holder", daemon=True).start()
+
+    def _too_late(self, visitor: Visitor) -> None:
+        if self._tls is None:
+            self._tell(visitor.sock, 0, TIMEOUT, "a frame did not arrive in time")
+
+    def _turned_away(self) -> None:
+        self._service.counters["turned away"] += 1
+
+    def _serve(self, visitor: Visitor) -> None:
         session: Session | None = None
-        sock = peer
         try:
-            sock = self._secured(peer)
-            session = self._greeted(sock, tenant_of(sock) if isinstance(sock, ssl.SSLSocket) else None)
+            sock = self._secured(visitor)
+            session = self._greeted(sock, visitor)
             while session is not None:
                 frame = receive(
                     sock, TO_ADAPTER_HOLDER, idle_s=self._patience.idle_s, frame_s=self._patience.frame_s
@@ -136,10 +151,12 @@ class Listener:
             pass
         except PeerSlow:
             log.warning("connection dropped: slow peer")
-            self._tell(sock, 0, TIMEOUT, "a frame did not arrive in time")
+            self._tell(visitor.sock, 0, TIMEOUT, "a frame did not arrive in time")
         except FrameError as error:
             log.warning("connection dropped: not the protocol", extra={"reason": str(error)})
-            self._tell(sock, 0, VERSION_MISMATCH if isinstance(error, OtherVersion) else GARBAGE, str(error))
+            self._tell(
+                visitor.sock, 0, VERSION_MISMATCH if isinstance(error, OtherVersion) else GARBAGE, str(error)
+            )
         except ssl.SSLError as error:
             log.warning("connection dropped: TLS", extra={"reason": error.reason})
         except TimeoutError:
@@ -148,29 +165,35 @@ class Listener:
             log.warning("connection dropped", extra={"errno": error.errno})
         except Exception as error:  # noqa: BLE001 - this peer's thread: all others go on
             log.error("connection dropped: request failed", extra={"error": type(error).__name__})
-            self._tell(sock, 0, HOLDER_ABSENT, "the adapter holder failed at this request")
+            self._tell(visitor.sock, 0, HOLDER_ABSENT, "the adapter holder failed at this request")
         finally:
+            # Its places first: whoever sees it closed finds them free.
+            self._greeting.leave(visitor)
             if session is not None:
                 session.close()
             with self._lock:
-                self._open.difference_update((peer, sock))
+                self._open.discard(visitor.sock)
             with suppress(OSError):
-                sock.close()
-            self._slots.release()
+                visitor.sock.close()
 
-    def _secured(self, peer: socket.socket) -> socket.socket:
+    def _secured(self, visitor: Visitor) -> socket.socket:
         """What is read from: the peer itself, or TLS over it, which has taken its descriptor."""
         if self._tls is None:
-            return peer
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock = secured(peer, self._tls(), self._patience.greeting_s)
-        with self._lock:
+            return visitor.sock
+        visitor.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._tls()
+        with self._lock:  # whoever cuts it has to have the descriptor
+            self._open.remove(visitor.sock)
+            visitor.sock = sock = wrapped(visitor.sock, context)
             self._open.add(sock)
+        shake_hands(sock, _left_s(visitor))
         return sock
 
-    def _greeted(self, sock: socket.socket, certified: str | None) -> Session | None:
-        wait_s = self._patience.greeting_s
+    def _greeted(self, sock: socket.socket, visitor: Visitor) -> Session | None:
+        wait_s = _left_s(visitor)
         frame = receive(sock, GREETING, idle_s=wait_s, frame_s=wait_s)
+        self._greeting.leave(visitor)
+        certified = tenant_of(sock) if isinstance(sock, ssl.SSLSocket) else None
         try:
             session, (kind, parts) = self._service.greet(frame, certified)
         except HeUnavailable as error:
@@ -179,7 +202,11 @@ class Listener:
         except TensafeError as error:
             self._refuse(sock, frame, _own_failure(error))
             return None
-        send(sock, kind, frame.request, parts, self._patience.frame_s)
+        try:
+            send(sock, kind, frame.request, parts, self._patience.frame_s)
+        except BaseException:
+            session.close()
+            raise
         facts = {"tenant": session.offer.tenant, "adapter": session.offer.adapter}
         log.info("key holder greeted", extra=facts)
         return session
@@ -205,6 +232,19 @@ class Listener:
         refusal = packed(Refusal(code=code, message=message[:2000]))
         with suppress(PeerGone, PeerSlow, OSError):
             send(sock, Kind.ERROR, request, [refusal], self._patience.greeting_s)
+
+
+def _left_s(visitor: Visitor) -> float:
+    return max(0.0, visitor.deadline - time.monotonic())
+
+
+def _cut(peer: socket.socket) -> None:
+    """End a connection that its own thread reads from, which closes it.
+
+    As a plain socket: SSLSocket.shutdown takes TLS off first, and the other thread would go on without it.
+    """
+    with suppress(OSError):
+        socket.socket.shutdown(peer, socket.SHUT_RDWR)
 
 
 def _own_failure(error: TensafeError) -> HeUnavailable:

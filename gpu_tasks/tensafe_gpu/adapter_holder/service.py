@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from tensafe.contracts.errors import Gone, NotFound
+from tensafe_gpu.adapter_holder.places import Places
 from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
 from tensafe_gpu.helora.accepted import AcceptLog, Offer
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
@@ -96,13 +97,15 @@ class HolderService:
     ) -> None:
         self.accepted, self.evaluation = accepted, evaluation
         self.counters: Counter[str] = Counter()
+        self.places = Places()
         self._store = store
         self._lock = threading.Lock()
         self._opened: dict[tuple[str, int, int], OpenedAdapter] = {}
         self._looked: dict[tuple[str, int], tuple[float, tuple[int, bool]]] = {}
 
     def greet(self, frame: Frame, certified: str | None) -> tuple[Session, Answer]:
-        """The first request of a connection; `certified` is the tenant that a certificate names.
+        """The first request of a connection; `certified` is the tenant that a certificate names. The session
+        has one of the tenant's places: close it.
 
         Raises FrameError, HeUnavailable. What is absent, revoked and not offered to this tenant look alike.
         """
@@ -113,6 +116,14 @@ class HolderService:
             raise HeUnavailable(PARAMETERS_REFUSED, f"this side accepts {PARAMETERS} alone")
         if certified is not None and hello.tenant != certified:
             raise HeUnavailable(NOT_ALLOWED, "the certificate names another tenant")
+        self.places.take(hello.tenant)
+        try:
+            return self._greeted(hello)
+        except BaseException:
+            self.places.give_back(hello.tenant)
+            raise
+
+    def _greeted(self, hello: Hello) -> tuple[Session, Answer]:
         refused = HeUnavailable(NOT_ALLOWED, "there is no such adapter for this tenant")
         try:
             published = self._store.get(hello.adapter, hello.version)
@@ -200,7 +211,11 @@ class Session:
         self._used.clear()
 
     def close(self) -> None:
-        """Forget a block that was begun."""
+        """Give its place back and forget what it has."""
+        self._give_up_block()
+        self._service.places.give_back(self._offer.tenant)
+
+    def _give_up_block(self) -> None:
         if self._block is not None:
             self._block[2].close()
             self._block = None
@@ -217,7 +232,7 @@ class Session:
     def _begin(self, payload: memoryview) -> Answer:
         index, block_id, b = unpack_begin(payload, [shape.d_in for shape in self._opened.info.sites])
         site = self._site(index)
-        self.close()
+        self._give_up_block()
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
         evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, b, elements)
         salt = self._service.accepted.open_block(self._offer, site, block_id)
@@ -232,12 +247,12 @@ class Session:
         try:
             evaluation.add(words, seeds)
         except HeUnavailable:
-            self.close()
+            self._give_up_block()
             raise
         if not evaluation.complete:
             return Kind.ACCEPTED, []
         reply = evaluation.reply(share_key)
-        self.close()
+        self._give_up_block()
         return Kind.BLOCK_REPLY, pack_reply(block_id, reply)
 
     def _products(self, payload: memoryview) -> Answer:

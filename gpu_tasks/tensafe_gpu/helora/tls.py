@@ -69,16 +69,26 @@ def secured(
     The handshake as a whole has `timeout_s`, however slowly its bytes come. Raises ssl.SSLError,
     TimeoutError, OSError; the socket is then closed.
     """
-    wrapped = context.wrap_socket(
+    sock = wrapped(sock, context, server_name=server_name)
+    try:
+        shake_hands(sock, timeout_s)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def wrapped(sock: socket.socket, context: ssl.SSLContext, *, server_name: str | None = None) -> ssl.SSLSocket:
+    """What `secured` gives, before its handshake. Raises ssl.SSLError, OSError."""
+    return context.wrap_socket(
         sock, server_side=server_name is None, server_hostname=server_name, do_handshake_on_connect=False
     )
-    try:
-        _shake_hands(wrapped, time.monotonic() + timeout_s)
-        wrapped.settimeout(timeout_s)
-    except BaseException:
-        wrapped.close()
-        raise
-    return wrapped
+
+
+def shake_hands(sock: ssl.SSLSocket, timeout_s: float) -> None:
+    """The handshake of `secured`. Raises as that does, and leaves the socket open."""
+    _shake_hands(sock, time.monotonic() + timeout_s)
+    sock.settimeout(timeout_s)
 
 
 def _shake_hands(sock: ssl.SSLSocket, deadline: float) -> None:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from tensafe.contracts.errors import ConfigurationError
-from tensafe_gpu.adapter_holder import listener as listener_module
-from tensafe_gpu.adapter_holder import service
+from tensafe_gpu.adapter_holder import places, service
 from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import frames, key_holder
@@ -39,7 +38,7 @@ from tensafe_gpu.helora.quantise import quantised_tokens
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import client_context, secured, server_context
 from tests.support.certificates import Authority
-from tests.support.helora import TENANT, Holder, adapter_holder, peft_files, policy
+from tests.support.helora import TENANT, Holder, adapter_holder, over_tls, peft_files, policy
 from tests.support.helora_attacks import ternary_key
 from tests.support.tap import Tap, split
 
@@ -244,22 +243,6 @@ def test_nobody_listening(tmp_path: Path, burn_log: BurnLog) -> None:
     assert raised.value.code == HOLDER_ABSENT
 
 
-@contextmanager
-def over_tls(
-    holder: Holder, authority: Authority, *, server_days: int = 1, patience: Patience | None = None
-) -> Iterator[int]:
-    listening = tcp_listener("127.0.0.1", 0)
-    tls = of_files(authority.issue("server", days=server_days), server_context)
-    listener = Listener(holder.service, listening, tls=tls, patience=patience or Patience(2, 30, 2))
-    thread = threading.Thread(target=listener.serve_forever)
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        listener.close()
-        thread.join()
-
-
 def test_mutual_tls_serves_the_tenant_of_the_certificate(
     tmp_path: Path, holder: Holder, burn_log: BurnLog
 ) -> None:
@@ -321,7 +304,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
     tmp_path: Path, holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A byte now and then keeps neither side's thread; and the other way round, a holder that dribbles."""
-    monkeypatch.setattr(listener_module, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(places, "MAX_GREETING", 1)
     authority = Authority(tmp_path)
     with over_tls(holder, authority, patience=Patience(0.5, 30, 2)) as port:
         began = time.monotonic()
@@ -338,7 +321,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
                 except OSError:
                     break
             assert 0.4 < time.monotonic() - began < 3
-        files = authority.issue(TENANT)  # the only slot is free again
+        files = authority.issue(TENANT)  # the only place is free again
         connector = tls_connector("127.0.0.1", port, of_files(files, client_context), 2)
         RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT).close()
     with tcp_listener("127.0.0.1", 0) as listening:
