@@ -1,9 +1,9 @@
 """Indices that the key holder has used: burned on disk before anything masked by them is sent.
 
 A mask used twice gives away the difference of two tokens' activations. Masks and secret keys live in memory
-alone, so a key holder that restarts has none to use again; this log also stops a process that was forked,
-or restored with its memory from a snapshot: of several that hold one block, the first to burn a range wins
-and the others fail.
+alone, so a key holder that restarts has none to use again. A forked child uses none of its parent's
+(copies.py). Of processes that were restored with their memory and share this log the first to burn a range
+wins and the others fail; inside a range nothing tells them apart (docs/threat-model.md).
 """
 
 from __future__ import annotations

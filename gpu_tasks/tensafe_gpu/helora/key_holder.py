@@ -19,6 +19,7 @@ from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.burned import BurnLog, IndexBurned
 from tensafe_gpu.helora.connection import Connection, Connector, Timeouts, Wanted
+from tensafe_gpu.helora.copies import Original
 from tensafe_gpu.helora.direct import DirectRequest, layout_of
 from tensafe_gpu.helora.direct_messages import (
     MAX_ENTRIES,
@@ -68,14 +69,15 @@ class RemoteKeyHolder:
     Online requests take turns on one connection and preprocessing on another. That of preprocessing is made
     anew when it has gone; the other one by `connect_again` alone, since a forward pass would wait for it. The
     adapter's digest and epoch stay those of the first greeting: if the adapter holder has moved on,
-    everything is refused with `version_mismatch`, and a new object serves what there is now.
+    everything is refused with `version_mismatch`, and a new object serves what there is now. In a forked
+    child everything is refused with `state_failed`: masks and connections are its parent's.
     """
 
     def __init__(
         self, connector: Connector, wanted: Wanted, burn_log: BurnLog, timeouts: Timeouts | None = None
     ) -> None:
         """Greet, and fetch B'. Raises HeUnavailable."""
-        self._connector, self._burn_log = connector, burn_log
+        self._connector, self._burn_log, self._original = connector, burn_log, Original()
         self._timeouts = timeouts or Timeouts()
         self._online = Connection(connector, wanted, self._timeouts)
         self._info = self._online.info
@@ -108,6 +110,7 @@ class RemoteKeyHolder:
         for site, x in sites:
             if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
                 raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
+        self._check_original()
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         self._online_lock.acquire()  # until `answers`
         try:
@@ -144,6 +147,7 @@ class RemoteKeyHolder:
         """
         if not 1 <= sum(len(x) for _, x in sites) <= MAX_ENTRIES:
             raise ValueError(f"the direct mode takes 1 to {MAX_ENTRIES} tokens at once")
+        self._check_original()
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         entries, layouts = [], []
         with self._online_lock:
@@ -167,6 +171,7 @@ class RemoteKeyHolder:
         return [dequantised(np.stack([next(sums) for _ in x_q]), scales) for x_q, scales in quantised]
 
     def prepare(self, site: SiteId) -> None:
+        self._check_original()
         began = time.monotonic()
         index, shape = self._shapes[site]
         with self._offline_lock:
@@ -181,6 +186,8 @@ class RemoteKeyHolder:
         )
 
     def connected(self) -> bool:
+        if self._original.copied:
+            return False  # a look at the connection could take a byte of the parent's
         if not self._online_lock.acquire(blocking=False):
             return True  # it is being used, which shows what it is worth
         try:
@@ -189,6 +196,7 @@ class RemoteKeyHolder:
             self._online_lock.release()
 
     def connect_again(self) -> None:
+        self._check_original()
         with self._connecting_lock:
             if self.connected():
                 return
@@ -213,6 +221,11 @@ class RemoteKeyHolder:
             if connection is not None:
                 connection.close()
         self._ahead.forget()
+
+    def _check_original(self) -> None:
+        """Before any lock: in a child some may be held by threads that it has not."""
+        if self._original.copied:
+            raise HeUnavailable(STATE_FAILED, "this process is a copy of the one that opened the adapter")
 
     def _greeted(self) -> Connection:
         connection = Connection(self._connector, self._wanted, self._timeouts)
