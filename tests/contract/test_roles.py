@@ -1,115 +1,172 @@
-"""What the functions call, over the adapters of AWS, is what the template's roles and keys let them.
+"""What authorizer, dead letters' function and sweeper call is what their roles let them, and all of that.
 
-No emulator here enforces IAM: calls are recorded, and the template is held to them.
+No emulator here enforces IAM: calls are recorded, and the template is held to them, both ways. The API is
+driven in `tests/integration/lambdas/test_role.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import pytest
 
-from tensafe.api.readiness import OK, Readiness
+from tensafe.cloud.callers import cloud_callers
+from tensafe.lambdas.authorizer import authorizing
 from tensafe.lambdas.dead_letters import consuming
+from tensafe.lambdas.entry import Handler
 from tensafe.lambdas.sweeper import sweeping
-from tensafe.operations.records import StreamRecord
-from tests.contract.emulators import Wire, moto_in_process
-from tests.contract.test_rooms_on_aws import LARGE, AwsWorld
-from tests.support.key_policies import permits
-from tests.support.operator_calls import allowed, recorded
-from tests.unit.operations.world import LEASE_S
+from tensafe.operations import layout
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.records import Operation, OpKind, OpState, StreamKind, StreamRecord, StreamState
+from tensafe.operations.streams import Streams, now_ms
+from tensafe.operations.submissions import Submission
+from tensafe.operations.unclaimed import Announcement
+from tensafe.services import Services, wire
+from tests.support.as_caller import made_as, services_as
+from tests.support.aws_stack import Stack, make_stack
+from tests.support.cloud import MODEL
+from tests.support.role_rights import Right, held, of_a_function
+from tests.support.wire_calls import WireCalls, recording_moto
+
+BASE: Final = str(MODEL["name"])
+LARGE: Final = b"x" * 100_000
+DAY_MS: Final = 86_400_000
+OF_THE_MAPPING: Final[dict[Right, str]] = {
+    (f"sqs:{action}", queue): "the event source mapping polls with the function's role"
+    for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes")
+    for queue in ("TrainDeadQueue", "SampleDeadQueue")
+}
+OF_A_FAILURE: Final[dict[Right, str]] = {
+    (
+        "dynamodb:ConditionCheckItem",
+        "ItemsTable",
+    ): "no transaction of the sweeper has such a condition: to go",
+    ("sqs:SendMessage", "SweepFailures"): "Lambda sends there what a sweep that failed was called with",
+}
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    with moto_in_process(), Wire().between() as wire:
-        yield wire
+def recorded() -> Iterator[WireCalls]:
+    with recording_moto() as calls:
+        yield calls
 
 
 @pytest.fixture
-def world(wire: Wire) -> AwsWorld:
-    return AwsWorld()
+def stack(recorded: WireCalls) -> Stack:
+    return make_stack(recorded.endpoint)
 
 
-def contexts(wire: Wire) -> list[tuple[str, Mapping[str, str]]]:
-    """Every use of the key since the wire forgot, with its encryption context."""
-    pairs = zip(wire.called, wire.sent, strict=True)
-    return [
-        (f"kms:{call.rpartition('.')[2]}", sent["EncryptionContext"])
-        for call, sent in pairs
-        if "EncryptionContext" in sent
-    ]
+@pytest.fixture
+def other(stack: Stack) -> Services:
+    """Of whoever else is at work."""
+    return services_as("other", stack)
 
 
-def refused(wire: Wire, role: str) -> list[tuple[str, Mapping[str, str]]]:
-    """Uses that the key's policy does not let the role make."""
-    return [
-        (action, context)
-        for action, context in contexts(wire)
-        if not permits("DataKey", role, action, context)
-    ]
+def exactly(calls: WireCalls, role: str, stack: Stack, reasons: Mapping[Right, str] | None = None) -> None:
+    """The caller of the role's name was let to do all that it did, and has no right more."""
+    assert calls.of(role).uses == [], "no function but the API opens a key"
+    found = held(calls.of(role), role, {stack.environment["TENSAFE_KMS_KEY_ID"]: "DataKey"})
+    assert found.refused == set()
+    assert found.untaken == set(of_a_function(role)) | set(reasons or {})
 
 
-def without_keys(calls: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The key's own policy says who uses it."""
-    return {one for one in calls if not one[0].startswith("kms:")}
+def test_the_authorizer_reads_a_key(recorded: WireCalls, stack: Stack, other: Services) -> None:
+    key, record = other.api_keys.create("acme", ["train"])
+    authorize = authorizing(made_as("Authorizer", stack, cloud_callers))
+
+    def allowed(presented: str) -> bool:
+        return bool(authorize({"headers": {"x-api-key": presented}}, None)["isAuthorized"])
+
+    assert allowed(key)
+    assert not allowed(f"{key[:-1]}!")
+    other.api_keys.revoke(record.key_id)
+    assert not authorizing(made_as("Authorizer", stack, cloud_callers))(
+        {"headers": {"x-api-key": key}}, None
+    )["isAuthorized"]
+    exactly(recorded, "Authorizer", stack)
 
 
-def test_whoever_asks_whether_the_keys_answer_asks_as_the_policy_wants(world: AwsWorld, wire: Wire) -> None:
-    wire.forget()
-    with recorded() as found:
-        checks = Readiness(world.services, timeout_s=30).checks()
-    assert {checks[name] for name in ("items", "blobs", "queues", "keys")} == {OK}
-    assert contexts(wire) != []
-    assert refused(wire, "ApiRole") == []
-    assert without_keys(found.calls) <= allowed("ApiPolicy")
+def a_run(services: Services, run_id: str) -> StreamRecord:
+    record, writes = services.streams.creation(run_id, "acme", StreamKind.RUN, BASE)
+    services.submissions.create(record, writes, Submission(0, OpKind.NOOP, b"{}"))
+    return services.streams.get(run_id, "acme")
 
 
-def test_the_api_may_what_a_run_needs_of_it(world: AwsWorld, wire: Wire) -> None:
-    wire.forget()
-    with recorded() as found:
-        run = world.run(first=False)
-        world.submit(run, 1, LARGE, key="k")
-        other = world.open(keyring=world.services.ports.keyring, bell=world.services.ports.bell)
-        assert other.outcomes.payload(run, 1) == LARGE
-        world.services.streams.erase(run.stream_id, "acme")
-    assert {action for action, _ in contexts(wire)} == {"kms:GenerateDataKey", "kms:Decrypt"}
-    assert refused(wire, "ApiRole") == []
-    assert without_keys(found.calls) <= allowed("ApiPolicy")
-    assert ("s3:PutObject", "BlobBucket") in found.calls
+def a_sampler(services: Services, sampler_id: str) -> StreamRecord:
+    record, writes = services.streams.creation(sampler_id, "acme", StreamKind.SAMPLER, BASE)
+    services.ports.items.write(writes)
+    return record
 
 
-def poisoned(world: AwsWorld) -> StreamRecord:
-    """A run with a large operation that failed every try."""
-    run = world.run()
-    operation = world.submit(run, 1, LARGE)
+def submitted(services: Services, stream: StreamRecord, seq: int) -> Operation:
+    return services.submissions.submit(stream, Submission(seq, OpKind.NOOP, LARGE))
+
+
+def killing(services: Services, operation: Operation) -> None:
+    """It has killed three workers."""
     for _ in range(3):
-        operation = world.services.outcomes.start(operation, ())
-    return run
+        operation = services.outcomes.start(operation, ())
 
 
-@pytest.mark.parametrize("function", ["DeadLetters", "Sweeper"])
-def test_what_settles_and_what_sweeps_opens_no_key(world: AwsWorld, wire: Wire, function: str) -> None:
-    run, sampler, lucky = poisoned(world), world.sampler(), world.run("s-1:train:1")
-    world.submit(lucky, 1)
-    sample = world.submit(sampler, 0, LARGE)
-    for _ in range(3):
-        sample = world.services.outcomes.start(sample, ())
-    world.checkpoint(lucky, "short", data=LARGE, ttl_s=1)
-    world.later(3600 + LEASE_S)
-    services = world.open(keyring=world.services.ports.keyring, bell=world.services.ports.bell)
-    bodies = [{"stream": one.stream_id} for one in (run, lucky)] + [{"stream": sampler.stream_id, "seq": 0}]
+def test_the_dead_letters_function_settles(recorded: WireCalls, stack: Stack, other: Services) -> None:
+    poisoned, lucky = (a_run(other, f"s-{n}:train:0") for n in range(2))
+    killing(other, other.outcomes.get(poisoned, 0))
+    submitted(other, poisoned, 1)
+    samplers = [a_sampler(other, f"s-{n}:sample:0") for n in range(2)]
+    killing(other, submitted(other, samplers[0], 0))
+    submitted(other, samplers[1], 0)
+    bodies: list[dict[str, Any]] = [{"stream": one.stream_id} for one in (poisoned, lucky, poisoned)]
+    bodies += [{"stream": one.stream_id, "seq": 0} for one in samplers]
     event = {"Records": [{"messageId": str(n), "body": json.dumps(body)} for n, body in enumerate(bodies)]}
-    wire.forget()
-    with recorded() as found:
-        if function == "DeadLetters":
-            assert consuming(services)(event, None) == {"batchItemFailures": []}
-            assert len(services.dead_letters.list()) == 2
-        else:
-            sweeping(services)({}, None)
-    assert contexts(wire) == []
-    assert found.calls <= allowed(f"{function}Policy")
-    assert ("sqs:SendMessage", "TrainQueue") in found.calls
-    blobs = {one for one in allowed(f"{function}Policy") if one[0].startswith("s3:")}
-    assert blobs == {one for one in found.calls if one[0].startswith("s3:")}
+    handler: Handler = consuming(services_as("DeadLetters", stack))
+    assert handler(event, None) == {"batchItemFailures": []}
+    assert len(other.dead_letters.list()) == 2
+    assert other.streams.get(poisoned.stream_id, "acme").state is StreamState.BLOCKED
+    assert [one.state for one in other.outcomes.operations(poisoned.stream_id)] == [OpState.FAILED] * 2
+    exactly(recorded, "DeadLetters", stack, OF_THE_MAPPING)
+
+
+def a_checkpoint(services: Services, run: StreamRecord) -> Checkpoint:
+    """That is to go within a second."""
+    checkpoint = Checkpoint(
+        run_id=run.stream_id, tenant="acme", kind=CheckpointKind.TRAINING, name="short", base_model=BASE,
+        created_ms=now_ms(), ref=services.artifacts.write(run.scope, "ckpt/weights/short", LARGE),
+        artifact_id="art-1", expires_ms=now_ms() + 1000,
+    )  # fmt: skip
+    services.ports.items.write(services.checkpoints.saving(checkpoint, overwrite=False))
+    return checkpoint
+
+
+def test_the_sweeper_rings_and_deletes_by_date(
+    recorded: WireCalls, stack: Stack, other: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sampler = a_run(other, "s-1:train:0"), a_sampler(other, "s-1:sample:0")
+    submitted(other, sampler, 0)
+    a_checkpoint(other, run)
+    session = other.sessions.create("acme", {})
+    idle, writes = other.streams.creation(
+        f"{session.session_id}:sample:0", "acme", StreamKind.SAMPLER, BASE, session_id=session.session_id
+    )
+    other.ports.items.write(writes)
+    unclaimed = Announcement(other.ports.items, layout.stream_item(run.stream_id, "snapshot"), now_ms)
+    other.artifacts.write(run.scope, "snapshot/0", LARGE, announce=unclaimed)
+    erased = a_run(other, "s-2:train:0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Streams, "finish_erasure", lambda *_: None)  # whoever erased it was killed
+        other.streams.erase(erased.stream_id, "acme")
+    ports = services_as("Sweeper", stack).ports
+    services = wire(ports, other.models, clock_ms=lambda: now_ms() + 40 * DAY_MS)
+    done = sweeping(services)({}, None)
+    assert done["sweep"] == 2
+    assert done["retention"] > 4
+    assert other.checkpoints.of_tenant("acme") == []
+    assert other.sessions.list("acme") == []
+    found = other.streams.find(idle.stream_id)
+    assert found is not None
+    assert found.state is StreamState.ERASED
+    assert other.ports.items.get(erased.scope.key_item) is None
+    objects = stack.client("s3").list_objects_v2(Bucket=stack.environment["TENSAFE_BUCKET"])
+    assert objects["KeyCount"] == 1, "the payload of the sample that waits"
+    exactly(recorded, "Sweeper", stack, OF_A_FAILURE)
