@@ -39,10 +39,6 @@ OF_THE_MAPPING: Final[dict[Right, str]] = {
     for queue in ("TrainDeadQueue", "SampleDeadQueue")
 }
 OF_A_FAILURE: Final[dict[Right, str]] = {
-    (
-        "dynamodb:ConditionCheckItem",
-        "ItemsTable",
-    ): "no transaction of the sweeper has such a condition: to go",
     ("sqs:SendMessage", "SweepFailures"): "Lambda sends there what a sweep that failed was called with",
 }
 
