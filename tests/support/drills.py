@@ -83,6 +83,20 @@ def deployed_with(service: AwsService, logical_id: str, **variables: str) -> Ite
 
 
 @contextmanager
+def concurrency_kept(service: AwsService, logical_id: str) -> Iterator[None]:
+    """After the block the function may run as often at once as before."""
+    functions, name = service.stack.emulator.client("lambda"), physical_id(service, logical_id)
+    before = functions.get_function_concurrency(FunctionName=name).get("ReservedConcurrentExecutions")
+    try:
+        yield
+    finally:
+        if before is None:  # the emulator leaves the template's number out
+            functions.delete_function_concurrency(FunctionName=name)
+        else:
+            functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=before)
+
+
+@contextmanager
 def unconsumed(service: AwsService, queue: str) -> Iterator[None]:
     """In the block nothing of the queue reaches its function."""
     functions = service.stack.emulator.client("lambda")

@@ -37,6 +37,10 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
         )
     },
     (
+        "lambda:UpdateEventSourceMapping",
+        "arn:${AWS::Partition}:lambda:${AWS::Region}:${AWS::AccountId}:event-source-mapping:*",
+    ): "operators, bound to the dead letters' function by a condition; a mapping's id is made as it comes",
+    (
         "logs:FilterLogEvents",
         "arn:${AWS::Partition}:logs:${AWS::Region}:${AWS::AccountId}:log-group:/${ServiceName}/*",
     ): "the log groups of this deployment, which hold no data of tenants",

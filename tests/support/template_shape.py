@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from tests.support.templates import Template, referred, resources
+
+_STALE_S: Final = 120
+"""A call of a schedule that comes later than this has been overtaken."""
 
 
 def queues_without_an_end(template: Template, max_receives: int) -> list[str]:
@@ -138,6 +141,52 @@ def unwatched(core: Template, seen: Template) -> list[str]:
         if name != "ApiFunction" and not any(errors in one for one in watched):
             wrong.append(f"{name}: no alarm counts its errors")
     return wrong
+
+
+def schedules_unwatched(core: Template, seen: Template) -> list[str]:
+    """Schedules whose calls can be lost unseen: late or refused ones are kept nowhere, or none is missed."""
+    wrong = []
+    functions = resources(core, "AWS::Serverless::Function")
+    missed = [
+        str(dimension["Value"])
+        for one in resources(seen, "AWS::CloudWatch::Alarm").values()
+        if one.get("MetricName") == "Invocations"
+        and (one["ComparisonOperator"], one["Threshold"]) == ("LessThanThreshold", 1)
+        and one["TreatMissingData"] == "breaching"
+        for dimension in one["Dimensions"]
+    ]
+    aged = {
+        str(referred(one["FunctionName"]))
+        for one in resources(core, "AWS::Lambda::EventInvokeConfig").values()
+        if one.get("MaximumEventAgeInSeconds", 21600) <= _STALE_S
+    }
+    for name, rule in resources(core, "AWS::Events::Rule").items():
+        for target in rule["Targets"]:
+            kept = referred(target.get("DeadLetterConfig", {}).get("Arn"))
+            called = str(referred(target["Arn"]))
+            holds = {
+                "its calls are retried for too long": target["RetryPolicy"]["MaximumEventAgeInSeconds"]
+                <= _STALE_S,
+                "what reaches nothing is dropped": kept is not None,
+                "it may not keep what reaches nothing": str(rule["Name"]["Fn::Sub"]) in _senders(core, kept),
+                "what is refused an execution waits for hours": called in aged,
+                "nobody misses its calls": str(functions[called]["FunctionName"]) in missed,
+            }
+            wrong += [f"{name}: {what}" for what, held in holds.items() if not held]
+    return wrong
+
+
+def _senders(core: Template, queue: str | None) -> set[str]:
+    """The rules of EventBridge whose events the queue takes, by their names."""
+    return {
+        statement["Condition"]["ArnEquals"]["aws:SourceArn"]["Fn::Sub"].rpartition(":rule/")[2]
+        for policy in resources(core, "AWS::SQS::QueuePolicy").values()
+        if queue in {referred(one) for one in policy["Queues"]}
+        for statement in policy["PolicyDocument"]["Statement"]
+        if statement["Principal"] == {"Service": "events.amazonaws.com"}
+        and statement["Action"] == "sqs:SendMessage"
+        and referred(statement["Resource"]) == queue
+    }
 
 
 def _metrics(alarm: Template) -> list[Template]:

@@ -64,6 +64,7 @@ def test_train_dead_letters(service: AwsService, operator: AwsOperator, key: str
                         tries += 1
                 seen_in_alarm(book, service, "train")
                 assert "Disabled" in states(book)
+                enabled(book, queue)
             failed = native.wait(poison)
         assert failed.json()["error"]["code"] == "dead_letter"
         redriven(book, service, "train", tenant)
@@ -172,6 +173,14 @@ def states(book: Book) -> list[str]:
     return [one["State"] for one in book.run("aws lambda list-event-source-mappings")["EventSourceMappings"]]
 
 
+def enabled(book: Book, queue: str) -> None:
+    """The mapping of the dead queue whose name has this in it, by the runbook's command."""
+    mappings = book.run("aws lambda list-event-source-mappings")["EventSourceMappings"]
+    (mapping,) = [one for one in mappings if queue in one["EventSourceArn"]]
+    book.given(UUID=mapping["UUID"])
+    assert book.run("aws lambda update-event-source-mapping")["State"] == "Enabled"
+
+
 def told_set_aside(service: AwsService, since_ms: int) -> bool:
     """Whether an operation was dead-lettered since, by the metric that the alarm watches."""
     watched = alarm("dead-lettered")
@@ -181,6 +190,7 @@ def told_set_aside(service: AwsService, since_ms: int) -> bool:
 def redriven(book: Book, service: AwsService, queue: str, tenant: str) -> None:
     """The runbook, from the mended consumer to the redriven operation."""
     wait_until(lambda: not unread(service, queue))
+    enabled(book, f"{queue}-")
     assert set(states(book)) == {"Enabled"}
     assert "operation set aside as a dead letter" in book.run("aws logs tail")
     (letter,) = [one for one in book.run("tensafe dead-letters list") if one["tenant"] == tenant]

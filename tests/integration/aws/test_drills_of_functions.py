@@ -18,7 +18,17 @@ from tests.support.alarms import alarm
 from tests.support.aws_operator import AwsOperator, tailed
 from tests.support.aws_service import AwsService
 from tests.support.aws_words import matching
-from tests.support.drills import AWAY, counted, deployed_with, drill, in_flight, now_ms, physical_id, visible
+from tests.support.drills import (
+    AWAY,
+    concurrency_kept,
+    counted,
+    deployed_with,
+    drill,
+    in_flight,
+    now_ms,
+    physical_id,
+    visible,
+)
 from tests.support.native import Native, batch, make_key
 from tests.support.runbooks import followed
 from tests.support.templates import CORE, read_template
@@ -136,16 +146,11 @@ def test_throttled(service: AwsService, operator: AwsOperator, key: str, tenant:
 @contextmanager
 def one_execution(service: AwsService) -> Iterator[None]:
     """In the block the API function may run once at a time."""
-    functions, name = service.stack.emulator.client("lambda"), physical_id(service, "ApiFunction")
-    before = functions.get_function_concurrency(FunctionName=name).get("ReservedConcurrentExecutions")
-    functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
-    try:
+    with concurrency_kept(service, "ApiFunction"):
+        service.stack.emulator.client("lambda").put_function_concurrency(
+            FunctionName=physical_id(service, "ApiFunction"), ReservedConcurrentExecutions=1
+        )
         yield
-    finally:
-        if before is None:  # the emulator leaves the template's number out
-            functions.delete_function_concurrency(FunctionName=name)
-        else:
-            functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=before)
 
 
 @drill("sweep-failures", "sweeper-errors")
@@ -178,6 +183,39 @@ def test_sweeper(service: AwsService, operator: AwsOperator) -> None:
     assert not watched.in_alarm([visible(service, "SweepFailures")])
     scheduled(service)
     assert not watched.in_alarm([visible(service, "SweepFailures")])
+
+
+@drill("sweeper-silent")
+def test_a_sweeper_that_is_not_called(service: AwsService, operator: AwsOperator) -> None:
+    """The schedule was disabled: nobody calls, nothing fails, and only the missing calls are seen."""
+    watched, url = alarm("sweeper-silent"), physical_id(service, "SweepFailures")
+    events, rule = service.stack.emulator.client("events"), physical_id(service, "SweepEveryMinute")
+    with (
+        followed("sweeper-silent", operator, SWEEP_FAILURES_URL=url) as book,
+        concurrency_kept(service, "SweeperFunction"),
+    ):
+        events.disable_rule(Name=rule)
+        try:
+            time.sleep(5)  # what was called before has ended, and is in the log
+            since_ms = now_ms()
+            time.sleep(62)  # a minute, and a second or two of the emulator's clock
+            assert watched.in_alarm(calls(service, "sweeper", since_ms))
+            assert book.run("aws events describe-rule")["State"] == "DISABLED"
+            book.run("aws lambda get-function-concurrency")
+            book.run("aws logs tail")
+            assert not book.run("aws sqs receive-message").get("Messages")
+            assert not alarm("sweep-failures").in_alarm([visible(service, "SweepFailures")])
+            book.run("aws lambda put-function-concurrency")
+            book.run("aws events enable-rule")
+        finally:
+            events.enable_rule(Name=rule)
+        wait_until(lambda: not watched.in_alarm(calls(service, "sweeper", since_ms)), 90)
+
+
+def calls(service: AwsService, role: str, since_ms: int) -> list[float]:
+    """Lambda's Invocations, by the platform's lines: the emulator counts no calls of a schedule."""
+    lines = tailed(service, role, since_ms).splitlines()
+    return [1.0 for line in lines if line.startswith("START RequestId")]
 
 
 def scheduled(service: AwsService) -> None:

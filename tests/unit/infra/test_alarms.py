@@ -61,6 +61,13 @@ def test_a_row_of_failed_sweeps_is_seen() -> None:
     assert not watched.rings([[]] * 10)
 
 
+def test_a_sweeper_that_nobody_calls_is_missed() -> None:
+    watched = alarm("sweeper-silent")
+    assert watched.rings([[1.0], [], [], [], [], []])  # Lambda tells nothing of a minute without a call
+    assert not watched.rings([[1.0]] * 10)
+    assert not watched.rings([[], [], [], [], [1.0]] * 5)
+
+
 def test_one_operation_that_is_set_aside_is_seen() -> None:
     assert alarm("dead-lettered").rings([[1.0]])
     assert not alarm("dead-lettered").rings([[]] * 10)

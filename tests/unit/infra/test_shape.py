@@ -49,6 +49,7 @@ CHECKS: dict[str, Callable[[Template, Template, Template], list[str]]] = {
     "routes": lambda core, tasks, seen: rules.routes_apart(core, routes()),
     "alarms": lambda core, tasks, seen: rules.alarms_apart([core, tasks, seen], RUNBOOKS),
     "watched": lambda core, tasks, seen: rules.unwatched(core, seen),
+    "schedules": lambda core, tasks, seen: rules.schedules_unwatched(core, seen),
     "containers": lambda core, tasks, seen: rules.loose_containers(tasks),
     "GPUs": lambda core, tasks, seen: rules.gpus_apart(tasks),
     "parameters of the tasks": lambda core, tasks, seen: rules.parameters_apart(core, "Tasks", tasks),
@@ -167,6 +168,22 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
     "a function whose errors nobody counts": (
         "watched",
         lambda core, tasks, seen: seen["Resources"].pop("SweeperErrorsAlarm"),
+    ),
+    "a schedule that stops unseen": (
+        "schedules",
+        lambda core, tasks, seen: _p(seen, "SweeperSilentAlarm").update(TreatMissingData="notBreaching"),
+    ),
+    "a schedule whose calls are dropped": (
+        "schedules",
+        lambda core, tasks, seen: _p(core, "SweepEveryMinute")["Targets"][0].pop("DeadLetterConfig"),
+    ),
+    "a schedule that may not keep its calls": (
+        "schedules",
+        lambda core, tasks, seen: core["Resources"].pop("SweepFailuresPolicy"),
+    ),
+    "a schedule whose calls wait for hours": (
+        "schedules",
+        lambda core, tasks, seen: _p(core, "SweepInvocation").pop("MaximumEventAgeInSeconds"),
     ),
     "a container that is root": (
         "containers",
