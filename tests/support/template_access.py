@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from tests.support.templates import Template, listed, referred, resources, texts
@@ -72,7 +72,7 @@ ALLOWED: Final[dict[tuple[str, str], str]] = {
     },
 }
 """Every (action, resource) with a wildcard that a role may have, and why."""
-KEY_ADMINISTRATION: Final = frozenset({"Administer", "GrantsForTheTables"})
+KEY_ADMINISTRATION: Final = frozenset({"Administer", "TablesMadeThroughDynamoDB"})
 """Statements of key policies that name the account: IAM decides in it."""
 
 
@@ -172,6 +172,54 @@ def _is_use(action: str) -> bool:
 
 def _names_the_account(statement: Template) -> bool:
     return any(text.endswith(":root") for text in texts(statement["Principal"]))
+
+
+BY_LOGS: Final = frozenset(
+    f"kms:{action}"
+    for action in (
+        *("Encrypt", "Decrypt", "ReEncryptFrom", "ReEncryptTo", "DescribeKey"),
+        *("GenerateDataKey", "GenerateDataKeyWithoutPlaintext"),
+    )
+)
+"""What CloudWatch Logs must be let ("Encrypt log data in CloudWatch Logs using AWS KMS")."""
+BY_DYNAMODB: Final = BY_LOGS | {"kms:CreateGrant"}
+"""What whoever makes a table must be let, on its key and through DynamoDB.
+
+The Developer Guide, "Key policy for a customer managed key". Whoever uses the table has its key decrypted.
+"""
+_THROUGH_DYNAMODB: Final = {
+    "StringEquals": {"kms:ViaService": {"Fn::Sub": "dynamodb.${AWS::Region}.amazonaws.com"}}
+}
+_LOGS: Final = {"Service": {"Fn::Sub": "logs.${AWS::Region}.amazonaws.com"}}
+
+
+def storage_keys_apart(template: Template) -> list[str]:
+    """Keys of tables and log groups whose policies do not let the two services do what AWS says they need.
+
+    And keys whose administrators cannot look at the grants that services were given, and take one back.
+    """
+    wrong = []
+    keys = resources(template, "AWS::KMS::Key")
+    for name in keys:
+        administer = key_statement(template, name, "Administer")["Action"]
+        needed = ("kms:ListGrants", "kms:RevokeGrant")
+        wrong += [f"{name}: nobody may {one}" for one in needed if one not in administer]
+    tables = resources(template, "AWS::DynamoDB::Table").values()
+    for name in {str(referred(one["SSESpecification"]["KMSMasterKeyId"])) for one in tables}:
+        may = _let(
+            keys[name], lambda one: _names_the_account(one) and one.get("Condition") == _THROUGH_DYNAMODB
+        )
+        wrong += [f"{name}: through DynamoDB, {one}" for one in sorted(BY_DYNAMODB ^ may)]
+    logs = resources(template, "AWS::Logs::LogGroup").values()
+    for name in {str(referred(one["KmsKeyId"])) for one in logs}:
+        may = _let(keys[name], lambda one: bool(one["Principal"] == _LOGS))
+        wrong += [f"{name}: CloudWatch Logs, {one}" for one in sorted(BY_LOGS ^ may)]
+    return wrong
+
+
+def _let(key: Template, chosen: Callable[[Template], bool]) -> set[str]:
+    """The actions of those statements of a key's policy."""
+    return {action for one in key_statements(key) if chosen(one) for action in one["Action"]}
 
 
 def contexts_unchecked(template: Template) -> list[str]:

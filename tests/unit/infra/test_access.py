@@ -37,6 +37,7 @@ def test_every_reason_is_still_needed() -> None:
     [
         rules.open_keys,
         rules.contexts_unchecked,
+        rules.storage_keys_apart,
         rules.public_buckets,
         rules.shared_roles,
         rules.tables_unprotected,
@@ -98,6 +99,24 @@ PLANTED: dict[str, tuple[Rule, Callable[[Template], object]]] = {
         lambda t: key_statement(t, "DataKey", "ObjectsOfTheBucketThroughS3")["Condition"]["StringEquals"].pop(
             "kms:EncryptionContext:aws:s3:arn"
         ),
+    ),
+    "a table that cannot be made under its key": (
+        rules.storage_keys_apart,
+        lambda t: key_statement(t, "StorageKey", "TablesMadeThroughDynamoDB")["Action"].remove(
+            "kms:ReEncryptTo"
+        ),
+    ),
+    "a table's key that anybody in the account may use": (
+        rules.storage_keys_apart,
+        lambda t: key_statement(t, "StorageKey", "TablesMadeThroughDynamoDB").pop("Condition"),
+    ),
+    "logs that cannot be written under their key": (
+        rules.storage_keys_apart,
+        lambda t: key_statement(t, "StorageKey", "LogGroups")["Action"].remove("kms:GenerateDataKey"),
+    ),
+    "a grant that nobody may take back": (
+        rules.storage_keys_apart,
+        lambda t: key_statement(t, "DataKey", "Administer")["Action"].remove("kms:RevokeGrant"),
     ),
     "a public bucket": (
         rules.public_buckets,
