@@ -76,6 +76,23 @@ def epsilon_spent(service: Service | AwsService, tenant: str, domains: PrivacyDo
     return spent
 
 
+def register_again(service: Service | AwsService, tenant: str, domains: PrivacyDomains) -> None:
+    """A charged domain with the same data: as it stands, or refused where that cannot be said."""
+    where = ("letters", "--tenant", tenant, "--json")
+    before = json.loads(service.tensafe("privacy", "show", *where).stdout)
+    other = TERMS.model_copy(update={"max_epsilon": 3.0})
+    with pytest.raises(ServiceError) as caught:
+        domains.register("letters", map(letter, range(20)), other)
+    assert (caught.value.status, caught.value.code) == (409, "conflict")
+    if isinstance(service, AwsService):
+        with pytest.raises(ServiceError) as caught:
+            domains.register("letters", map(letter, range(20)), TERMS)
+        assert (caught.value.status, caught.value.code) == (501, "unsupported")
+    else:
+        assert domains.register("letters", map(letter, range(20)), TERMS) == domains.show("letters")
+    assert json.loads(service.tensafe("privacy", "show", *where).stdout) == before
+
+
 def close(service: Service | AwsService, tenant: str, domains: PrivacyDomains) -> None:
     """Where the API has no accountants it refuses, nothing is closed, and the command line does it."""
     if not isinstance(service, AwsService):
@@ -130,6 +147,7 @@ def test_a_registered_data_set_binds_its_runs_until_it_is_closed(
     spent = epsilon_spent(service, tenant, domains)
     assert 0 <= spent - epsilon_of(2 / 9.0, 1e-4) < 1e-4
 
+    register_again(service, tenant, domains)
     export = tmp_path / "letters.jsonl"
     domains.export("letters", export)
     signer = json.loads(service.tensafe("privacy", "public-key", "--json").stdout)
@@ -141,6 +159,42 @@ def test_a_registered_data_set_binds_its_runs_until_it_is_closed(
         answer = native.wait(native.submit(run, operation, body))
         assert refusal(answer)[0] == "privacy_domain_closed"
     assert epsilon_spent(service, tenant, domains) == spent
+
+
+def test_a_name_whose_runs_have_spent_something_is_registered_by_who_can_account_for_it(
+    service: Service, key: str, tenant: str, domains: PrivacyDomains, tmp_path: Path
+) -> None:
+    """Over HTTP on one machine. On AWS the API refuses before it does anything; the command line does it."""
+    native = Native(service, key)
+    run = native.create(optimizer=PRIVATE)
+    native.do(run, "forward_backward", units(3))
+    native.do(run, "optim_step", {"learning_rate": 1e-3})
+    if not isinstance(service, AwsService):
+        done = domains.register("letters", map(letter, range(20)), TERMS)
+        assert (done.state, done.units, done.epsilon > 0) == ("open", 20, True)
+        return
+    with pytest.raises(ServiceError) as caught:
+        domains.register("letters", map(letter, range(20)), TERMS)
+    assert (caught.value.status, caught.value.code) == (501, "unsupported")
+    where = ("letters", "--tenant", tenant)
+    assert json.loads(service.tensafe("privacy", "show", *where, "--json").stdout)["state"] == "unregistered"
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({**example(), "dp_unit_id": unit}) + "\n" for unit in range(20)))
+    with service.services() as rooms:  # the command line, interrupted before its pages were sent
+        rooms.domains.create(tenant, "letters", TERMS)
+    for method, path, body in (
+        ("PUT", "units/0", bytes(40)),
+        ("DELETE", "units/0", b""),
+        ("POST", "finish", b"{}"),
+    ):
+        answer = native.http.request(method, f"/v1/privacy/domains/letters/{path}", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (501, "unsupported")
+    with service.services() as rooms:
+        found = rooms.domains.get(tenant, "letters")
+        assert (found.state, found.pages, found.units) == ("registering", 0, 0)
+    terms = ("--unit", "record", "--delta", "1e-4", "--max-epsilon", "2")
+    made = service.tensafe("privacy", "create", *where, "--data", str(data), *terms, "--json")
+    assert json.loads(made.stdout)["state"] == "open"
 
 
 def test_other_data_under_the_same_name_and_an_earlier_longer_upload(

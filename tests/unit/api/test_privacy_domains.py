@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
 
 from tensafe.api.app import create_app
+from tensafe.contracts.domains import DomainTerms
 from tensafe.contracts.errors import Unsupported
+from tensafe.lambdas.api import _absent
+from tensafe.privacy import accountant
 from tensafe.privacy.accountant import epsilon
 from tensafe.privacy.content import content_key
 from tensafe.privacy.ledger import Ledger
@@ -88,6 +92,54 @@ def test_a_closing_that_cannot_be_answered_has_not_happened(
         patch.setattr(type(services.domain_reader), "show", without_accountants)
         assert code(http.post(f"{LETTERS}/close"))[1] == "unsupported"
     assert http.get(LETTERS).json()["state"] == "open"
+
+
+@pytest.fixture
+def on_aws(services: Services, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """The API without accountants, as a function's package has it."""
+    accountant._gaussian_epsilon.cache_clear()
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    key, _ = services.api_keys.create(TENANT, ["train"])
+    app = create_app(services)
+    app.add_exception_handler(ModuleNotFoundError, _absent)
+    with TestClient(app, headers={"X-API-Key": key}) as client:
+        yield client
+
+
+def test_without_accountants_nothing_is_done_to_a_domain_that_has_been_charged(
+    ledger: Ledger, services: Services, request: pytest.FixtureRequest
+) -> None:
+    ledger.reserve(open_run(ledger, tenant=TENANT), 0, [1])
+    ledger.reserve(open_run(ledger, "run-2", tenant=TENANT, domain="notes"), 0, [1])
+    ledger.reserve(open_run(ledger, "run-3", tenant=TENANT, domain="done"), 0, [1])
+    domains, terms = services.domains, DomainTerms(**TERMS)
+    for name in ("letters", "done"):  # as by the command line, and then interrupted
+        domains.create(TENANT, name, terms)
+        domains.add_units(TENANT, name, 0, page(1))
+    domains.finish(TENANT, "done")
+    before = [domains.get(TENANT, name) for name in ("letters", "done")]
+
+    http: TestClient = request.getfixturevalue("on_aws")
+    unsupported = (501, "unsupported", None)
+    assert code(http.post(DOMAINS, json={**BODY, "name": "notes"})) == unsupported
+    assert domains.find(TENANT, "notes") is None
+    assert code(http.put(f"{LETTERS}/units/1", content=page(2))) == unsupported
+    assert code(http.delete(f"{LETTERS}/units/0")) == unsupported
+    assert code(http.post(f"{LETTERS}/finish", json={})) == unsupported
+    for name in ("letters", "done"):
+        assert code(http.post(DOMAINS, json={**BODY, "name": name})) == unsupported
+        assert code(http.post(f"{DOMAINS}/{name}/close")) == unsupported
+        assert code(http.post(DOMAINS, json={**BODY, "name": name, "max_epsilon": 9.0}))[:2] == (
+            409,
+            "conflict",
+        )
+    assert code(http.put(f"{DOMAINS}/done/units/0", content=page(2)))[:2] == (409, "conflict")
+    assert [domains.get(TENANT, name) for name in ("letters", "done")] == before
+    # What has no charges is registered as ever.
+    other = f"{DOMAINS}/mails"
+    assert http.post(DOMAINS, json={**BODY, "name": "mails"}).status_code == 201
+    assert http.put(f"{other}/units/0", content=page(2)).json()["units"] == 1
+    assert http.post(f"{other}/finish", json={}).json()["state"] == "open"
 
 
 def test_what_is_wrong_is_named_and_nothing_is_kept(http: TestClient) -> None:

@@ -87,6 +87,7 @@ async def put_units(
     one under its number takes its place until the domain is finished.
     """
     entries = await context.body(request, max_bytes=MAX_PAGE_UNITS * ENTRY_BYTES)
+    await _answerable(context, principal, name)
     await context.call(context.services.domains.add_units, principal.tenant, name, page, entries)
     return await _shown(context, principal, name)
 
@@ -99,6 +100,7 @@ async def remove_units(
     context: Edge,
 ) -> PrivacyDomain:
     """Take a page away that was sent by mistake; again, it does nothing."""
+    await _answerable(context, principal, name)
     await context.call(context.services.domains.remove_units, principal.tenant, name, page)
     return await _shown(context, principal, name)
 
@@ -107,6 +109,7 @@ async def remove_units(
 async def finish(name: Name, request: Request, principal: TrainCaller, context: Edge) -> PrivacyDomain:
     """Freeze the domain with the manifest of its pages, and open it."""
     body = await read(FinishDomain, request, context)
+    await _answerable(context, principal, name)
     finishing = context.services.domains.finish
     await context.call(finishing, principal.tenant, name, units=body.units, root=body.root)
     return await _shown(context, principal, name)
@@ -185,6 +188,16 @@ async def planned(
     finally:
         _planning.release()
     return DomainPlan.of(question, options, loop, domain.warnings)
+
+
+async def _answerable(context: Context, principal: Principal, name: str) -> None:
+    """Nothing is done to a domain that could not be answered then, for want of accountants.
+
+    Only one that is still being registered changes; all others are refused, or left as they are, in any case.
+    """
+    domain = await context.call(context.services.domains.find, principal.tenant, name)
+    if domain is not None and domain.state == "registering":
+        await _shown(context, principal, name)
 
 
 async def _shown(context: Context, principal: Principal, name: str) -> PrivacyDomain:
