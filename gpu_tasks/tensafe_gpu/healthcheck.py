@@ -2,7 +2,9 @@
 
 A container's health check has no port to ask. A task touches the file that TENSAFE_ALIVE_FILE names (the
 images do) each time the store took its announcement: a task that hangs, or cannot reach the store, is found.
-The adapter holder, which announces itself to nobody, touches it as long as it accepts connections.
+The adapter holder, which announces itself to nobody, touches it as long as it accepts connections. A task
+that begins to load its model marks itself alive for as long as that may take: ECS gives a container 300 s to
+start at most, and a load that hangs is found when its time is over.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ STALE_S: Final = 90.0
 """Three times what an announcement is believed for; they come three times as often as that."""
 
 
-def mark_alive() -> None:
-    """Touch the file, if there is to be one."""
+def mark_alive(for_s: float = STALE_S) -> None:
+    """The task counts as alive for so long from now on, if there is to be a file; the last call decides."""
     name = os.environ.get(VARIABLE)
     if name:
         Path(name).touch()
+        touched_s = time.time() + for_s - STALE_S
+        os.utime(name, (touched_s, touched_s))
 
 
 def problem(now_s: float) -> str | None:
@@ -34,7 +38,7 @@ def problem(now_s: float) -> str | None:
         age_s = now_s - Path(name).stat().st_mtime
     except OSError:
         return "the task has not announced itself yet"
-    return f"the task announced itself {age_s:.0f} s ago" if age_s > STALE_S else None
+    return f"the task has not been heard of for {age_s - STALE_S:.0f} s too long" if age_s > STALE_S else None
 
 
 def main() -> None:

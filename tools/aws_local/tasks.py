@@ -51,7 +51,7 @@ def read_tasks(
         name = f"{role.title().replace('-', '')}Task"
         (container,) = tasks["Resources"][name]["Properties"]["ContainerDefinitions"]
         command = tuple(inner.value(container["Command"]))
-        variables = {one["Name"]: inner.value(one["Value"]) for one in container["Environment"]}
+        variables = {one["Name"]: str(inner.value(one["Value"])) for one in container["Environment"]}
         found.append(TaskSpec(role, command, variables))
     return found
 

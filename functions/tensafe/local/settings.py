@@ -43,6 +43,8 @@ class LocalSettings(BaseSettings):
     oidc_scope_claim: str = SCOPE_CLAIM
     """The claim that holds the scopes: admin, train, sample, audit."""
     lease_s: float = Field(default=30.0, ge=2, le=600)
+    load_limit_s: float = Field(default=1800.0, ge=60, le=86_400)
+    """How long a task may load its model; its container counts as healthy meanwhile and no longer."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads per task; 0 leaves the choice to the library."""
     private_adapters: bool = False

@@ -14,6 +14,7 @@ from tensafe.contracts.training import ModelInfo
 from tensafe.observability import configure_logging
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
+from tensafe_gpu.healthcheck import mark_alive
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.protection import protected_while
 from tensafe_gpu.sampler.environment import configure_environment
@@ -26,6 +27,7 @@ async def serve(
     services: Services, info: ModelInfo, settings: TaskSettings, owner: str, stop: threading.Event
 ) -> None:
     """Start the engine, announce it, serve until `stop`."""
+    mark_alive(settings.load_limit_s)
     key_holder: str | None = None
     if settings.private_adapters:  # first: without SEAL nothing else is worth its time
         from tensafe_gpu.sampler.private.connecting import CONNECT  # noqa: PLC0415 - only then is it needed

@@ -18,6 +18,7 @@ from tensafe.privacy.ledger import Ledger
 from tensafe.services import Services
 from tensafe_gpu.composition import TaskSettings, open_task_services, read_task_settings
 from tensafe_gpu.device import compute_alike, require_device
+from tensafe_gpu.healthcheck import mark_alive
 from tensafe_gpu.process import announce_forever, die_with_parent, owner_name, stop_on_signals
 from tensafe_gpu.protection import protected_while
 from tensafe_gpu.trainer.base_model import BaseModel
@@ -75,6 +76,7 @@ def serve(services: Services, model: str, settings: TaskSettings, stop: threadin
     if settings.device == "cuda":
         compute_alike()
     began = time.monotonic()
+    mark_alive(settings.load_limit_s)
     base = BaseModel.load(info.path, name=info.name, device=settings.device, dtype=settings.dtype)
     owner = owner_name("trainer")
     # Half of what the model has left: the other half is for activations and per-example gradients.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -128,6 +131,79 @@ def test_a_task_that_announced_itself_is_alive(tmp_path: Path, monkeypatch: pyte
     assert healthcheck.problem(touched_s + healthcheck.STALE_S + 1)
     os.utime(file, (touched_s + 60, touched_s + 60))
     assert healthcheck.problem(touched_s + healthcheck.STALE_S + 1) is None
+
+
+class Hangs(Exception):
+    """A load that would take for ever."""
+
+
+LIMIT_S = 600.0
+
+
+def slow_load(seen: list[bool]) -> NoReturn:
+    """Notes whether the check passes when the load begins, just before its limit and just after it."""
+    now = time.time()
+    seen += [healthcheck.problem(now + after_s) is None for after_s in (0, LIMIT_S - 5, LIMIT_S + 5)]
+    raise Hangs
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Services with one model, and settings with a limit of its load."""
+    monkeypatch.setenv(healthcheck.VARIABLE, str(tmp_path / "alive"))
+    info = SimpleNamespace(name="tiny", path="x", max_context_tokens=1, max_lora_rank=1, kv_cache_bytes=None)
+    settings = SimpleNamespace(
+        load_limit_s=LIMIT_S,
+        threads=0,
+        device="cpu",
+        dtype="float32",
+        private_adapters=False,
+        private_pass_s=1,
+    )
+    return SimpleNamespace(model=lambda _: info), settings
+
+
+def test_a_trainer_that_loads_its_model_is_alive_until_the_limit(
+    task: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensafe_gpu.trainer import __main__ as trainer
+
+    seen: list[bool] = []
+    monkeypatch.setattr(trainer.BaseModel, "load", lambda *_, **__: slow_load(seen))
+    services, settings = task
+    with pytest.raises(Hangs):
+        trainer.serve(services, "tiny", settings, threading.Event())
+    assert seen == [True, True, False]
+
+
+def test_a_sampler_that_loads_its_model_is_alive_until_the_limit(
+    task: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensafe_gpu.sampler import __main__ as sampler
+
+    seen: list[bool] = []
+
+    async def start(*_: object, **__: object) -> NoReturn:
+        slow_load(seen)
+
+    engine = SimpleNamespace(SamplingEngine=SimpleNamespace(start=start))
+    monkeypatch.setitem(sys.modules, "tensafe_gpu.sampler.engine", engine)  # vLLM takes long to import
+    for name, what in (("text", "Texts"), ("weights", "forget_gone"), ("worker", "SamplerWorker")):
+        monkeypatch.setitem(sys.modules, f"tensafe_gpu.sampler.{name}", SimpleNamespace(**{what: None}))
+    services, settings = task
+    with pytest.raises(Hangs):
+        asyncio.run(sampler.serve(services, services.model("tiny"), settings, "owner", threading.Event()))
+    assert seen == [True, True, False]
+
+
+def test_a_task_that_has_loaded_its_model_must_go_on_saying_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(healthcheck.VARIABLE, str(tmp_path / "alive"))
+    healthcheck.mark_alive(LIMIT_S)
+    healthcheck.mark_alive()
+    assert healthcheck.problem(time.time() + healthcheck.STALE_S - 5) is None
+    assert healthcheck.problem(time.time() + healthcheck.STALE_S + 5)
 
 
 def test_a_worker_touches_the_file_once_the_store_took_its_announcement(

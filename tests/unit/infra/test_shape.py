@@ -321,3 +321,16 @@ def test_an_instance_joins_the_cluster_once_it_has_the_models() -> None:
     condition, fetch, nothing = values["Fetch"]["Fn::If"]
     assert (condition, nothing) == ("WithModelsBucket", "true")
     assert fetch["Fn::Sub"].startswith("command -v aws || dnf install -q -y awscli-2; aws s3 sync ")
+
+
+def test_a_model_has_time_and_a_volume_that_it_loads_from_quickly() -> None:
+    tasks = read_template(TASKS)
+    limit = CloudSettings.model_fields["load_limit_s"].default
+    assert tasks["Parameters"]["LoadLimitS"]["Default"] == limit > 300  # what ECS itself may give
+    for name in ("TrainerTask", "SamplerTask"):
+        told = {one["Name"]: one["Value"] for one in _container(tasks, name)["Environment"]}
+        assert told["TENSAFE_LOAD_LIMIT_S"] == {"Ref": "LoadLimitS"}
+    (volume,) = _p(tasks, "InstanceTemplate")["LaunchTemplateData"]["BlockDeviceMappings"]
+    assert volume["Ebs"]["Throughput"] == {"Ref": "VolumeThroughputMiBs"}
+    speed = tasks["Parameters"]["VolumeThroughputMiBs"]
+    assert 125 < speed["Default"] <= speed["MaxValue"] == 0.25 * 3000  # MiB/s for each of gp3's IOPS
