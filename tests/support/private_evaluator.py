@@ -138,8 +138,9 @@ class EvaluatorKeyHolder:
 def connect(holder: Mapping[str, str]) -> KeyHolder:
     """What `key_holder=` names in the tests' engines: the real one where there is an address.
 
-    With `record` it writes what it sees into that file, with `unprepared` it never prepares anything. With
-    `dropped` the layer of that name adds nothing from now on, as if a compiler had left its operator out.
+    With `record` it writes what it sees into that file, with `unprepared` it never prepares anything, with
+    `swollen` a row of a long prompt is once beyond all measure. With `dropped` the layer of that name adds
+    nothing from now on, as if a compiler had left its operator out.
     """
     _drop(holder.get("dropped"))
     if "address" in holder:
@@ -150,10 +151,31 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
             from tests.support.recording_key_holder import recording
 
             return recording(real, Path(holder["record"]))  # type: ignore[arg-type]
+        if "swollen" in holder:
+            _swell(real)
         if "unprepared" in holder:
             real.prepare = lambda _site: None  # type: ignore[method-assign]
         return real
     return EvaluatorKeyHolder(holder["socket"], float(holder.get("timeout_s", "2")))
+
+
+def _swell(real: KeyHolder) -> None:
+    """Row 40 of the first 64 or more that are asked together becomes as large as float32 lets it be.
+
+    It is a number, so it goes the way of all others; its products are none.
+    """
+    ask, largest = real.ask, np.finfo(np.float32).max
+    done: list[str] = []
+
+    def swollen(sites: Sequence[tuple[str, Array]], **more: float) -> Asked:
+        ((site, x),) = sites
+        if len(x) >= 64 and not done:
+            done.append(site)
+            x = x.copy()
+            x[40] = np.sign(x[40]) * largest
+        return ask([(site, x)], **more)
+
+    real.ask = swollen  # type: ignore[method-assign]
 
 
 def _drop(layer: str | None) -> None:

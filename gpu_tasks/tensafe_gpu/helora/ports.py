@@ -5,7 +5,8 @@ end, holds A and never sees either. `products` is exact in the integers: for a t
 site,
 
     x_q = rint(x / s),  s = max|x| / x_bound          (float64, per token, s = 0 for x = 0)
-    products = float32( float64(A_q x_q) * s )         (A_q: the adapter holder's integers, [R, d_in])
+    products = float32( float64(A_q x_q) * s )         (A_q: the adapter holder's integers, [R, d_in];
+                                                        beyond float32 it is infinite)
 
 and the LoRA delta of module m of that site is `products[:, rows of m] @ b_matrices[site][m].T`, in which the
 adapter's scaling (alpha / r), the scales of A_q's rows and the epoch's basis are folded.

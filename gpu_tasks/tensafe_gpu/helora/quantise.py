@@ -85,5 +85,8 @@ def quantised_tokens(x: Float32Array, x_bound: int) -> tuple[npt.NDArray[np.int3
 
 
 def dequantised(sums: npt.NDArray[np.int64], scales: Float64Array) -> Float32Array:
-    """A_q x_q int64 [tokens, R] times each token's scale: float32 [tokens, R]."""
+    """A_q x_q int64 [tokens, R] times each token's scale: float32 [tokens, R].
+
+    A product beyond float32 is infinite. numpy warns of it, since to ask it not to would cost every round.
+    """
     return (sums * scales[:, np.newaxis]).astype(np.float32)

@@ -21,7 +21,7 @@ from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, cache_salt, naming, offer_of
 from tensafe_gpu.sampler.private.budget import PASS_S
-from tensafe_gpu.sampler.private.serving import GONE_ON, PrivateServing
+from tensafe_gpu.sampler.private.serving import GONE_ON, OF_ONE_REQUEST, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
 from tensafe_gpu.sampler.translate import Limits, check_request, sampling_arguments, to_result
@@ -212,9 +212,11 @@ class SamplingEngine:
                         await asyncio.shield(serving.reports(ids))
                     raise
                 return to_result(request, outputs, await serving.vouch(adapter, name, ids, outputs))
-            except HeRefused:
+            except HeRefused as error:
                 # Its cache blocks may hold what was computed without it: whoever comes next opens it anew.
-                await self._adapters.retire(resident)
+                # Where activations were no numbers they hold none either: who reads them is refused too.
+                if error.code not in OF_ONE_REQUEST:
+                    await self._adapters.retire(resident)
                 raise
 
     async def close(self) -> None:

@@ -261,6 +261,27 @@ def test_activations_that_are_not_finite_are_refused(holder: Holder, burn_log: B
     private.close()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_token_whose_products_leave_float32_has_infinite_ones_and_all_others_their_own(
+    holder: Holder, burn_log: BurnLog
+) -> None:
+    plain = publish(holder)
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    x = tokens(3)
+    x[1] = np.sign(holder.store.load("a").adapter.sites[OUT].a[0]) * np.finfo(np.float32).max
+    for products in (private.products, private.direct_products):
+        (got,) = products([(OUT, x)])
+        assert np.isinf(got[1, 0])
+        assert not np.isnan(got).any()
+        assert np.isfinite(got[[0, 2]]).all()
+        assert np.array_equal(got[[0, 2]], plain.products([(OUT, x[[0, 2]])])[0])
+    assert private.prepared()[OUT] == N - 3
+    private.products([(OUT, x[:1])])
+    assert private.prepared()[OUT] == N - 4
+    private.close()
+
+
 def test_the_direct_mode_needs_nothing_prepared_and_is_metered(holder: Holder, burn_log: BurnLog) -> None:
     plain = publish(holder, tokens_per_site=5)
     private = holder.key_holder(burn_log)

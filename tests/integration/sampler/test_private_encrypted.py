@@ -18,6 +18,7 @@ from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
+from tensafe_gpu.helora.messages import unpack_ranges
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.private.budget import PASS_S
 from tensafe_gpu.sampler.private.connecting import TIMEOUTS
@@ -104,6 +105,44 @@ def test_he_01_what_was_not_prepared_in_time_is_evaluated_the_direct_way(
         assert tokens_of(result) == quantised.greedy(prompt, 4)
     assert result.execution is not None
     assert result.execution.evaluated == SITES * result.execution.tokens >= SITES * (4 + 4 - 1)
+
+
+def test_he_01_activations_beyond_all_measure_fail_their_own_request_and_nobody_elses(
+    harness: Harness, holder: HolderProcess, ample: PrivateAdapter, reference: Reference, tmp_path: Path
+) -> None:
+    """In a batch with another request of the adapter and one of the base model; the adapter goes on.
+
+    What was cached of the prompt holds no numbers: whoever would read it is refused, and never answered.
+    """
+    bad, good = tuple(range(100, 170)), (84, 85, 86)
+    with tapped(harness, holder, ample, tmp_path / "tap", swollen="yes") as (tap, private):
+
+        async def sample(prompt: tuple[int, ...], adapter: PrivateAdapter | None, scope: str) -> SampleResult:
+            return await harness.engine.sample(greedy(prompt), adapter, cache_scope=scope)
+
+        first, other, base = harness.together(
+            sample(bad, private, "t"), sample(good, private, "t"), sample(good, None, "t")
+        )
+        again, elsewhere = harness.together(sample(bad, private, "t"), sample(bad, private, "u"))
+        opened = len(tap.streams())
+        used = [
+            (one.block_id, index)
+            for up, _ in tap.streams()
+            for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
+            if kind is Kind.PRODUCTS
+            for one in unpack_ranges(memoryview(payload))[0]
+            for index in range(one.first, one.first + one.count)
+        ]
+    for refused in (first, again):
+        assert isinstance(refused, HeRefused)
+        assert refused.code == "he_activations_not_finite"
+    quantised = QuantisedReference(harness.model_path)
+    with quantised.adapted(served_integers(holder.data_dir, "F")):
+        assert tokens_of(other) == quantised.greedy(good, NEW)
+        assert tokens_of(elsewhere) == quantised.greedy(bad, NEW)
+    assert tokens_of(base) == reference.greedy(good, None, NEW)
+    assert opened == 2  # the one opening: its products and its preprocessing
+    assert len(set(used)) == len(used) > 200
 
 
 def test_he_01_an_adapter_holder_that_hangs_fails_its_own_requests_only(

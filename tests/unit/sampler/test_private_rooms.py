@@ -115,7 +115,7 @@ def opened(holder: Holder, **wanted: str) -> OpenAdapter:
 
 def evaluated(adapter: OpenAdapter, placed: Placed, x: np.ndarray) -> np.ndarray:
     budget = Budget(len(x), 5)
-    return adapter.answered(placed, adapter.ask(placed, x, budget), budget)
+    return adapter.answered(placed, adapter.ask(placed, x, budget), budget).rows
 
 
 def brought(preparer: Preparer, site: str, tokens: int, wait_s: float) -> None:
@@ -185,6 +185,28 @@ def test_whatever_a_holder_does_has_a_code(answer: Any, code: str) -> None:
     assert adapter.fail(raised.value) == code
     assert adapter.fail(HeUnavailable("budget_spent", "")) == code  # the first one stays
     assert not adapter.usable
+    adapter.close()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_products_beyond_float32_are_a_row_of_one_request_and_no_failure_of_the_adapter(bad: float) -> None:
+    """Nothing is clipped: the row is no number and said to be bad, all others are as they came."""
+    holder = Holder()
+    adapter = opened(holder)
+    holder.answer = np.arange(15, dtype=np.float32).reshape(3, 5)
+    expected, budget = holder.answer.copy(), Budget(3, 5)
+    expected[1] = np.nan
+    holder.answer[1, 4] = bad
+    placed, x = adapter.placed["m.qkv_proj"], np.zeros((3, 4), np.float32)
+    products = adapter.answered(placed, adapter.ask(placed, x, budget), budget)
+    assert np.array_equal(products.rows, expected, equal_nan=True)
+    assert products.overflowed is not None
+    assert products.overflowed.tolist() == [False, True, False]
+    holder.answer[1, 4] = 1
+    again = adapter.answered(placed, adapter.ask(placed, x, budget), budget)
+    assert again.overflowed is None
+    assert np.array_equal(again.rows, holder.answer)
+    assert adapter.usable
     adapter.close()
 
 

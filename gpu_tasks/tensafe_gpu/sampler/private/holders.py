@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,17 @@ Connect = Callable[[Mapping[str, str]], KeyHolder]
 def code_of(error: BaseException) -> str:
     """The public code of a failure; whatever a key holder raised that it should not is garbage."""
     return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit) else GARBAGE)
+
+
+class Products(NamedTuple):
+    """float32 [n, rank_rows]; `overflowed` bool [n] are rows that left float32: NaN here, all others finite.
+
+    The integers are exact, so only a token's own activations do that. NaN goes on into whatever is cached of
+    the token: a request that reads it is found by its own activations.
+    """
+
+    rows: npt.NDArray[np.float32]
+    overflowed: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +138,8 @@ class OpenAdapter:
             return Pending(x, in_block=True)
         return Pending(x)
 
-    def answered(self, placed: Placed, pending: Pending, budget: Budget) -> npt.NDArray[np.float32]:
-        """Products [n, rank_rows] of what was asked and gathered; without preprocessing it waits for them.
+    def answered(self, placed: Placed, pending: Pending, budget: Budget) -> Products:
+        """Products of the n rows that were asked and gathered; without preprocessing it waits for them.
 
         What was waited is taken from the budget. Raises HeUnavailable, or whatever a broken holder raises.
         """
@@ -144,9 +155,13 @@ class OpenAdapter:
         (answer,) = answers
         if answer.shape != (len(x), placed.rank_rows) or answer.dtype != np.float32:
             raise HeUnavailable(GARBAGE, "products of another shape or type")
-        if not np.isfinite(answer).all():
+        finite = np.isfinite(answer)
+        if finite.all():
+            return Products(answer)
+        if np.isnan(answer).any():
             raise HeUnavailable(GARBAGE, "products that are no numbers")
-        return answer
+        overflowed = np.logical_not(finite.all(axis=1))
+        return Products(np.where(overflowed[:, None], np.float32(np.nan), answer), overflowed)
 
     def missing(self, tokens: int) -> dict[str, int]:
         """What a prompt of so many tokens lacks of preprocessing, and the blocks made so far."""

@@ -63,7 +63,10 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
         gather([pending.asked for _, _, pending in waiting if pending.asked is not None])
     for group, placed, pending in waiting:
         try:
-            low = torch.from_numpy(group.adapter.answered(placed, pending, group.budget)).to(y.device)
+            products = group.adapter.answered(placed, pending, group.budget)
+            if products.overflowed is not None:
+                group.fail_rows(products.overflowed)
+            low = torch.from_numpy(products.rows).to(y.device)
             flat = y.view(-1, y.shape[-1])
             for target in placed.targets:
                 b = group.adapter.b[target.module]

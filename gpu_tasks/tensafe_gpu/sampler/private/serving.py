@@ -26,6 +26,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 GONE_ON: Final = ("he_adapter_holder_absent", "he_version_mismatch")
 """Failures of an adapter that has been open for a while which opening it again may heal."""
+OF_ONE_REQUEST: Final = ("he_activations_not_finite",)
+"""Failures after which an adapter serves all others as before."""
 _OPEN_POLL_S: Final = 0.05
 _WATCH_S: Final = 0.1
 """How soon the requests of an adapter that has failed are aborted; until then they run on zero deltas."""

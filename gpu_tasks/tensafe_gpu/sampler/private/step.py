@@ -78,7 +78,7 @@ class Group:
             account.failure = account.failure or code
 
     def fail_rows(self, bad: npt.NDArray[np.bool_]) -> None:
-        """Only the requests with a bad row have, bool [count]: their activations are no numbers."""
+        """Only the requests with a bad row have, bool [count]: its activations or products are no numbers."""
         first = 0
         for account, tokens in self.accounts:
             if bad[first : first + tokens].any():
