@@ -13,8 +13,8 @@ from tensafe_gpu.helora.parameters import MAX_L1, N, T
 from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens
 from tests.support.helora import halves_of
 
-SHAPES = [(512, 8), (896, 48), (1536, 16), pytest.param(4096, 32, marks=pytest.mark.slow)]
-"""12,288 tokens without the slow one, 16,384 with it."""
+SHAPES = [*((d, rank) for d in (512, 1024, 2048, 4096) for rank in (8, 16, 32)), (896, 48), (1536, 16)]
+"""A block of 4,096 tokens each: 12,288 of every one of the four widths, 16,384 of every rank."""
 
 
 @pytest.mark.parametrize(("d", "rows"), SHAPES)
