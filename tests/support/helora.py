@@ -152,6 +152,7 @@ def adapter_holder(
     finally:
         listener.close()
         thread.join()
+        service.shelf.close()
         store.close()
 
 

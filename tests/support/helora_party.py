@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensafe_gpu.adapter_holder.service import OpenedAdapter
+from tensafe_gpu.adapter_holder.opened import OpenedAdapter
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.evaluation import BlockEvaluation

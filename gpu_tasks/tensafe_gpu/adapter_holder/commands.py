@@ -115,6 +115,7 @@ def _serve(options: argparse.Namespace) -> None:
         opened.enter_context(serving_alone(settings))
         ports = opened.enter_context(_opened(options))
         service = HolderService(AdapterStore(ports), AcceptLog(ports.items))
+        opened.callback(service.shelf.close)
         listener = _listener(service, ports, options)
         opened.callback(listener.close)
         listening = threading.Thread(target=listener.serve_forever, name="listener", daemon=True)

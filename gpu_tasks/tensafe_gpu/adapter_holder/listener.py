@@ -17,7 +17,7 @@ from tensafe.contracts.errors import ConfigurationError, IntegrityError, Tensafe
 from tensafe_gpu.adapter_holder import places
 from tensafe_gpu.adapter_holder.door import Door
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
-from tensafe_gpu.adapter_holder.service import HolderService, Session
+from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
 from tensafe_gpu.helora.frames import (
     GREETING,
     TO_ADAPTER_HOLDER,
@@ -26,6 +26,7 @@ from tensafe_gpu.helora.frames import (
     Kind,
     OtherVersion,
     PeerGone,
+    PeerIdle,
     PeerSlow,
     receive,
     send,
@@ -43,12 +44,13 @@ _BACKLOG: Final = 1024
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Seconds: from connecting to the end of HELLO, between frames, for one whole frame, for a peer to take
-    one.
+    one, between looks at whether a connection that is silent may go on.
     """
 
     greeting_s: float = 10.0
     idle_s: float = 3600.0
     frame_s: float = 30.0
+    look_s: float = 5.0
 
 
 def unix_listener(path: Path) -> socket.socket:
@@ -142,11 +144,8 @@ class Listener:
         try:
             sock = self._secured(visitor)
             session = self._greeted(sock, visitor)
-            while session is not None:
-                frame = receive(
-                    sock, TO_ADAPTER_HOLDER, idle_s=self._patience.idle_s, frame_s=self._patience.frame_s
-                )
-                self._answer(sock, session, frame)
+            while session is not None and self._answered(sock, session, self._next(sock, session)):
+                pass
         except PeerGone:
             pass
         except PeerSlow:
@@ -157,6 +156,9 @@ class Listener:
             self._tell(
                 visitor.sock, 0, VERSION_MISMATCH if isinstance(error, OtherVersion) else GARBAGE, str(error)
             )
+        except Over as error:
+            log.info("connection ended: over", extra={"code": error.code})
+            self._tell(visitor.sock, 0, error.code, str(error))
         except ssl.SSLError as error:
             log.warning("connection dropped: TLS", extra={"reason": error.reason})
         except TimeoutError:
@@ -211,17 +213,31 @@ class Listener:
         log.info("key holder greeted", extra=facts)
         return session
 
-    def _answer(self, sock: socket.socket, session: Session, frame: Frame) -> None:
+    def _next(self, sock: socket.socket, session: Session) -> Frame:
+        """The next request. Raises Over if there may be none."""
+        look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
+        while True:
+            try:
+                return receive(sock, TO_ADAPTER_HOLDER, idle_s=look_s, frame_s=self._patience.frame_s)
+            except PeerIdle:
+                silent_s += look_s
+                if silent_s >= self._patience.idle_s:
+                    raise
+                session.check()
+
+    def _answered(self, sock: socket.socket, session: Session, frame: Frame) -> bool:
+        """Whether the connection goes on."""
         try:
             kind, parts = session.answer(frame)
         except HeUnavailable as error:
             self._refuse(sock, frame, error)
-            return
+            return not isinstance(error, Over)
         except TensafeError as error:
             self._refuse(sock, frame, _own_failure(error))
-            return
+            return True
         send(sock, kind, frame.request, parts, self._patience.frame_s)
         session.prepare_next()
+        return True
 
     def _refuse(self, sock: socket.socket, frame: Frame, error: HeUnavailable) -> None:
         self._service.counters[f"refused {error.code}"] += 1

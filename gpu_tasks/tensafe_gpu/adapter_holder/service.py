@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-import numpy as np
-
 from tensafe.contracts.errors import Gone, NotFound
+from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
-from tensafe_gpu.adapter_holder.store import AdapterStore, Loaded
+from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.helora.accepted import AcceptLog, Offer
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
-from tensafe_gpu.helora.direct import DirectSite, direct_elements, layout_of
+from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
-from tensafe_gpu.helora.keystream import derived_key
 from tensafe_gpu.helora.messages import (
     Hello,
     Welcome,
@@ -46,7 +43,7 @@ from tensafe_gpu.helora.ports import (
     SiteId,
 )
 from tensafe_gpu.helora.public_keys import BLOCK_KEY, NONCE_BYTES, common_elements
-from tensafe_gpu.helora.quantise import Float64Array, Int16Array
+from tensafe_gpu.helora.quantise import Int16Array
 from tensafe_gpu.helora.seal_stream import WordArray
 
 Answer = tuple[Kind, list[bytes | memoryview]]
@@ -56,37 +53,8 @@ _LOOK_AGAIN_S: Final = 0.5
 """A rotation or revocation by another process is seen within this time."""
 
 
-class OpenedAdapter:
-    """A loaded version with what serving needs per site, made when first asked for. Thread-safe."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        self.loaded = loaded
-        self.info = loaded.adapter.info
-        self.widths = {shape.site: shape.d_in for shape in self.info.sites}
-        self._columns: dict[SiteId, Float64Array] = {}
-        self._direct: dict[SiteId, DirectSite] = {}
-        self.direct_lock = threading.Lock()
-
-    def columns(self, site: SiteId) -> Float64Array:
-        """A of a site as float64 [d_in, R]."""
-        found = self._columns.get(site)
-        if found is None:
-            a = self.loaded.adapter.sites[site].a
-            found = self._columns[site] = np.ascontiguousarray(a.T.astype(np.float64))
-        return found
-
-    def direct(self, site: SiteId) -> DirectSite:
-        """A site's plaintexts for the direct mode; call and use it under `direct_lock`."""
-        found = self._direct.get(site)
-        if found is None:
-            found = self._direct[site] = DirectSite(self.loaded.adapter.sites[site].a)
-        return found
-
-    def share_key(self, site: SiteId, block_id: bytes, salt: bytes) -> bytes:
-        """Keys the block's s: made again after a restart from its salt, other in another epoch."""
-        info = self.info
-        known = (info.name, info.version, info.epoch, site, block_id, salt)
-        return derived_key(self.loaded.secret, "shares", *known)
+class Over(HeUnavailable):
+    """What this connection was greeted for is no more: it is told so and ended."""
 
 
 class HolderService:
@@ -99,8 +67,7 @@ class HolderService:
         self.counters: Counter[str] = Counter()
         self.places = Places()
         self._store = store
-        self._lock = threading.Lock()
-        self._opened: dict[tuple[str, int, int], OpenedAdapter] = {}
+        self.shelf = Shelf(store, accepted)
         self._looked: dict[tuple[str, int], tuple[float, tuple[int, bool]]] = {}
 
     def greet(self, frame: Frame, certified: str | None) -> tuple[Session, Answer]:
@@ -129,7 +96,7 @@ class HolderService:
             published = self._store.get(hello.adapter, hello.version)
             if hello.tenant not in published.policy.tenants or not published.active:
                 raise refused
-            opened = self._open(published.name, published.version, published.epoch)
+            opened = self.shelf.take((published.name, published.version, published.epoch))
         except (NotFound, Gone):
             raise refused from None
         offer = Offer(
@@ -143,7 +110,7 @@ class HolderService:
         return Session(self, opened, offer, nonce), (Kind.WELCOME, [packed(Welcome.of(opened.info, nonce))])
 
     def check_current(self, offer: Offer) -> None:
-        """Raise HeUnavailable when the epoch is over or the version revoked."""
+        """Raise Over when the epoch is over or the version revoked."""
         key, now = (offer.adapter, offer.version), time.monotonic()
         at, state = self._looked.get(key, (-1e9, (0, False)))
         if now - at > _LOOK_AGAIN_S:
@@ -151,25 +118,13 @@ class HolderService:
             state = (published.epoch, published.active)
             self._looked[key] = (now, state)
         if not state[1]:
-            raise HeUnavailable(NOT_ALLOWED, "there is no such adapter for this tenant")
+            raise Over(NOT_ALLOWED, "there is no such adapter for this tenant")
         if state[0] != offer.epoch:
-            raise HeUnavailable(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
+            raise Over(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
 
     def forget_what_was_looked_up(self) -> None:
         """Look at the store again at the next request, rather than half a second after the last look."""
         self._looked.clear()
-
-    def _open(self, name: str, version: int, epoch: int) -> OpenedAdapter:
-        with self._lock:
-            opened = self._opened.get((name, version, epoch))
-            if opened is None:
-                opened = OpenedAdapter(self._store.load(name, version))
-                # Other epochs of it are over: what they need leaves memory with their sessions.
-                for key in [key for key in self._opened if key[:2] == (name, version)]:
-                    del self._opened[key]
-                self._opened[(name, version, opened.info.epoch)] = opened
-                self.accepted.forget_blocks_before(name, version, opened.info.epoch)
-            return opened
 
 
 class Session:
@@ -188,8 +143,8 @@ class Session:
         return self._offer
 
     def answer(self, frame: Frame) -> Answer:
-        """Raises HeUnavailable for a refusal after which the connection goes on, FrameError for the end of
-        it.
+        """Raises HeUnavailable for a refusal after which the connection goes on; Over and FrameError for the
+        end of it.
         """
         self._service.check_current(self._offer)
         self._service.counters[frame.kind.name] += 1
@@ -205,6 +160,11 @@ class Session:
             return self._b(frame.payload)
         raise FrameError(f"{frame.kind.name} is not expected here")
 
+    def check(self) -> None:
+        """To be asked while no frame comes. Raises Over when its adapter has been closed, Unavailable."""
+        if self._opened.closed:
+            self._service.check_current(self._offer)
+
     def prepare_next(self) -> None:
         """Called when an answer has left: draw what the next one will hold back."""
         self._ahead.draw(self._used)
@@ -213,6 +173,7 @@ class Session:
     def close(self) -> None:
         """Give its place back and forget what it has."""
         self._give_up_block()
+        self._service.shelf.give_back(self._opened)
         self._service.places.give_back(self._offer.tenant)
 
     def _give_up_block(self) -> None:
@@ -225,7 +186,7 @@ class Session:
             raise FrameError("a request for B holds a site's number")
         (index,) = struct.unpack("<H", payload)
         site = self._site(index)
-        matrices = self._opened.loaded.adapter.sites[site].b
+        matrices = self._opened.adapter.sites[site].b
         shape = self._opened.info.sites[index]
         return Kind.B_REPLY, pack_b(index, [matrices[one.name] for one in shape.modules])
 
@@ -234,7 +195,7 @@ class Session:
         site = self._site(index)
         self._give_up_block()
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
-        evaluation = self._service.evaluation(self._opened.loaded.adapter.sites[site].a, b, elements)
+        evaluation = self._service.evaluation(self._opened.adapter.sites[site].a, b, elements)
         salt = self._service.accepted.open_block(self._offer, site, block_id)
         self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
         return Kind.ACCEPTED, []

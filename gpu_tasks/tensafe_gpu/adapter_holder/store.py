@@ -186,6 +186,10 @@ class AdapterStore:
         naming = _naming(published, published.epoch)
         return Loaded(published, served_codec.from_bytes(content, naming, published.digest), secret)
 
+    def forget_key(self, name: str, version: int) -> None:
+        """Drop the data key that `load` left in memory."""
+        self._vault.forget(_scope(name, version))
+
     def close(self) -> None:
         """Let go of the ports."""
         self._ports.close()

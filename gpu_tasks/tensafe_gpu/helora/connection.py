@@ -123,10 +123,9 @@ class Connection:
         if time.monotonic() - self._answered < _FRESH_S:
             return True
         try:
-            if isinstance(self._sock, ssl.SSLSocket):  # cannot be peeked; whatever comes unasked says goodbye
-                self._sock.recv(1)
-                return False
-            return self._sock.recv(1, socket.MSG_PEEK) != b""  # it does not block: see frames
+            # It does not block (see frames), and whatever comes unasked says goodbye. TLS cannot be peeked.
+            self._sock.recv(1, 0 if isinstance(self._sock, ssl.SSLSocket) else socket.MSG_PEEK)
+            return False
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True
         except OSError:

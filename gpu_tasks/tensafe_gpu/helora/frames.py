@@ -81,6 +81,10 @@ class PeerSlow(Exception):
     """The peer did not send, or take, a whole frame in its time."""
 
 
+class PeerIdle(PeerSlow):
+    """The peer sent nothing at all: what it sends later is read as if nothing had been."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A whole frame; `payload` is a view of its own buffer."""
@@ -115,11 +119,14 @@ def frame_pieces(kind: Kind, request: int, parts: Sequence[bytes | memoryview]) 
 def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float) -> Frame:
     """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
 
-    Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerSlow;
-    PeerGone, also when the connection ends inside a frame.
+    Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerIdle;
+    PeerSlow; PeerGone, also when the connection ends inside a frame.
     """
     header = bytearray(HEADER.size)
-    got = _some(sock, memoryview(header), time.monotonic() + idle_s)
+    try:
+        got = _some(sock, memoryview(header), time.monotonic() + idle_s)
+    except PeerSlow as error:
+        raise PeerIdle(str(error)) from error
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
