@@ -17,7 +17,9 @@ from tensafe.contracts.errors import Unavailable
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.ports import Items
 from tensafe.storage.sqlite_items import SqliteItems
-from tensafe_gpu.helora.accepted import AcceptLog, Offer, Range, spent_tokens
+from tensafe_gpu.helora import accepted
+from tensafe_gpu.helora.accepted import LIVE_S, AcceptLog, Offer, Range, spent_tokens
+from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, HeUnavailable
 from tests.contract.emulators import LOST, TABLE, Fault, Wire, create_table, moto_in_process
 
@@ -123,6 +125,83 @@ def test_blocks_belong_to_a_tenant_and_an_epoch(items: Items) -> None:
     assert refused(lambda: AcceptLog(items).accept(offer(), [Range(BLOCK, 256, 1)])) == VERSION_MISMATCH
     log.accept(offer(epoch=2), [Range(BLOCK, 0, 1)])
     assert spent_tokens(items, "a", 1, 1) == {SITE: {"t": 256}}
+
+
+def stored_blocks(items: Items, epoch: int = 1) -> list[str]:
+    one = offer(epoch=epoch).of.block(b"\0")
+    found = items.query(one.partition, first=f"{epoch:010d}/", last=f"{epoch:010d}0", limit=1000)
+    return [item.key.sort.partition("/")[2] for item in found]
+
+
+def test_a_tenant_opens_so_many_blocks_of_a_site_and_no_more(
+    items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens blocks without using them is refused, also by the next process."""
+    monkeypatch.setattr(accepted, "MAX_LIVE", 4)
+    now = [1_700_000_000.0]
+    log = AcceptLog(items, clock=lambda: now[0])
+    ids = [bytes([number] * 16) for number in range(50)]
+    salts = [log.open_block(offer(), SITE, one) for one in ids[:4]]
+    log.open_block(offer(), OTHER, ids[4])
+    log.open_block(offer(tenant="u"), SITE, ids[5])
+    log.open_block(offer(epoch=2), SITE, ids[0])
+    restarted = AcceptLog(items, clock=lambda: now[0])
+    for one in (log, restarted, log):
+        assert refused(lambda log=one: log.open_block(offer(), SITE, ids[6])) == BUDGET_SPENT
+    assert len(stored_blocks(items)) == 6
+    log.accept(offer(), [Range(ids[1], 0, N)])  # used up: it makes room, whichever process knows it
+    again = AcceptLog(items, clock=lambda: now[0])
+    again.open_block(offer(), SITE, ids[6])
+    assert ids[1].hex() not in stored_blocks(items)
+    for one in (log, again, AcceptLog(items)):
+        assert refused(lambda log=one: log.accept(offer(), [Range(ids[1], N - 1, 1)])) in (
+            GARBAGE,
+            VERSION_MISMATCH,
+        )
+    now[0] += LIVE_S + 1  # and so does what nobody used up for so long: the oldest, one for one
+    again.accept(offer(), [Range(ids[0], 256, 1)])
+    for one in ids[7:40]:
+        now[0] += LIVE_S / 4 + 1
+        again.open_block(offer(), SITE, one)
+        assert len(stored_blocks(items)) == 6
+    for log in (again, AcceptLog(items)):
+        assert refused(lambda log=log: log.accept(offer(), [Range(ids[0], 512, 1)])) == VERSION_MISMATCH
+    now[0] += LIVE_S + 1
+    assert again.open_block(offer(), SITE, ids[0]) not in salts  # its shares have nothing in common
+    again.accept(offer(epoch=2), [Range(ids[0], 0, 1)])
+
+
+def test_a_prune_that_was_killed_is_finished_and_no_index_of_it_is_answered(
+    items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepted, "TRANSACTION_MAX_WRITES", 2)
+    log, ids = AcceptLog(items), [bytes([number] * 16) for number in range(7)]
+    for one in ids:
+        log.open_block(offer(), SITE, one)
+        log.accept(offer(), [Range(one, 0, 1)])
+    log.open_block(offer(epoch=2), SITE, BLOCK)
+    write, left = type(items).write, [2]
+
+    def killed(self: Items, writes: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise SystemExit
+        write(self, writes)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(items), "write", killed)
+        with pytest.raises(SystemExit):
+            log.forget_blocks_before("a", 1, 2)
+    assert len(stored_blocks(items)) == 3
+    again = AcceptLog(items)
+    for one in ids[:4]:
+        assert refused(lambda one=one: again.accept(offer(), [Range(one, 0, 1)])) == VERSION_MISMATCH
+    for one in ids[4:]:
+        assert refused(lambda one=one: again.accept(offer(), [Range(one, 0, 1)])) == GARBAGE
+    again.forget_blocks_before("a", 1, 2)
+    assert stored_blocks(items) == []
+    assert stored_blocks(items, 2) == [BLOCK.hex()]
+    again.accept(offer(epoch=2), [Range(BLOCK, 0, 1)])
 
 
 def test_more_sites_than_a_transaction_holds(items: Items) -> None:

@@ -166,6 +166,8 @@ class Shelf:
                     self._close(name, "over" if published.active else "revoked")
             if not published.active:
                 self._store.forget_key(*name[:2])
+            first = published.epoch if published.active else published.epoch + 1
+            self._accepted.forget_blocks_before(*name[:2], first)
 
     def _used(self, opened: OpenedAdapter) -> OpenedAdapter:
         self._users[opened.name] += 1

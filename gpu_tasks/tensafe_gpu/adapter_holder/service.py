@@ -194,9 +194,10 @@ class Session:
         index, block_id, b = unpack_begin(payload, [shape.d_in for shape in self._opened.info.sites])
         site = self._site(index)
         self._give_up_block()
+        # First what is bounded: who is refused costs nothing more.
+        salt = self._service.accepted.open_block(self._offer, site, block_id)
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
         evaluation = self._service.evaluation(self._opened.adapter.sites[site].a, b, elements)
-        salt = self._service.accepted.open_block(self._offer, site, block_id)
         self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
         return Kind.ACCEPTED, []
 

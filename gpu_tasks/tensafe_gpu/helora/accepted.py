@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, cast
 
@@ -28,6 +29,7 @@ from tensafe.storage.ports import (
     JsonValue,
     Key,
     Put,
+    Write,
 )
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.parameters import N
@@ -36,6 +38,11 @@ from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, He
 _TRIES: Final = 4
 """How often a request is looked at again because another process reserved something of the same."""
 _METERS_READ: Final = 10_000
+_BLOCKS_READ: Final = 1000
+MAX_LIVE: Final = 128
+"""Blocks of a tenant at one site that are open and not used up; a sampler has two."""
+LIVE_S: Final = 3600
+"""A block that was opened so long ago makes room for another one: who prepared it has most likely ended."""
 _SALT_BYTES: Final = 32
 
 
@@ -91,6 +98,8 @@ class _Block:
     next: int
     until: int
     stored: int
+    opened_s: int
+    """Unix time; 0 for a block of an older build."""
 
 
 @dataclass(slots=True)
@@ -106,25 +115,38 @@ class _Meter:
 class AcceptLog:
     """Blocks and meters of the adapters in an item store. Thread-safe."""
 
-    def __init__(self, items: Items) -> None:
-        self._items = items
+    def __init__(self, items: Items, *, clock: Callable[[], float] = time.time) -> None:
+        self._items, self._clock = items, clock
         self._lock = threading.Lock()
         self._blocks: dict[tuple[Epoch, bytes], _Block] = {}
+        self._ids: dict[tuple[Epoch, str, SiteId], set[bytes]] = defaultdict(set)
+        """Of the known blocks, by epoch, tenant and site."""
+        self._read: set[Epoch] = set()
+        """Whose stored blocks are all known."""
         self._meters: dict[tuple[Epoch, SiteId], _Meter] = {}
 
     def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> bytes:
-        """Take a block's id, once in an epoch; the salt of its shares.
+        """Take a block's id, once while it is open; the salt of its shares.
 
-        Raises HeUnavailable: taken, or nothing left of the budget.
+        A tenant has at most MAX_LIVE blocks of a site: what is used up, and what was opened LIVE_S ago, makes
+        room for it. Raises HeUnavailable: taken, nothing left of the budget, or too many blocks.
         """
         with self._lock:
             self._check_budget(offer, {site: 1})
-            block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1)
+            leaving = self._leaving(offer, site)
+            block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
+            writes: list[Write] = [Put(offer.of.block(block_id), _body(block, 0), 0)]
+            writes += [Delete(offer.of.block(one), None) for one in leaving if one != block_id]
             try:
-                self._items.write([Put(offer.of.block(block_id), _body(block, 0), 0)])
+                self._items.write(writes)
             except ConditionFailed:
                 raise HeUnavailable(GARBAGE, "this block id has been used") from None
-            self._blocks[offer.of, block_id] = block
+            except BaseException:
+                self._read.discard(offer.of)  # nor is it known whether it was carried out
+                raise
+            for one in leaving:
+                self._drop(offer.of, one)
+            self._keep(offer.of, block_id, block)
             return block.salt
 
     def sites(self, offer: Offer, ranges: Sequence[Range]) -> list[SiteId]:
@@ -158,11 +180,16 @@ class AcceptLog:
             raise Unavailable("another adapter holder uses the same store all the time")
 
     def forget_blocks_before(self, adapter: str, version: int, epoch: int) -> None:
-        """Drop the blocks of earlier epochs, which nobody can use again; meters stay in the store."""
+        """Drop the blocks of earlier epochs, which nobody can use again; meters stay in the store.
+
+        Killed in between, what is left goes with the next call. An id that is opened again, by a session
+        which does not know yet that its epoch is over, is another block with another salt.
+        """
         partition = Epoch(adapter, version, epoch).block(b"\0").partition
         with self._lock:
             for known in [key for key in self._blocks if _before(key[0], adapter, version, epoch)]:
-                del self._blocks[known]
+                self._drop(*known)
+            self._read = {of for of in self._read if not _before(of, adapter, version, epoch)}
             for metered in [key for key in self._meters if _before(key[0], adapter, version, epoch)]:
                 del self._meters[metered]
             while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
@@ -256,7 +283,8 @@ class AcceptLog:
 
     def _forget(self, of: Epoch, blocks: Iterable[bytes], sites: Iterable[SiteId]) -> None:
         for block_id in blocks:
-            self._blocks.pop((of, block_id), None)
+            self._drop(of, block_id)
+        self._read.discard(of)
         for site in sites:
             self._meters.pop((of, site), None)
 
@@ -265,15 +293,57 @@ class AcceptLog:
         block = self._blocks.get((of, block_id))
         if block is None:
             item = self._items.get(of.block(block_id))
-            if item is None:
-                return None
-            until, salt = int(cast(int, item.body["until"])), item.body.get("salt")
-            if salt is None:  # of a build whose shares hung on the block's id
-                return None
-            site, tenant = str(item.body["site"]), str(item.body["tenant"])
-            block = _Block(site, tenant, bytes.fromhex(str(salt)), until, until, item.version)
-            self._blocks[of, block_id] = block
+            block = None if item is None else self._known(of, block_id, item)
         return block
+
+    def _known(self, of: Epoch, block_id: bytes, item: Item) -> _Block | None:
+        """Know a block as it is stored; None for one of a build whose shares hung on the block's id."""
+        until, salt = int(cast(int, item.body["until"])), item.body.get("salt")
+        if salt is None:
+            return None
+        site, tenant = str(item.body["site"]), str(item.body["tenant"])
+        opened_s = int(cast(int, item.body.get("opened_s", 0)))
+        block = _Block(site, tenant, bytes.fromhex(str(salt)), until, until, item.version, opened_s)
+        self._keep(of, block_id, block)
+        return block
+
+    def _leaving(self, offer: Offer, site: SiteId) -> list[bytes]:
+        """Ids of blocks that make room for another one. Raises HeUnavailable if too many stay."""
+        if offer.of not in self._read:
+            self._read_all(offer.of)
+        mine = {one: self._blocks[offer.of, one] for one in self._ids[offer.of, offer.tenant, site]}
+        live = sorted((block.opened_s, one) for one, block in mine.items() if block.next < N)
+        leaving = [one for one, block in mine.items() if block.next >= N]
+        over = live[: max(0, len(live) + 1 - MAX_LIVE)]
+        if over and over[-1][0] > self._clock() - LIVE_S:
+            raise HeUnavailable(
+                BUDGET_SPENT, f"{MAX_LIVE} blocks of {site} are open and not used up: use them, or come later"
+            )
+        return [*(one for _, one in over), *leaving][: TRANSACTION_MAX_WRITES - 1]
+
+    def _read_all(self, of: Epoch) -> None:
+        """Know every stored block of an epoch."""
+        first, last = of.block(b""), f"{of.number:010d}0"
+        begin = first.sort
+        while found := self._items.query(first.partition, first=begin, last=last, limit=_BLOCKS_READ):
+            for item in found:
+                block_id = bytes.fromhex(item.key.sort.partition("/")[2])
+                if (of, block_id) not in self._blocks:
+                    self._known(of, block_id, item)
+            begin = found[-1].key.sort + "\0"
+        self._read.add(of)
+
+    def _keep(self, of: Epoch, block_id: bytes, block: _Block) -> None:
+        self._blocks[of, block_id] = block
+        self._ids[of, block.tenant, block.site].add(block_id)
+
+    def _drop(self, of: Epoch, block_id: bytes) -> None:
+        block = self._blocks.pop((of, block_id), None)
+        if block is not None:
+            ids = self._ids[of, block.tenant, block.site]
+            ids.discard(block_id)
+            if not ids:
+                del self._ids[of, block.tenant, block.site]
 
     def _meter(self, of: Epoch, site: SiteId) -> _Meter:
         meter = self._meters.get((of, site))
@@ -293,7 +363,13 @@ def spent_tokens(items: Items, adapter: str, version: int, epoch: int) -> dict[S
 
 
 def _body(block: _Block, until: int) -> dict[str, JsonValue]:
-    return {"site": block.site, "tenant": block.tenant, "salt": block.salt.hex(), "until": until}
+    return {
+        "site": block.site,
+        "tenant": block.tenant,
+        "salt": block.salt.hex(),
+        "opened_s": block.opened_s,
+        "until": until,
+    }
 
 
 def _tokens(item: Item) -> dict[str, int]:

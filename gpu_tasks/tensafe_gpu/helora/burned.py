@@ -8,6 +8,7 @@ wins and the others fail; inside a range nothing tells them apart (docs/threat-m
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,12 @@ CREATE TABLE IF NOT EXISTS burned (
     block BLOB PRIMARY KEY, digest TEXT NOT NULL, epoch INTEGER NOT NULL, site TEXT NOT NULL,
     until INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID"""
-SCHEMA: Final = Schema("helora-burned", 1, (_TABLE,))
+_EPOCHS: Final = """
+CREATE TABLE IF NOT EXISTS epochs (
+    adapter TEXT NOT NULL, epoch INTEGER NOT NULL, digest TEXT NOT NULL, ended INTEGER NOT NULL,
+    PRIMARY KEY (adapter, epoch, digest)
+) STRICT, WITHOUT ROWID"""
+SCHEMA: Final = Schema("helora-burned", 1, (_TABLE, _EPOCHS))
 RESERVE: Final = 256
 """Indices burned at once, at multiples of it: a forced write per 256 tokens; a crash loses the rest."""
 
@@ -53,6 +59,7 @@ class BurnLog:
         with self._database.writing() as connection:
             for one in burns:
                 if one.since == 0:
+                    _check_goes_on(connection, one)
                     done = connection.execute(
                         "INSERT OR IGNORE INTO burned VALUES (?, ?, ?, ?, ?)",
                         (one.block_id, one.digest, one.epoch, one.site, one.until),
@@ -65,6 +72,19 @@ class BurnLog:
                 if done.rowcount != 1:
                     raise IndexBurned(f"indices from {one.since} of a block of {one.site} are burned already")
 
+    def begin_epoch(self, adapter: str, epoch: int, digest: str) -> None:
+        """End the adapter's epochs before this one: the rows of their blocks go, and none burns again.
+
+        `adapter` names it and its holder. Raises Unavailable.
+        """
+        with self._database.writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO epochs VALUES (?, ?, ?, 0)", (adapter, epoch, digest))
+            connection.execute(
+                "UPDATE epochs SET ended = 1 WHERE adapter = ? AND epoch < ? AND digest <> ?",
+                (adapter, epoch, digest),
+            )
+            connection.execute("DELETE FROM burned WHERE digest IN (SELECT digest FROM epochs WHERE ended)")
+
     def burned(self, block_id: bytes) -> int:
         """Indices of the block that are burned: all below this."""
         with self._database.reading() as connection:
@@ -74,3 +94,10 @@ class BurnLog:
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
+
+
+def _check_goes_on(connection: sqlite3.Connection, burn: Burn) -> None:
+    """The rows of an ended epoch are gone: without this a copy of what they stopped would pass for new."""
+    ended = connection.execute("SELECT 1 FROM epochs WHERE digest = ? AND ended", (burn.digest,)).fetchone()
+    if ended is not None:
+        raise IndexBurned(f"the epoch of a block of {burn.site} has ended")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from tensafe_gpu.helora.ports import (
     VERSION_MISMATCH,
     HeUnavailable,
 )
+from tensafe_gpu.sampler.private.connecting import connect
 from tests.support.helora import Holder, PlainReference, adapter_holder, peft_files, policy
 
 D, RANK = 64, 8
@@ -172,6 +175,26 @@ def test_a_new_epoch_ends_the_old_one(holder: Holder, burn_log: BurnLog) -> None
     plain = PlainReference(holder.store.load("a").adapter)
     x = tokens(3)
     assert np.array_equal(new.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])
+    old.close()
+    new.close()
+
+
+def test_a_sampler_s_log_of_used_indices_drops_the_epoch_before(holder: Holder, tmp_path: Path) -> None:
+    publish(holder)
+    where = {
+        **{"address": f"unix:{holder.socket}", "tenant": "tenant-1", "adapter": "a", "version": "1"},
+        "burn_log": str(tmp_path / "sampler-burned.db"),
+    }
+    old = connect(where)
+    old.prepare(OUT)
+    old.products([(OUT, tokens(1))])
+    holder.store.rotate("a")
+    holder.service.forget_what_was_looked_up()
+    new = connect(where)
+    new.prepare(OUT)
+    new.products([(OUT, tokens(1))])
+    with closing(sqlite3.connect(where["burn_log"])) as database:
+        assert database.execute("SELECT epoch FROM burned").fetchall() == [(2,)]
     old.close()
     new.close()
 

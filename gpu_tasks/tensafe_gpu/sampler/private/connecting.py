@@ -7,10 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tensafe.contracts.errors import TensafeError
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connector, Timeouts, Wanted, tls_connector, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
-from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable, KeyHolder
+from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, STATE_FAILED, HeUnavailable, KeyHolder
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context
 
@@ -27,7 +28,15 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
     Raises HeUnavailable.
     """
     wanted = Wanted(holder["tenant"], holder["adapter"], int(holder["version"]))
-    return RemoteKeyHolder(_connector(holder), wanted, _burn_log(holder["burn_log"]), TIMEOUTS)
+    burn_log = _burn_log(holder["burn_log"])
+    private = RemoteKeyHolder(_connector(holder), wanted, burn_log, TIMEOUTS)
+    info = private.info()
+    try:
+        burn_log.begin_epoch(f"{holder['address']} {info.name}@{info.version}", info.epoch, info.digest)
+    except TensafeError as error:
+        private.close()
+        raise HeUnavailable(STATE_FAILED, "the used indices cannot be written") from error
+    return private
 
 
 def _connector(holder: Mapping[str, str]) -> Connector:
