@@ -25,10 +25,13 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, days: float = 1) -> TlsFiles:
-        """A certificate whose common name is `name`; expired since yesterday if `days` is negative."""
+    def issue(self, name: str, *, days: float = 1, strict: bool = True) -> TlsFiles:
+        """A certificate whose common name is `name`; expired since yesterday if `days` is negative.
+
+        Without `strict` it does not say which key of the authority signed it.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._signed(_name(name), key, days=days, authority=False)
+        certificate = self._signed(_name(name), key, days=days, authority=False, strict=strict)
         paths = self._folder / f"{name}-{days}.crt", self._folder / f"{name}-{days}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         paths[1].write_bytes(
@@ -40,11 +43,32 @@ class Authority:
         )
         return TlsFiles(*paths, self.path)
 
+    def revoked(self, *files: TlsFiles) -> bytes:
+        """Its certificate and the list of those that it has taken away, PEM."""
+        now = datetime.datetime.now(datetime.UTC)
+        revoked = x509.CertificateRevocationListBuilder().issuer_name(self._name).last_update(now)
+        revoked = revoked.next_update(now + datetime.timedelta(days=1))
+        revoked = revoked.add_extension(x509.CRLNumber(1), critical=False)
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        revoked = revoked.add_extension(identifier, critical=False)
+        for one in files:
+            number = x509.load_pem_x509_certificate(one.certificate.read_bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(now)
+            revoked = revoked.add_revoked_certificate(entry.build())
+        signed = revoked.sign(self._key, hashes.SHA256())
+        return self.path.read_bytes() + signed.public_bytes(serialization.Encoding.PEM)
+
     def _signed(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float, authority: bool
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        days: float,
+        authority: bool,
+        strict: bool = True,
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
-        return (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
@@ -62,11 +86,11 @@ class Authority:
                 critical=True,
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
-            .sign(self._key, hashes.SHA256())
         )
+        if strict:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            builder = builder.add_extension(identifier, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
 
 
 def _name(common: str) -> x509.Name:

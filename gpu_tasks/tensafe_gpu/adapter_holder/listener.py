@@ -18,6 +18,7 @@ from tensafe_gpu.adapter_holder import places
 from tensafe_gpu.adapter_holder.door import Door
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
 from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
+from tensafe_gpu.adapter_holder.standing import Standing
 from tensafe_gpu.helora.frames import (
     GREETING,
     TO_ADAPTER_HOLDER,
@@ -144,8 +145,11 @@ class Listener:
         try:
             sock = self._secured(visitor)
             session = self._greeted(sock, visitor)
-            while session is not None and self._answered(sock, session, self._next(sock, session)):
-                pass
+            standing = self._standing(sock)
+            while session is not None:
+                frame = self._next(sock, session, standing)
+                if not self._answered(sock, session, standing, frame):
+                    break
         except PeerGone:
             pass
         except PeerSlow:
@@ -213,7 +217,12 @@ class Listener:
         log.info("key holder greeted", extra=facts)
         return session
 
-    def _next(self, sock: socket.socket, session: Session) -> Frame:
+    def _standing(self, sock: socket.socket) -> Standing | None:
+        if not isinstance(sock, ssl.SSLSocket) or self._tls is None:
+            return None
+        return Standing(sock, self._tls, look_s=self._patience.look_s)
+
+    def _next(self, sock: socket.socket, session: Session, standing: Standing | None) -> Frame:
         """The next request. Raises Over if there may be none."""
         look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
         while True:
@@ -224,10 +233,16 @@ class Listener:
                 if silent_s >= self._patience.idle_s:
                     raise
                 session.check()
+                if standing is not None:
+                    standing.check()
 
-    def _answered(self, sock: socket.socket, session: Session, frame: Frame) -> bool:
+    def _answered(
+        self, sock: socket.socket, session: Session, standing: Standing | None, frame: Frame
+    ) -> bool:
         """Whether the connection goes on."""
         try:
+            if standing is not None:
+                standing.check()
             kind, parts = session.answer(frame)
         except HeUnavailable as error:
             self._refuse(sock, frame, error)

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 from tensafe.contracts.errors import ConfigurationError
+
+LIST_BEGINS: Final = b"-----BEGIN X509 CRL-----"
+"""An authority's file with such a list is asked for the certificates that it has taken away."""
 
 Contexts = Callable[[], ssl.SSLContext]
 """The context for one new connection; `renewal.Renewed` follows a certificate."""
@@ -37,7 +40,13 @@ class TlsTexts:
     authority: str
 
 
-def server_context_of(texts: TlsTexts) -> ssl.SSLContext:
+class TrustContext(ssl.SSLContext):
+    """A context that says whom it trusts: PEM certificates, and lists of revoked ones."""
+
+    authority_pem: bytes = b""
+
+
+def server_context_of(texts: TlsTexts) -> TrustContext:
     """As `server_context`; the key is not written to a disk. Raises ConfigurationError."""
     with (
         _in_memory(texts.certificate) as certificate,
@@ -47,17 +56,21 @@ def server_context_of(texts: TlsTexts) -> ssl.SSLContext:
         return server_context(TlsFiles(certificate, key, authority))
 
 
-def server_context(files: TlsFiles) -> ssl.SSLContext:
+def server_context(files: TlsFiles) -> TrustContext:
     """The adapter holder's: a client without a valid certificate gets no further than the handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = TrustContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # a session that is resumed is not verified again
     return _loaded(context, files)
 
 
-def client_context(files: TlsFiles) -> ssl.SSLContext:
-    """The key holder's: the server's certificate has to name the host that was dialled."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+def client_context(files: TlsFiles) -> TrustContext:
+    """The key holder's: the server's certificate has to name the host that was dialled, as an alternative
+    name.
+    """
+    context = TrustContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = True
+    context.hostname_checks_common_name = False
     return _loaded(context, files)
 
 
@@ -118,22 +131,28 @@ def tenant_of(sock: ssl.SSLSocket) -> str:
 
 
 @contextmanager
-def _in_memory(text: str) -> Iterator[Path]:
+def _in_memory(content: str | bytes) -> Iterator[Path]:
     """A file without a name, since OpenSSL reads certificates from files alone."""
     fd = os.memfd_create("pem", os.MFD_CLOEXEC)
     try:
-        with open(fd, "w", encoding="utf-8", closefd=False) as file:
-            file.write(text)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         yield Path(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
 
 
-def _loaded(context: ssl.SSLContext, files: TlsFiles) -> ssl.SSLContext:
+def _loaded(context: TrustContext, files: TlsFiles) -> TrustContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
     try:
         context.load_cert_chain(files.certificate, files.key)
-        context.load_verify_locations(cafile=files.authority)
+        # Read once: what is looked at later is what OpenSSL was given.
+        context.authority_pem = files.authority.read_bytes()
+        with _in_memory(context.authority_pem) as authority:
+            context.load_verify_locations(cafile=authority)
+        if LIST_BEGINS in context.authority_pem:
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"the TLS files cannot be used: {error}", field="tls") from error
     return context

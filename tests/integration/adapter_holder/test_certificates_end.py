@@ -1,0 +1,195 @@
+"""Certificates that end, or are taken away, while their connection stands; and what no handshake lets in."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
+from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.connection import Wanted, tls_connector
+from tensafe_gpu.helora.key_holder import RemoteKeyHolder
+from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, HeUnavailable
+from tensafe_gpu.helora.renewal import of_files
+from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
+from tests.support.certificates import Authority
+from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy
+
+D, RANK = 64, 8
+OUT = "model.layers.0.self_attn.o"
+LOOK_S = 0.2
+X = np.ones((1, D), dtype=np.float32)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def trusted(tmp_path: Path, authority: Authority) -> Path:
+    """The file in which an adapter holder has its tenants' authority."""
+    path = tmp_path / "trusted.pem"
+    path.write_bytes(authority.path.read_bytes())
+    return path
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Holder]:
+    with adapter_holder(tmp_path / "holder") as holder:
+        files = peft_files(D, RANK, leaves=("o",))
+        holder.store.publish("a", files, base_model="base", policy=policy())
+        yield holder
+
+
+Reach = Callable[[TlsFiles], RemoteKeyHolder]
+
+
+@pytest.fixture
+def reach(tmp_path: Path, holder: Holder, authority: Authority, trusted: Path) -> Iterator[Reach]:
+    burn_log = BurnLog(tmp_path / "burned.db")
+    files = authority.issue("server")
+    served = TlsFiles(files.certificate, files.key, trusted)
+    listening = tcp_listener("127.0.0.1", 0)
+    tls = of_files(served, server_context)
+    listener = Listener(holder.service, listening, tls=tls, patience=Patience(5, 30, 5, LOOK_S))
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    port = listening.getsockname()[1]
+
+    def reached(given: TlsFiles) -> RemoteKeyHolder:
+        contexts = of_files(TlsFiles(given.certificate, given.key, authority.path), client_context)
+        return RemoteKeyHolder(
+            tls_connector("127.0.0.1", port, contexts), Wanted(TENANT, "a"), burn_log, QUICK
+        )
+
+    yield reached
+    listener.close()
+    thread.join()
+    burn_log.close()
+
+
+def put(path: Path, content: bytes) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.replace(path)
+
+
+def ends(private: RemoteKeyHolder, *, asking: bool) -> str:
+    """The code with which it is refused, by passes or by the next one after a silence."""
+    deadline = time.monotonic() + 10
+    while True:
+        assert time.monotonic() < deadline
+        try:
+            if asking or not private._online.usable:
+                private.products([(OUT, X)])
+        except HeUnavailable as error:
+            return error.code
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("asking", [True, False], ids=["asking", "silent"])
+@pytest.mark.parametrize("how", ["list", "authority", "end"])
+def test_a_certificate_that_is_taken_away_ends_its_connection(
+    *, tmp_path: Path, reach: Reach, authority: Authority, trusted: Path, how: str, asking: bool
+) -> None:
+    """And those of others go on, with what they have prepared."""
+    gone = authority.issue(TENANT, days=4 / 86400 if how == "end" else 2)
+    theirs = authority.issue(TENANT, days=3)
+    one, other = reach(gone), reach(theirs)
+    for private in (one, other):
+        private.prepare(OUT)
+        private.products([(OUT, X)])
+    standing = other._online
+    if how == "list":
+        put(trusted, authority.revoked(gone))
+    elif how == "authority":
+        (tmp_path / "next").mkdir()
+        put(trusted, Authority(tmp_path / "next", "following").path.read_bytes())
+    assert ends(one, asking=asking) in (NOT_ALLOWED, HOLDER_ABSENT)
+    time.sleep(0.3)  # an answer so long ago is not taken for a sign of life
+    assert not one.connected()
+    with pytest.raises(HeUnavailable) as raised:
+        one.connect_again()
+    assert raised.value.code == NOT_ALLOWED
+    if how != "authority":
+        for _ in range(3):
+            time.sleep(LOOK_S)
+            other.products([(OUT, X)])
+        assert other._online is standing
+        reach(theirs).close()
+    one.close()
+    other.close()
+
+
+def test_an_authority_that_is_added_ends_nothing(
+    tmp_path: Path, reach: Reach, authority: Authority, trusted: Path
+) -> None:
+    private = reach(authority.issue(TENANT))
+    private.prepare(OUT)
+    (tmp_path / "next").mkdir()
+    following = Authority(tmp_path / "next", "following")
+    put(trusted, authority.path.read_bytes() + following.path.read_bytes())
+    for _ in range(4):
+        time.sleep(LOOK_S)
+        private.products([(OUT, X)])
+    private.close()
+
+
+@contextmanager
+def serving(context: ssl.SSLContext) -> Iterator[socket.socket]:
+    """The near end of a connection whose far end answers one handshake."""
+    near, far = socket.socketpair()
+
+    def serve() -> None:
+        with suppress(OSError), secured(far, context, 5) as sock:
+            sock.recv(1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield near
+    finally:
+        near.close()
+        thread.join()
+
+
+def test_a_server_is_known_by_its_alternative_names_alone(authority: Authority) -> None:
+    """Its common name is `localhost`, and its alternative name 127.0.0.1."""
+    client = client_context(authority.issue(TENANT))
+    context = server_context(authority.issue("localhost"))
+    with serving(context) as near:
+        secured(near, client, 5, server_name="127.0.0.1").close()
+    with serving(context) as near, pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
+        secured(near, client, 5, server_name="localhost")
+
+
+def test_a_certificate_that_is_not_whole_is_refused(authority: Authority) -> None:
+    loose = server_context(authority.issue("server", strict=False))
+    with serving(loose) as near, pytest.raises(ssl.SSLCertVerificationError, match="uthority"):
+        secured(near, client_context(authority.issue(TENANT)), 5, server_name="127.0.0.1")
+
+
+def test_an_older_tls_is_refused(authority: Authority) -> None:
+    client = client_context(authority.issue(TENANT))
+    client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with serving(server_context(authority.issue("server"))) as near, pytest.raises(ssl.SSLError):
+        secured(near, client, 5, server_name="127.0.0.1")
+
+
+def test_no_session_is_resumed_without_its_certificate_being_verified(authority: Authority) -> None:
+    client = client_context(authority.issue(TENANT))
+    context = server_context(authority.issue("server"))
+    with serving(context) as near, secured(near, client, 5, server_name="127.0.0.1") as sock:
+        sock.settimeout(0.3)
+        with suppress(TimeoutError):
+            sock.recv(1)
+        assert sock.session is None or not sock.session.has_ticket
