@@ -54,7 +54,7 @@ class Engine:
         if not self.healthy:
             raise Unavailable("the engine has died")
         sequence = Sequence(np.array([token], np.int32), np.zeros(1, np.float32), "length")
-        return SampleResult((sequence,), execution=Execution(ExecutionMode.NONE))
+        return SampleResult((sequence,), execution=Execution(ExecutionMode.NONE, prompt_tokens=1))
 
 
 class Shift:

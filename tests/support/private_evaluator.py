@@ -16,8 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,9 +142,11 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
 
     With `record` it writes what it sees into that file, with `unprepared` it never prepares anything, with
     `swollen` a row of a long prompt is once beyond all measure. With `dropped` the layer of that name adds
-    nothing from now on, as if a compiler had left its operator out.
+    nothing from now on, as if a compiler had left its operator out; with `left_out` no request's row at
+    that position has a delta, as if the map of rows were wrong.
     """
     _drop(holder.get("dropped"))
+    _leave_out(holder.get("left_out"))
     if "address" in holder:
         from tensafe_gpu.sampler.private import connecting
 
@@ -186,6 +190,28 @@ def _drop(layer: str | None) -> None:
 
 
 _ADDING: dict[str, Callable[..., None]] = {}
+
+
+def _leave_out(position: str | None) -> None:
+    from tensafe_gpu.sampler.private import extension
+
+    spans_of = _SPANS.setdefault("spans_of", extension.spans_of)
+
+    def shortened(*arguments: Any) -> Iterator[Any]:
+        for span in spans_of(*arguments):
+            row = -1 if position is None else int(position) - span.position
+            if not 0 <= row < span.count:
+                yield span
+                continue
+            if row:
+                yield replace(span, stop=span.start + row)
+            if row + 1 < span.count:
+                yield replace(span, start=span.start + row + 1, position=span.position + row + 1)
+
+    extension.spans_of = shortened
+
+
+_SPANS: dict[str, Callable[..., Iterator[Any]]] = {}
 
 
 def send(connection: socket.socket, message: object) -> None:

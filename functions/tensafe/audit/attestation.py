@@ -4,6 +4,8 @@ Each field has a seal, SHA-256 under the field's name, and the signature is over
 name the field that was changed. Of what was sampled the statement holds a commitment, SHA-256 over a salt of
 32 random bytes and the tokens; the salt travels with the answer, not with the attestation, so that an
 attestation that is shown around does not let anybody guess at the text.
+
+Statements of the first version did not say what had to be evaluated; they are read, and no longer made.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from tensafe.contracts.sampling import SampleResult
 from tensafe.contracts.training import Strict
 from tensafe.storage.signing import SIGNATURE_MAX_BYTES, PublicKey, Signer
 
-FORMAT: Final = "tensafe/attestation/v1"
-MAX_BYTES: Final = 65_536
+FORMAT: Final = "tensafe/attestation/v2"
+FORMAT_1: Final = "tensafe/attestation/v1"
+MAX_BYTES: Final = 1 << 20
 _SEAL: Final = b"tensafe/attestation/field/v1\0"
 _SIGNED: Final = b"tensafe/attestation/seals/v1\0"
 _OUTPUT: Final = b"tensafe/attestation/output/v1\0"
@@ -44,10 +47,9 @@ class AttestationRefused(IntegrityError):
         self.where, self.problem = where, problem
 
 
-class Statement(Strict):
-    """What is vouched for. `tokens` are rows of forward passes; `evaluated` are (site, token) pairs."""
+class _Stated(Strict):
+    """What statements of all versions say."""
 
-    format: Literal["tensafe/attestation/v1"] = FORMAT
     operation: Short
     """The sampling operation, `{session}:{seq}`."""
     base_model: Short
@@ -60,7 +62,9 @@ class Statement(Strict):
     parameters: Short | None = None
     sites: Count
     tokens: Count
+    """Rows that forward passes ran for the answer; counted only where it is evaluated under encryption."""
     evaluated: Count
+    """(site, row) pairs."""
     sequences: Count
     sampled_tokens: Count
     output: Sha256Hex
@@ -69,13 +73,44 @@ class Statement(Strict):
     issued_at_ms: Count
 
 
-class Attestation(Strict):
-    """A statement, the seals of its fields, and the signature over them."""
+class StatementV1(_Stated):
+    """As it was before version 2: it does not say how many rows were needed."""
 
-    statement: Statement
+    format: Literal["tensafe/attestation/v1"] = FORMAT_1
+
+
+class Statement(_Stated):
+    """What is vouched for, over all continuations of the answer; see `Execution`.
+
+    tokens = prompt_tokens - cached_tokens + sampled_tokens - sequences + recomputed_tokens + overrun_tokens,
+    since the last token of each continuation is not fed, and that many rows were evaluated at every site.
+    """
+
+    format: Literal["tensafe/attestation/v2"] = FORMAT
+    prompt_tokens: Count
+    """Of all prompts: each continuation has its own, if of the same tokens."""
+    cached_tokens: Count
+    recomputed_tokens: Count
+    overrun_tokens: Count
+    evaluated_by_site: Annotated[dict[Short, Count], Field(max_length=4096)]
+
+
+class _Sealed(Strict):
     seals: Annotated[dict[Short, Sha256Hex], Field(max_length=32)]
     key_id: Short
     signature: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=2 * SIGNATURE_MAX_BYTES)]
+
+
+class Attestation(_Sealed):
+    """A statement, the seals of its fields, and the signature over them."""
+
+    statement: Statement
+
+
+class AttestationV1(_Sealed):
+    """As it was signed before version 2."""
+
+    statement: StatementV1
 
 
 def commitment(tokens: list[list[int]], salt: bytes) -> str:
@@ -108,8 +143,13 @@ def state(
         epoch=execution.epoch,
         parameters=execution.parameters,
         sites=execution.sites,
+        prompt_tokens=execution.prompt_tokens,
+        cached_tokens=execution.cached_tokens,
         tokens=execution.tokens,
+        recomputed_tokens=execution.recomputed_tokens,
+        overrun_tokens=execution.overrun_tokens,
         evaluated=execution.evaluated,
+        evaluated_by_site=dict(execution.evaluated_by_site),
         sequences=len(tokens),
         sampled_tokens=sum(map(len, tokens)),
         output=commitment(tokens, salt),
@@ -127,8 +167,11 @@ def attest(statement: Statement, signer: Signer) -> Attestation:
     return Attestation(statement=statement, seals=seals, key_id=signer.key_id, signature=signature)
 
 
-def verify(text: bytes, trusted: Mapping[str, PublicKey]) -> Statement:
-    """The statement, if one of the trusted keys (by key id) signed it. Raises AttestationRefused."""
+def verify(text: bytes, trusted: Mapping[str, PublicKey]) -> Statement | StatementV1:
+    """The statement, of either version, if one of the trusted keys (by key id) signed it.
+
+    Raises AttestationRefused.
+    """
     attestation = _parse(text)
     key = trusted.get(attestation.key_id)
     if key is None:
@@ -157,14 +200,14 @@ def unwrapped(text: bytes) -> bytes:
     return text
 
 
-def check_output(statement: Statement, tokens: list[list[int]], salt: bytes) -> None:
+def check_output(statement: Statement | StatementV1, tokens: list[list[int]], salt: bytes) -> None:
     """Raises AttestationRefused unless these are the sampled tokens that the statement is about."""
     if len(salt) != SALT_BYTES or commitment(tokens, salt) != statement.output:
         raise AttestationRefused("statement.output", "these are not the tokens that it is about")
 
 
-def _require_sense(statement: Statement) -> None:
-    """What no honest service signs: encryption required and not run, or less evaluated than there was."""
+def _require_sense(statement: Statement | StatementV1) -> None:
+    """What no honest service signs: encryption required and not run, or less evaluated than was needed."""
     he = statement.mode is ExecutionMode.HE
     if statement.policy is ExecutionPolicy.HE_REQUIRED and not he:
         raise AttestationRefused("statement.mode", "the policy requires encryption and it did not run")
@@ -172,14 +215,37 @@ def _require_sense(statement: Statement) -> None:
         raise AttestationRefused("statement.evaluated", "not every token was evaluated at every site")
     if he and None in (statement.adapter, statement.digest, statement.epoch, statement.parameters):
         raise AttestationRefused("statement.digest", "an encrypted evaluation names adapter and parameters")
+    if he and statement.tokens < statement.sampled_tokens:
+        raise AttestationRefused("statement.tokens", "a token was sampled from a row that was not computed")
+    if isinstance(statement, Statement):
+        _require_counts(statement, he=he)
 
 
-def _parse(text: bytes) -> Attestation:
+def _require_counts(statement: Statement, *, he: bool) -> None:
+    """The relation of `Statement` between what was asked for and what was evaluated."""
+    if statement.prompt_tokens < statement.sequences:
+        raise AttestationRefused("statement.prompt_tokens", "every continuation has a prompt")
+    by_site = statement.evaluated_by_site
+    if not he:
+        if by_site or statement.sites or statement.evaluated or statement.tokens:
+            raise AttestationRefused("statement.evaluated", "nothing is evaluated without encryption")
+        if statement.recomputed_tokens or statement.overrun_tokens:
+            raise AttestationRefused("statement.tokens", "rows are not counted without encryption")
+        return
+    if len(by_site) != statement.sites or any(rows != statement.tokens for rows in by_site.values()):
+        raise AttestationRefused("statement.evaluated_by_site", "a site has other rows than the passes ran")
+    needed = statement.prompt_tokens - statement.cached_tokens
+    needed += statement.sampled_tokens - statement.sequences
+    if statement.tokens != needed + statement.recomputed_tokens + statement.overrun_tokens:
+        raise AttestationRefused("statement.tokens", f"{needed} rows were needed, and others evaluated")
+
+
+def _parse(text: bytes) -> Attestation | AttestationV1:
     if len(text) > MAX_BYTES:
         raise AttestationRefused("file", f"it is larger than {MAX_BYTES} bytes")
     try:
         values = json.loads(text, object_pairs_hook=_no_duplicates)
-        return Attestation.model_validate(values)
+        return (AttestationV1 if _format(values) == FORMAT_1 else Attestation).model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:64] for part in problem["loc"]) or "file"
@@ -188,13 +254,18 @@ def _parse(text: bytes) -> Attestation:
         raise AttestationRefused("file", "it is not JSON") from None
 
 
+def _format(values: Any) -> Any:  # noqa: ANN401 - any JSON value
+    statement = values.get("statement") if isinstance(values, dict) else None
+    return statement.get("format") if isinstance(statement, dict) else None
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) != len(pairs):
         raise ValueError("a name occurs twice")
     return dict(pairs)
 
 
-def _seals(statement: Statement) -> dict[str, str]:
+def _seals(statement: Statement | StatementV1) -> dict[str, str]:
     fields = statement.model_dump(mode="json")
     return {
         name: hashlib.sha256(_SEAL + _canonical([name, value])).hexdigest() for name, value in fields.items()

@@ -7,7 +7,8 @@ The whole decision is `decide`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -86,12 +87,15 @@ def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What computed one answer, as counted where the work was done.
+    """What computed one answer, as counted where the work was done, over all of its continuations.
 
-    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex), `sites` the layer
-    inputs that it applies to, `tokens` the rows that the forward passes ran for this answer, and
-    `evaluated` the (site, token) pairs that the adapter holder answered: `sites` * `tokens` or the answer
-    is discarded.
+    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex). Of the prompts'
+    `prompt_tokens`, one prompt for each continuation, `cached_tokens` were taken from the prefix cache. The
+    rest is counted where an adapter holder evaluates, and 0 elsewhere: `tokens`, the rows that forward
+    passes ran for this answer, of which `recomputed_tokens` had run before (a preempted request begins
+    again) and `overrun_tokens` ran behind the last one that the answer needs, before a stop was noticed;
+    and `evaluated_by_site`, the rows that the adapter holder answered at each layer input that the adapter
+    applies to: `tokens` at every one, or the answer is discarded.
     """
 
     mode: ExecutionMode
@@ -99,6 +103,19 @@ class Execution:
     digest: str | None = None
     epoch: int | None = None
     parameters: str | None = None
-    sites: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
     tokens: int = 0
-    evaluated: int = 0
+    recomputed_tokens: int = 0
+    overrun_tokens: int = 0
+    evaluated_by_site: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> int:
+        """Layer inputs at which it was evaluated."""
+        return len(self.evaluated_by_site)
+
+    @property
+    def evaluated(self) -> int:
+        """(site, token) pairs that the adapter holder answered."""
+        return sum(self.evaluated_by_site.values())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable
-from tensafe.contracts.execution import Execution, ExecutionMode, ExecutionPolicy, decide, effective
+from tensafe.contracts.execution import ExecutionMode, ExecutionPolicy, decide, effective
 from tensafe.contracts.sampling import SampleRequest, SampleResult
 from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
@@ -24,7 +24,7 @@ from tensafe_gpu.sampler.private.budget import PASS_S
 from tensafe_gpu.sampler.private.serving import GONE_ON, OF_ONE_REQUEST, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
-from tensafe_gpu.sampler.translate import Limits, check_request, sampling_arguments, to_result
+from tensafe_gpu.sampler.translate import Limits, check_request, in_the_clear, sampling_arguments, to_result
 from tensafe_gpu.sampler.warmup import warmup_requests
 
 if TYPE_CHECKING:
@@ -174,13 +174,13 @@ class SamplingEngine:
                 failed = error.code
         if decide(offer, holds, failed=failed) is ExecutionMode.NONE:
             outputs = await self._generate_all(request, salt, None, on_tokens)
-            return to_result(request, outputs, Execution(ExecutionMode.NONE))
+            return to_result(request, outputs, in_the_clear(outputs))
         plain = adapter.plain if isinstance(adapter, PrivateAdapter) else adapter
         assert plain is not None  # noqa: S101 - or `decide` had raised
         async with self._adapters.lease(plain) as resident:
             lora = lora_request(resident.identity, resident.adapter_id, resident.path)
             outputs = await self._generate_all(request, salt, lora, on_tokens)
-        return to_result(request, outputs, Execution(ExecutionMode.PLAINTEXT, plain.identity))
+        return to_result(request, outputs, in_the_clear(outputs, plain.identity))
 
     async def _sample_private(
         self, request: SampleRequest, adapter: PrivateAdapter, salt: str

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensafe.contracts.errors import InvalidRequest, Unavailable
-from tensafe.contracts.execution import Execution
+from tensafe.contracts.execution import Execution, ExecutionMode
 from tensafe.contracts.sampling import (
     SampleRequest,
     SampleResult,
@@ -127,6 +127,16 @@ def to_result(
         topk_prompt_logprobs=topk_prompt,
         prompt_cache_hit_tokens=first.num_cached_tokens or 0,
         execution=execution,
+    )
+
+
+def in_the_clear(outputs: list[RequestOutput], adapter: str | None = None) -> Execution:
+    """What computed these outputs here: the base model, or the adapter of this identity."""
+    return Execution(
+        ExecutionMode.NONE if adapter is None else ExecutionMode.PLAINTEXT,
+        adapter,
+        prompt_tokens=sum(len(output.prompt_token_ids or ()) for output in outputs),
+        cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
     )
 
 

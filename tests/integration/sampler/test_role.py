@@ -90,18 +90,26 @@ class Engine:
             await asyncio.sleep(0.1)
         tokens = np.full(5 if on_tokens else LONG, 65, np.int32)
         drawn = Sequence(tokens, np.zeros(len(tokens), np.float32), "length")
-        return SampleResult((drawn,), execution=self._execution(adapter))
+        return SampleResult((drawn,), execution=self._execution(adapter, len(tokens)))
 
-    def _execution(self, adapter: Any) -> Execution:
+    def _execution(self, adapter: Any, rows: int) -> Execution:
         if adapter is None:
-            return Execution(ExecutionMode.NONE)
+            return Execution(ExecutionMode.NONE, prompt_tokens=1)
         self.known.append(adapter.identity)
         if isinstance(adapter, Adapter):
-            return Execution(ExecutionMode.PLAINTEXT, adapter.identity)
+            return Execution(ExecutionMode.PLAINTEXT, adapter.identity, prompt_tokens=1)
         assert isinstance(adapter, PrivateAdapter)
         self.files = dict(adapter.holder)
-        counts = {"sites": 1, "tokens": 1, "evaluated": 1}
-        return Execution(ExecutionMode.HE, "a@1", digest="0" * 64, epoch=1, parameters="p", **counts)
+        return Execution(
+            ExecutionMode.HE,
+            "a@1",
+            digest="0" * 64,
+            epoch=1,
+            parameters="p",
+            prompt_tokens=1,
+            tokens=rows,
+            evaluated_by_site={"site": rows},
+        )
 
     def resident(self) -> list[str]:
         return list(dict.fromkeys(self.known))

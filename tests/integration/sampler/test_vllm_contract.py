@@ -175,7 +175,8 @@ def test_vllm_01_layers_are_replaced_by_name() -> None:
 
 def test_vllm_01_the_rows_of_a_pass_have_names() -> None:
     from vllm import SamplingParams
-    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
@@ -198,6 +199,14 @@ def test_vllm_01_the_rows_of_a_pass_have_names() -> None:
         assert "sampling_params" in parameters(carrier), carrier
     assert SamplingParams(extra_args={"a": "b"}).extra_args == {"a": "b"}
     assert isinstance(InputBatch.req_ids, property)
+    # Which positions the rows are: where the request stands before the pass, also after a preemption.
+    assert "num_computed_tokens" in parameters(CachedRequestState)
+    updating = source(GPUModelRunner._update_states)
+    assert "num_computed_tokens=new_req_data.num_computed_tokens" in updating
+    assert "req_state.num_computed_tokens = num_computed_tokens" in updating
+    assert "resumed_req_ids" in parameters(CachedRequestData)
+    assert "scheduled_cached_reqs" in parameters(SchedulerOutput)
+    assert "request.num_preemptions <= 0" in source(Scheduler.schedule)  # num_cached_tokens: at first alone
     assert 'f"{request.external_req_id}-{random_uuid():.8}"' in source(InputProcessor)
 
 
@@ -343,6 +352,8 @@ def test_the_document_names_each_attribute() -> None:
         "get_current_vllm_config",
         "VLLM_USE_AOT_COMPILE",
         "num_cached_tokens",
+        "num_computed_tokens",
+        "resumed_req_ids",
         "_get_prompt_logprobs_dict",
         "num_prompt_logprobs",
         "discard_request_mask",

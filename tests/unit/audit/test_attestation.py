@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tensafe.audit import attestation
 from tensafe.audit.attestation import (
     AttestationRefused,
+    AttestationV1,
     Statement,
+    StatementV1,
     attest,
     check_output,
     state,
@@ -29,7 +32,19 @@ from tensafe.wire.results import Attested, attested_of, encode_sample, sample_js
 from tests.fakes.signers import P256Signer, memory_signer
 
 TOKENS = [[5, 6, 7], [8]]
-EXECUTION = Execution(ExecutionMode.HE, "A@3", "ab" * 32, 2, "bfv/1", sites=4, tokens=10, evaluated=40)
+EXECUTION = Execution(
+    ExecutionMode.HE,
+    "A@3",
+    "ab" * 32,
+    2,
+    "bfv/1",
+    prompt_tokens=10,
+    cached_tokens=3,
+    tokens=12,
+    recomputed_tokens=2,
+    overrun_tokens=1,
+    evaluated_by_site=dict.fromkeys("abcd", 12),
+)
 RESULT = SampleResult(
     tuple(Sequence(np.array(t, np.int32), np.zeros(len(t), np.float32), "length") for t in TOKENS),
     execution=EXECUTION,
@@ -64,7 +79,7 @@ def test_what_was_signed_verifies_with_the_public_key_alone(signer: Signer) -> N
     statement, salt = stated()
     text = attest(statement, signer).model_dump_json().encode()
     assert verify(text, trusted(signer)) == statement
-    assert (statement.sampled_tokens, statement.evaluated, statement.mode) == (4, 40, ExecutionMode.HE)
+    assert (statement.sampled_tokens, statement.evaluated, statement.mode) == (4, 48, ExecutionMode.HE)
     check_output(statement, TOKENS, salt)
     with pytest.raises(AttestationRefused, match=r"statement\.output"):
         check_output(statement, [[5, 6, 7], [9]], salt)
@@ -89,10 +104,11 @@ def test_a_changed_field_is_named(field: str) -> None:
     signer = memory_signer()
     document = json.loads(attest(stated()[0], signer).model_dump_json())
     other = {
-        "format": "tensafe/attestation/v2",
+        "format": "tensafe/attestation/v3",
         "policy": "HE_PREFERRED",
         "mode": "PLAINTEXT",
         "software": {},
+        "evaluated_by_site": {},
         "digest": "cd" * 32,
         "output": "cd" * 32,
     }
@@ -137,8 +153,17 @@ def test_what_is_no_attestation_is_refused(text: bytes) -> None:
     [
         {"mode": ExecutionMode.PLAINTEXT},
         {"mode": ExecutionMode.NONE},
-        {"evaluated": 39},
-        {"evaluated": 0, "tokens": 0},
+        {"evaluated_by_site": dict.fromkeys("abcd", 12) | {"d": 11}},
+        {"evaluated_by_site": {}},
+        {"evaluated_by_site": dict.fromkeys("abcd", 0), "tokens": 0},
+        # One row less than is needed, at every site, and one more.
+        {"evaluated_by_site": dict.fromkeys("abcd", 11), "tokens": 11},
+        {"evaluated_by_site": dict.fromkeys("abcd", 13), "tokens": 13},
+        {"cached_tokens": 2},
+        {"prompt_tokens": 11},
+        {"overrun_tokens": 0},
+        # As few rows as no token could be sampled from.
+        {"evaluated_by_site": dict.fromkeys("abcd", 3), "tokens": 3, "cached_tokens": 12},
         {"digest": None},
         {"parameters": None},
     ],
@@ -148,6 +173,37 @@ def test_he_01_nothing_is_signed_that_no_honest_service_says(change: dict[str, A
         stated(replace(RESULT, execution=replace(EXECUTION, **change)))
     with pytest.raises(AttestationRefused):
         stated(replace(RESULT, execution=None))
+
+
+def test_without_encryption_no_rows_are_claimed() -> None:
+    plain = Execution(ExecutionMode.PLAINTEXT, "A@3", prompt_tokens=10, cached_tokens=3)
+    statement, _ = stated(replace(RESULT, execution=plain), ExecutionPolicy.HE_PREFERRED)
+    assert (statement.prompt_tokens, statement.cached_tokens, statement.tokens) == (10, 3, 0)
+    for change in ({"tokens": 1}, {"overrun_tokens": 1}, {"evaluated_by_site": {"a": 1}}):
+        with pytest.raises(AttestationRefused):
+            stated(replace(RESULT, execution=replace(plain, **change)), ExecutionPolicy.HE_PREFERRED)
+
+
+def first_version(signer: Signer, **change: Any) -> bytes:
+    """As the release before signed them."""
+    now = stated()[0].model_dump(mode="json") | {"tokens": 11, "evaluated": 44} | change
+    fields = {name: now[name] for name in StatementV1.model_fields if name != "format"}
+    statement = StatementV1.model_validate_json(json.dumps(fields))
+    seals = attestation._seals(statement)
+    signature = signer.sign(attestation._signed_digest(seals, signer.key_id)).hex()
+    signed = AttestationV1(statement=statement, seals=seals, key_id=signer.key_id, signature=signature)
+    return signed.model_dump_json().encode()
+
+
+def test_an_attestation_of_the_first_version_is_read_as_such(signer: Signer) -> None:
+    text = first_version(signer)
+    statement = verify(text, trusted(signer))
+    assert (statement.format, statement.tokens) == ("tensafe/attestation/v1", 11)
+    with pytest.raises(AttestationRefused, match=r"statement\.tokens"):
+        verify(first_version(signer, tokens=3, evaluated=12), trusted(signer))
+    other = text.replace(b"attestation/v1", b"attestation/v2")
+    with pytest.raises(AttestationRefused, match="statement"):
+        verify(other, trusted(signer))
 
 
 def test_it_travels_in_both_forms_of_a_result_and_the_sdk_skips_it() -> None:

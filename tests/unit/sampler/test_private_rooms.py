@@ -29,7 +29,7 @@ from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 from tensafe_gpu.sampler.private.placing import DoesNotFit, Placed, Slice, Target, place
 from tensafe_gpu.sampler.private.preparing import Preparer
 from tensafe_gpu.sampler.private.serving import PrivateServing
-from tensafe_gpu.sampler.private.step import Span, Step, spans_of
+from tensafe_gpu.sampler.private.step import Account, Span, Step, spans_of
 from tests.support.at_once import AtOnce
 
 MODULES = {
@@ -306,13 +306,13 @@ def test_all_rounds_of_a_pass_have_one_budget_and_work_that_was_not_prepared_its
         threading.Event().wait(0.01)
     step, x = Step(), np.zeros((16, 400), np.float32)
     placed = adapter.placed["m.down_proj"]
-    step.begin([Span("n", "s1", 0, 16)], adapters)
+    step.begin([Span("n", "s1", 0, 16, 0)], adapters)
     (group,) = step.groups
     for _ in range(3):
         adapter.answered(placed, adapter.ask(placed, x, group.budget), group.budget)
     np.testing.assert_allclose(limits, [2.16, 1.16, 0.16])  # the fourth has none: it is given up at once
     assert group.budget.left_s < 0
-    step.begin([Span("n", "s1", 0, 16)], adapters)  # another pass
+    step.begin([Span("n", "s1", 0, 16, 16)], adapters)  # another pass
     (group,) = step.groups
     limits.clear()
     emptied(holder)
@@ -580,9 +580,9 @@ def test_a_step_knows_its_rows_and_charges_them() -> None:
         threading.Event().wait(0.01)
     step = Step()
     spans = [
-        Span("private:A@1#1", "s1", 0, 3),
-        Span("private:gone@1#2", "s2", 3, 4),
-        Span("private:A@1#1", "s3", 5, 6),
+        Span("private:A@1#1", "s1", 0, 3, 32),
+        Span("private:gone@1#2", "s2", 3, 4, 0),
+        Span("private:A@1#1", "s3", 5, 6, 0),
     ]
     step.begin(spans, adapters)
     (group,) = step.groups
@@ -593,10 +593,10 @@ def test_a_step_knows_its_rows_and_charges_them() -> None:
     assert step.report("s1") == {
         "failure": None,
         "tokens": 3,
-        "evaluated": 3,
-        "sites": 1,
-        "least": 3,
-        "most": 3,
+        "first": 32,
+        "cached": 32,
+        "reached": 35,
+        "evaluated": {"m.qkv": 3},
     }
     assert step.report("s2")["failure"] == "he_adapter_holder_absent"
     assert step.report("s3")["failure"] == "he_activations_not_finite"
@@ -611,17 +611,38 @@ def test_a_step_knows_its_rows_and_charges_them() -> None:
     adapters.close("private:A@1#1")
 
 
+def test_positions_are_counted_once_and_what_was_skipped_ends_the_request() -> None:
+    """Each case: passes as (position, rows, resumed), and what the account then says."""
+    for passes, cached, reached, failure in (
+        ([(0, 5, False), (5, 1, False)], 0, 6, None),
+        ([(32, 5, False), (37, 1, False)], 32, 38, None),
+        ([(0, 40, False), (40, 1, False), (32, 9, True), (41, 1, False)], 0, 42, None),
+        ([(0, 40, False), (64, 3, True)], 24, 67, None),  # somebody else had computed what was left
+        ([(0, 5, False), (6, 1, False)], 1, 7, "he_not_evaluated"),
+    ):
+        account = Account()
+        for position, count, resumed in passes:
+            account.ran(Span("n", "s1", 0, count, position, resumed))
+        facts = account.facts()
+        assert facts["tokens"] == sum(count for _, count, _ in passes)
+        assert (facts["first"], facts["cached"]) == (passes[0][0], cached), passes
+        assert (facts["reached"], facts["failure"]) == (reached, failure), passes
+
+
 def test_rows_have_the_name_that_their_request_carries() -> None:
     """By no id and no order; a request that vLLM no longer knows has none, and is not vouched for."""
     carried: dict[str, Any] = {"s1-aaaaaaaa": naming("private:A@1#1"), "s2-bbbbbbbb": None, "s3-cccccccc": {}}
     requests: Any = {
-        name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra))
+        name: SimpleNamespace(sampling_params=SimpleNamespace(extra_args=extra), num_computed_tokens=7)
         for name, extra in carried.items()
     }
     requests["s4-dddddddd"] = SimpleNamespace(sampling_params=None)
     batch = ["s2-bbbbbbbb", "s1-aaaaaaaa", "gone-eeeeeee", "s3-cccccccc", "s4-dddddddd", "s1-aaaaaaaa"]
-    found = list(spans_of(batch, requests, np.array([2, 3, 1, 1, 1, 4], np.int32)))
-    assert found == [Span("private:A@1#1", "s1", 2, 5), Span("private:A@1#1", "s1", 8, 12)]
+    counts = np.array([2, 3, 1, 1, 1, 4], np.int32)
+    found = list(spans_of(batch, requests, counts, {"s2-bbbbbbbb"}))
+    assert found == [Span("private:A@1#1", "s1", 2, 5, 7), Span("private:A@1#1", "s1", 8, 12, 7)]
+    (again,) = spans_of(batch[1:2], requests, counts[1:2], {"s1-aaaaaaaa"})
+    assert again.resumed
 
 
 def test_cache_blocks_are_of_one_opening_and_scope() -> None:
@@ -639,19 +660,35 @@ def test_names() -> None:
     assert external_id("s12-0a1b2c3d") == external_id("s12") == "s12"
 
 
-REPORT = {"failure": None, "tokens": 9, "evaluated": 18, "sites": 2, "least": 9, "most": 9}
+REPORT = {
+    "failure": None,
+    "tokens": 9,
+    "first": 2,
+    "cached": 2,
+    "reached": 11,
+    "evaluated": {"m.qkv": 9, "m.o": 9},
+}
+
+
+def rows(count: int) -> dict[str, int]:
+    return {"m.qkv": count, "m.o": count}
 
 
 @pytest.mark.parametrize(
     ("change", "code"),
     [
         ({}, None),
-        ({"tokens": 11, "least": 11, "most": 11, "evaluated": 22}, None),  # a preemption, a step on its way
-        ({"tokens": 8, "least": 8, "most": 8, "evaluated": 16}, "he_not_evaluated"),
-        ({"tokens": 0, "least": 0, "most": 0, "evaluated": 0, "sites": 0}, "he_not_evaluated"),
-        ({"least": 8}, "he_not_evaluated"),
-        ({"most": 10}, "he_not_evaluated"),
-        ({"sites": 1}, "he_not_evaluated"),
+        ({"tokens": 13, "evaluated": rows(13), "reached": 12}, None),  # a preemption, a step on its way
+        ({"tokens": 8, "evaluated": rows(8), "reached": 10}, "he_not_evaluated"),
+        ({"tokens": 8, "evaluated": rows(8)}, "he_not_evaluated"),
+        # As many rows as are needed, but by a preemption, and the last one is not among them.
+        ({"reached": 10}, "he_not_evaluated"),
+        # The first row was left out, which looks as if it had been cached.
+        ({"tokens": 8, "evaluated": rows(8), "first": 3, "cached": 3}, "he_not_evaluated"),
+        ({"tokens": 0, "evaluated": {}, "first": 0, "cached": 0, "reached": 0}, "he_not_evaluated"),
+        ({"evaluated": {"m.qkv": 9, "m.o": 8}}, "he_not_evaluated"),
+        ({"evaluated": {"m.qkv": 9, "m.o": 10}}, "he_not_evaluated"),
+        ({"evaluated": {"m.qkv": 9}}, "he_not_evaluated"),
         ({"failure": "he_timeout"}, "he_timeout"),
     ],
 )
@@ -674,7 +711,10 @@ def test_he_01_an_answer_whose_count_is_short_is_discarded(change: dict[str, Any
         return await serving.vouch(adapter, vllm_name(adapter, 1), ["s1"], [output])
 
     if code is None:
-        assert asyncio.run(vouched()).evaluated == (REPORT | change)["evaluated"]
+        found, said = asyncio.run(vouched()), REPORT | change
+        assert (found.evaluated_by_site, found.tokens) == (said["evaluated"], said["tokens"])
+        assert (found.prompt_tokens, found.cached_tokens) == (5, 2)
+        assert found.tokens == 9 + found.recomputed_tokens + found.overrun_tokens
         return
     with pytest.raises(HeRefused) as refused:
         asyncio.run(vouched())

@@ -59,7 +59,7 @@ class Engine:
             answered.cancel()
             died.cancel()
         sequence = Sequence(np.array([token], np.int32), np.zeros(1, np.float32), "length")
-        return SampleResult((sequence,), execution=Execution(ExecutionMode.NONE))
+        return SampleResult((sequence,), execution=Execution(ExecutionMode.NONE, prompt_tokens=1))
 
     async def _answer(self, token: int) -> None:
         if self._before is not None:

@@ -124,7 +124,8 @@ def _mapping(original: type[GPUModelRunner], adapters: OpenAdapters) -> type[GPU
     class Noting(original):  # type: ignore[misc,valid-type]
         def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: npt.NDArray[np.int32]) -> Any:  # noqa: ANN401 - vLLM's signature
             """Called by vLLM before each forward pass of real requests."""
-            spans = spans_of(self.input_batch.req_ids, self.requests, num_scheduled_tokens)
+            resumed = scheduler_output.scheduled_cached_reqs.resumed_req_ids
+            spans = spans_of(self.input_batch.req_ids, self.requests, num_scheduled_tokens, resumed)
             STEP.begin(list(spans), adapters)
             return super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
 

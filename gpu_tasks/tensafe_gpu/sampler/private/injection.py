@@ -56,6 +56,8 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
                 group.fail(group.adapter.failure)
                 continue
             rows = _finite_rows(group, x.reshape(-1, x.shape[-1])[group.rows])
+            if len(rows) != group.count:  # a slice of too few rows is shorter, and no error
+                raise IndexError("the layer has other rows than the pass")
             waiting.append((group, placed, group.adapter.ask(placed, rows, group.budget)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
             group.fail(group.adapter.fail(error))

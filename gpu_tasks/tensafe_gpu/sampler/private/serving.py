@@ -16,6 +16,7 @@ from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import Execution, ExecutionMode
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
+from tensafe_gpu.sampler.private.counting import counted, together
 from tensafe_gpu.sampler.private.preparing import BLOCK_S, LOW_WATER
 
 if TYPE_CHECKING:
@@ -159,13 +160,10 @@ class PrivateServing:
         """What evaluated these finished requests. Raises HeRefused unless it was all of it."""
         reports = await self.reports(requests)
         facts = self._facts.get(name, {"sites": 0})
-        sites = int(facts["sites"])
-        for report, output in zip(reports, outputs, strict=True):
-            if report["failure"] is not None:
-                raise HeRefused(report["failure"])
-            if not _all_evaluated(report, sites, rows_needed(output)):
-                _LOG.error("private sample discarded", extra={"sites": sites, **report})
-                raise HeRefused("he_not_evaluated")
+        accounts = [
+            counted(report, output, int(facts["sites"]))
+            for report, output in zip(reports, outputs, strict=True)
+        ]
         if name in self._stood:
             self._stood[name] = time.monotonic()
         return Execution(
@@ -174,9 +172,7 @@ class PrivateServing:
             digest=str(facts["digest"]),
             epoch=int(facts["epoch"]),
             parameters=str(facts["parameters"]),
-            sites=sites,
-            tokens=sum(int(report["tokens"]) for report in reports),
-            evaluated=sum(int(report["evaluated"]) for report in reports),
+            **together(accounts),
         )
 
     async def reports(self, requests: Sequence[str]) -> list[dict[str, Any]]:
@@ -210,23 +206,3 @@ class PrivateServing:
                     self._codes[name] = code
                     self._failed[name].set()
             await asyncio.sleep(_WATCH_S)
-
-
-def rows_needed(output: RequestOutput) -> int:
-    """Rows that a forward pass must have run: all but the cached ones and the last token, which none read."""
-    prompt, cached = len(output.prompt_token_ids or ()), output.num_cached_tokens or 0
-    return prompt - cached + len(output.outputs[0].token_ids) - 1
-
-
-def _all_evaluated(report: dict[str, Any], sites: int, needed: int) -> bool:
-    """Every row that ran was evaluated at every site, and at least the rows ran that the answer needs.
-
-    More may have run: a preempted request begins again, and a step may be on its way when a stop is found.
-    """
-    ran = int(report["tokens"])
-    return (
-        sites > 0
-        and int(report["sites"]) == sites
-        and int(report["least"]) == int(report["most"]) == ran
-        and ran >= needed
-    )

@@ -7,7 +7,7 @@ assigned by whoever loads an adapter, and a map by id matches nothing when someb
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ import torch
 
 from tensafe_gpu.sampler.private.adapter import external_id, name_in
 from tensafe_gpu.sampler.private.budget import Budget
+from tensafe_gpu.sampler.private.counting import SKIPPED
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
 
 if TYPE_CHECKING:
@@ -32,34 +33,59 @@ Rows = slice | torch.Tensor
 
 @dataclass(slots=True)
 class Account:
-    """What ran for one request: rows of forward passes, and rows evaluated at each site."""
+    """What ran for one request: rows of forward passes, their positions, and rows evaluated at each site."""
 
     tokens: int = 0
+    first: int = 0
+    """The position of its first row: so many tokens of its prompt were in the prefix cache."""
+    cached: int = 0
+    """Positions that were in the prefix cache, `first` and what a preempted request found there."""
+    reached: int = 0
+    """Every position before this one was computed or cached."""
     evaluated: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
     """The code of the first failure: from then on its deltas were zero, and its output means nothing."""
 
+    def ran(self, span: Span) -> None:
+        """A pass runs these rows. A position that none has run fails the request."""
+        if self.tokens == 0:
+            self.first = self.cached = self.reached = span.position
+        elif span.position > self.reached:
+            if not span.resumed:
+                self.failure = self.failure or SKIPPED
+            self.cached += span.position - self.reached
+        self.tokens += span.count
+        self.reached = max(self.reached, span.position + span.count)
+
     def facts(self) -> dict[str, Any]:
-        """For the sampler: `least` and `most` are over the sites that were evaluated at all."""
-        counts = self.evaluated.values()
+        """For the sampler."""
         return {
             "failure": self.failure,
             "tokens": self.tokens,
-            "evaluated": sum(counts),
-            "sites": len(counts),
-            "least": min(counts, default=0),
-            "most": max(counts, default=0),
+            "first": self.first,
+            "cached": self.cached,
+            "reached": self.reached,
+            "evaluated": dict(self.evaluated),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows [start, stop) of the pass belong to one request of a private adapter."""
+    """Rows [start, stop) of the pass belong to one request of a private adapter.
+
+    They are its tokens from `position` on; `resumed` after it had been preempted.
+    """
 
     name: str
     request: str
     start: int
     stop: int
+    position: int
+    resumed: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(slots=True)
@@ -91,16 +117,24 @@ class Group:
 
 
 def spans_of(
-    batch: Sequence[str], requests: Mapping[str, CachedRequestState], scheduled: npt.NDArray[np.int32]
+    batch: Sequence[str],
+    requests: Mapping[str, CachedRequestState],
+    scheduled: npt.NDArray[np.int32],
+    resumed: Collection[str],
 ) -> Iterator[Span]:
-    """The private requests of vLLM's batch, whose ids and rows `batch` and `scheduled` hold in order."""
+    """The private requests of vLLM's batch, whose ids and rows `batch` and `scheduled` hold in order.
+
+    `resumed` are the ids of those that had been preempted.
+    """
     start = 0
     for request_id, count in zip(batch, scheduled.tolist(), strict=False):
         request = requests.get(request_id)
         params = None if request is None else request.sampling_params
         name = None if params is None else name_in(params.extra_args)
-        if name is not None:
-            yield Span(name, external_id(request_id), start, start + count)
+        if name is not None and request is not None:
+            position = request.num_computed_tokens
+            again = request_id in resumed
+            yield Span(name, external_id(request_id), start, start + count, position, again)
         start += count
 
 
@@ -118,9 +152,11 @@ class Step:
             by_name.setdefault(span.name, []).append(span)
         groups = []
         for name, members in by_name.items():
-            accounts = [(self._account(span), span.stop - span.start) for span in members]
-            for account, tokens in accounts:
-                account.tokens += tokens
+            accounts = []
+            for span in members:
+                account = self._account(span)
+                account.ran(span)
+                accounts.append((account, span.count))
             adapter = adapters.get(name) or OpenAdapter(name, failure=NOT_OPEN)
             count = sum(tokens for _, tokens in accounts)
             budget = Budget(count, adapters.pass_s)
@@ -155,6 +191,6 @@ STEP: Final = Step()
 def _rows(members: Sequence[Span]) -> Rows:
     """A slice where the rows are neighbours, which they mostly are; else int64 [n]."""
     start, stop = members[0].start, members[-1].stop
-    if sum(span.stop - span.start for span in members) == stop - start:
+    if sum(span.count for span in members) == stop - start:
         return slice(start, stop)
     return torch.cat([torch.arange(span.start, span.stop) for span in members])
