@@ -84,7 +84,7 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
         if erase_run:
             with progress("erasing the run"):
                 admin.erase_run(services, admin.find_run(services, placement.run_id))
-    facts = {**_row(placement), "digest": said.get("digest"), "extraction": said.get("extraction")}
+    facts = {**_row(placement), "extraction": said.get("extraction")}
     if sites := said.get("sites"):
         facts["rounding"] = _rounding(sites)
     facts["other_copies"] = (
@@ -124,7 +124,7 @@ def show(
     command = None if holder_dir is None else _holder(holder_dir)
     with opened(data_dir, key_file) as services:
         placement = _find(services, path)
-    there = {} if command is None else _at_the_holder(command("show", *_named(placement)))
+    there = {} if command is None else _at_the_holder(placement, command("show", *_named(placement)))
     print_object({**_row(placement), **there}, as_json=as_json)
 
 
@@ -132,16 +132,23 @@ def show(
 def rotate(
     path: AdapterPath,
     holder_dir: HolderDir = None,
+    rotated: Annotated[
+        bool,
+        typer.Option(
+            "--rotated", help="The adapter holder has begun it already: take over its epoch and digest."
+        ),
+    ] = False,
     data_dir: DataDir = None,
     key_file: KeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a new epoch at the adapter holder: new bases, a new budget."""
+    """Begin a new epoch at the adapter holder: new bases, a new budget, another digest."""
+    from tensafe.local.publishing import rotate as turn
+
     command = _holder(holder_dir)
     with opened(data_dir, key_file) as services:
-        placement = _find(services, path)
-    said = command("rotate", *_named(placement))
-    print_object({**_row(placement), "epoch": said["epoch"], "digest": said["digest"]}, as_json=as_json)
+        placement = turn(services, _find(services, path), command, rotated=rotated)
+    print_object(_row(placement), as_json=as_json)
 
 
 @app.command()
@@ -198,10 +205,14 @@ def _holder(holder_dir: Path | None) -> HolderCommand:
     return on_aws() if holder_dir is None else in_directory(holder_dir)
 
 
-def _at_the_holder(said: dict[str, Any]) -> Row:
+def _at_the_holder(placement: Placement, said: dict[str, Any]) -> Row:
     """Where its epoch stands; metered is what the site that was asked most has answered to all together."""
+    from tensafe.local.publishing import OTHER_DIGEST
+
     sites = said["tokens_by_site_and_tenant"].values()
+    differs = placement.digest not in (None, said["digest"])
     return {
+        **({"refused": OTHER_DIGEST} if differs else {}),
         "status": said["status"],
         "epoch": said["epoch"],
         "digest": said["digest"],
@@ -239,5 +250,7 @@ def _row(placement: Placement) -> Row:
         "holder": placement.address,
         "adapter": placement.adapter,
         "version": placement.version,
+        "epoch": placement.epoch,
+        "digest": placement.digest,
         "created": utc(placement.created_ms),
     }

@@ -162,6 +162,7 @@ HE_CODES: Final = {
     "he_budget_spent": "the budget that the adapter's owner set is spent until its next epoch",
     "he_parameters_refused": "the two parties do not agree on the parameters",
     "he_version_mismatch": "the adapter holder has another version of it, or of the protocol",
+    "he_digest_mismatch": "its adapter holder offers other weights than were published, or another epoch",
     "he_timeout": "its adapter holder did not answer in time; try again later",
     "he_garbage": "its adapter holder answered with something that is not an evaluation",
     "he_not_allowed": "its adapter holder does not offer it to this tenant",

@@ -19,6 +19,11 @@ from tensafe.packages.bundle import unpack_files
 from tensafe.services import Services
 from tensafe.wire.paths import CheckpointPath
 
+OTHER_DIGEST: Final = (
+    "the adapter holder has other weights, or another epoch of them, than the service was told of, and "
+    "nothing is sampled from them; if it was rotated there, take that over: "
+    "`tensafe adapters rotate PATH --rotated`"
+)
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
 
 
@@ -84,6 +89,8 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
             version=int(said["version"]),
             holder_tenant=wanted.holder_tenant,
             created_ms=0,
+            epoch=int(said["epoch"]),
+            digest=str(said["digest"]),
         )
     )
     _erase(services, path)
@@ -97,6 +104,29 @@ def revoke(services: Services, placement: Placement) -> None:
     """
     _erase(services, placement.path)
     services.placements.remove(placement)
+
+
+def rotate(
+    services: Services, placement: Placement, holder: Callable[..., dict[str, Any]], *, rotated: bool
+) -> Placement:
+    """Begin the next epoch at the adapter holder, and sample from that alone; `rotated`: it has begun it.
+
+    Again, after a rotation that was cut short between the two, it is refused: then `rotated` takes over what
+    the adapter holder has. Raises Conflict if that is not what was published, ConfigurationError with the
+    adapter holder's sentence.
+    """
+    named = ("--name", placement.adapter, "--version", str(placement.version))
+    said = holder("show", *named)
+    if rotated:
+        if said["status"] != "active":
+            raise Conflict(
+                f"the adapter holder has {said['status']} it; `tensafe adapters revoke` ends it here"
+            )
+    elif placement.digest not in (None, said["digest"]):
+        raise Conflict(OTHER_DIGEST)
+    else:
+        said = holder("rotate", *named)
+    return services.placements.renew(placement, epoch=int(said["epoch"]), digest=str(said["digest"]))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ A placement stands where the checkpoint of `tinker://RUN/sampler_weights/NAME` s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, cast
 
 from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
@@ -24,7 +24,9 @@ class Placement:
     """A private adapter as the service knows it.
 
     `address` is the adapter holder's (`unix:PATH` or `tcp:HOST:PORT`), `adapter` and `version` what it
-    calls these weights, `holder_tenant` for whom it is asked.
+    calls these weights, `holder_tenant` for whom it is asked. `digest` is SHA-256 (hex) of the quantised
+    adapter in its `epoch`, as the adapter holder said when it was published or rotated: nothing else is
+    sampled from. None for what an older release placed, until it is rotated.
     """
 
     run_id: str
@@ -37,6 +39,8 @@ class Placement:
     version: int
     holder_tenant: str
     created_ms: int
+    epoch: int | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         if not self.address.startswith(_KINDS):
@@ -51,8 +55,10 @@ class Placement:
         body = dict(item.body)
         policy, version = ExecutionPolicy(str(body.pop("policy"))), int(cast(int, body.pop("version")))
         created_ms = int(cast(int, body.pop("created_ms")))
+        epoch, digest = cast("int | None", body.pop("epoch", None)), body.pop("digest", None)
         texts = {key: str(value) for key, value in body.items()}
-        return cls(policy=policy, version=version, created_ms=created_ms, **texts)
+        told = {"epoch": epoch, "digest": None if digest is None else str(digest)}
+        return cls(policy=policy, version=version, created_ms=created_ms, **texts, **told)  # type: ignore[arg-type]
 
 
 class Placements:
@@ -100,6 +106,26 @@ class Placements:
                 raise Conflict("another private adapter has this path") from None
             return present
         return self.find(placement.run_id, placement.name)
+
+    def renew(self, placement: Placement, *, epoch: int, digest: str) -> Placement:
+        """It is in another epoch at its adapter holder; again is fine.
+
+        Raises NotFound, Conflict if it was changed meanwhile.
+        """
+        key = layout.placement_item(placement.run_id, placement.name)
+        item = self._items.get(key)
+        present = self.find(placement.run_id, placement.name) if item is None else Placement.from_item(item)
+        changed = Conflict("the private adapter was changed meanwhile; try again")
+        renewed = replace(placement, epoch=epoch, digest=digest)
+        if present == renewed:
+            return present
+        if item is None or present != placement:
+            raise changed
+        try:
+            self._items.write([Put(key, cast("dict[str, JsonValue]", asdict(renewed)), item.version)])
+        except ConditionFailed:
+            raise changed from None
+        return renewed
 
     def remove(self, placement: Placement) -> None:
         """Nobody samples from it any more; absent is fine."""

@@ -141,6 +141,7 @@ class Weights:
             str(placement.version),
             holder,
             placement.policy,
+            digest=placement.digest,
             base_model=placement.base_model,
         )
 

@@ -280,6 +280,8 @@ PLACEMENT: Final = Placement(
     version=1,
     holder_tenant="t",
     created_ms=0,
+    epoch=1,
+    digest="a1",
 )
 
 
@@ -287,6 +289,16 @@ def _placed(world: TableWorld) -> None:
     (found,) = world.services.placements.of_tenant(TENANT)
     assert found == replace(PLACEMENT, created_ms=world.now_ms)
     assert world.services.placements.holds("art-0", "1")
+
+
+def _renew(world: TableWorld, services: Services) -> None:
+    services.placements.renew(replace(PLACEMENT, created_ms=world.now_ms), epoch=2, digest="a2")
+
+
+def _renewed(world: TableWorld) -> None:
+    found = world.services.placements.find(RUN, "w")
+    assert found == replace(PLACEMENT, created_ms=world.now_ms, epoch=2, digest="a2")
+    assert world.services.placements.of_tenant(TENANT) == [found]
 
 
 def _not_placed(world: TableWorld) -> None:
@@ -326,6 +338,7 @@ ACTS: Final = {
     "expire-an-artifact": Act(_kept, _expire, _will_expire),
     "delete-an-artifact": Act(_kept, _delete, _deleted),
     "place": Act(lambda _: None, lambda world, services: services.placements.add(PLACEMENT), _placed),
+    "renew-a-placement": Act(lambda world: world.services.placements.add(PLACEMENT), _renew, _renewed),
     "unplace": Act(
         lambda world: world.services.placements.add(PLACEMENT),
         lambda world, services: services.placements.remove(PLACEMENT),

@@ -103,8 +103,20 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
         "metered": 0,
     }
     assert there == here | counted
-    assert tensafe("rotate", path("mine"), "--holder-dir", str(holder))["epoch"] == 2
+    second = tensafe("rotate", path("mine"), "--holder-dir", str(holder))
+    assert (second["epoch"], tensafe("show", path("mine"))["digest"]) == (2, second["digest"])
+    assert second["digest"] != first["digest"]
     assert "--holder-dir" in tensafe("rotate", path("mine"), code=1)
+
+    # By the adapter holder's own command, as on AWS: it is not sampled before somebody takes that over.
+    third = in_directory(holder)("rotate", "--name", first["adapter"])
+    differs = tensafe("show", path("mine"), "--holder-dir", str(holder))
+    assert (differs["digest"], "--rotated" in differs["refused"]) == (third["digest"], True)
+    assert "--rotated" in tensafe("rotate", path("mine"), "--holder-dir", str(holder), code=1)
+    assert tensafe("show", path("mine")) == second
+    taken = tensafe("rotate", path("mine"), "--rotated", "--holder-dir", str(holder))
+    assert (taken["epoch"], taken["digest"]) == (3, third["digest"])
+    assert "refused" not in tensafe("show", path("mine"), "--holder-dir", str(holder))
 
     assert tensafe("revoke", path("mine"), "--holder-dir", str(holder), "--yes")["erased"] is True
     assert tensafe("list") == []

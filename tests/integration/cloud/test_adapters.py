@@ -164,6 +164,9 @@ def test_an_adapter_from_its_publication_to_its_end(
     with monkeypatch.context() as patch:
         patch.setenv("TENSAFE_HOLDER_PROFILE", TASK)
         assert tensafe("rotate", path)["epoch"] == 2
+        on_aws()("rotate", "--name", "art-s-1")
+    assert "--rotated" in tensafe("rotate", path, fails=True)
+    assert tensafe("rotate", path, "--rotated")["epoch"] == 3
     assert tensafe("revoke", path, "--yes") == {"path": path, "revoked": True, "erased": True}
     assert [one["path"] for one in tensafe("list")] == [path_of(OTHER)]
     key = {"pk": {"S": "private/art-s-1/1"}, "sk": {"S": "key"}}

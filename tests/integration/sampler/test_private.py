@@ -267,7 +267,7 @@ def test_he_01_nothing_is_generated_where_it_cannot_be_evaluated(
     before = one.evaluated()
     for code, adapter in refusals.items():
         assert refused(adapter, ExecutionPolicy.HE_REQUIRED) == code
-    assert refused(PrivateAdapter("B", "1", one.holder(), digest="0" * 64)) == "he_version_mismatch"
+    assert refused(PrivateAdapter("B", "1", one.holder(), digest="0" * 64)) == "he_digest_mismatch"
     assert refused(None, ExecutionPolicy.HE_REQUIRED) == "he_not_offered"
     elsewhere = PrivateAdapter("B", "1", one.holder(), base_model="another/model")
     assert refused(elsewhere) == "he_does_not_fit"

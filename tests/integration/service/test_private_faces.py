@@ -23,6 +23,7 @@ from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, unix_con
 from tensafe_gpu.helora.ports import HeUnavailable
 from tests.integration.service.test_sdk import train
 from tests.support.attestations import check_verified_offline
+from tests.support.helora import peft_files
 from tests.support.holder_process import HolderProcess
 from tests.support.leaks import leaks, text_forms, token_forms
 from tests.support.native import Native, make_key, problem
@@ -283,6 +284,24 @@ def greeted(published: Published) -> str | None:
     return None
 
 
+def imposter(published: Published, folder: Path) -> HolderProcess:
+    """Another store under the same socket, with other weights of the same name, version and base model."""
+    peft = folder / "peft"
+    peft.mkdir()
+    for name, content in peft_files(64, 8, leaves=("o",)).items():
+        (peft / name).write_bytes(content)
+    other = HolderProcess(folder / "imposter")
+    other.kill()
+    told = other.publish(
+        published.said["adapter"], peft, base_model=MODEL_NAME, tenant="sampler", tokens_per_site=600
+    )
+    assert (told["version"], told["digest"] == published.said["digest"]) == (1, False)
+    other.socket = published.holder.socket
+    other.start()
+    assert greeted(published) is None  # to whoever takes what there is
+    return other
+
+
 def refusals(published: Published, chat: openai.OpenAI, code: str) -> None:
     """503 with the code on all that can ask for it, while the base model answers."""
     private = published.sampler(published.path)
@@ -300,9 +319,9 @@ def refusals(published: Published, chat: openai.OpenAI, code: str) -> None:
 
 
 def test_he_01_what_cannot_be_evaluated_is_refused_on_every_face_and_served_again_afterwards(
-    published: Published, chat: openai.OpenAI
+    published: Published, chat: openai.OpenAI, tmp_path: Path
 ) -> None:
-    """Holder absent, of another build, budget spent; a new epoch; and revoked for good."""
+    """Holder absent, of another build, with other weights, budget spent; a new epoch; revoked for good."""
     private = published.sampler(published.path)
     before = sampled(private)
     published.holder.kill()
@@ -312,6 +331,9 @@ def test_he_01_what_cannot_be_evaluated_is_refused_on_every_face_and_served_agai
         assert greeted(published) == code
         refusals(published, chat, code)
         published.holder.kill()
+    other = imposter(published, tmp_path)
+    refusals(published, chat, "he_digest_mismatch")
+    other.kill()
     published.holder.start()
     assert greeted(published) is None
     assert sampled(private) == before

@@ -46,3 +46,16 @@ def test_adding_again_is_the_same_and_another_is_a_conflict(placements: Placemen
         placements.add(replace(ONE, adapter="art-2"))
     with pytest.raises(InvalidRequest):
         replace(ONE, address="/a")
+
+
+def test_another_epoch_is_taken_over_from_what_was_known(placements: Placements) -> None:
+    placements.add(ONE)
+    first = placements.renew(ONE, epoch=1, digest="d1")  # an older release placed it without
+    assert placements.find("s:train:0", "mine") == first == replace(ONE, epoch=1, digest="d1")
+    assert placements.renew(first, epoch=2, digest="d2").digest == "d2"
+    with pytest.raises(Conflict):
+        placements.renew(first, epoch=2, digest="other")
+    assert placements.find("s:train:0", "mine").digest == "d2"
+    placements.remove(ONE)
+    with pytest.raises(NotFound):
+        placements.renew(first, epoch=3, digest="d3")

@@ -48,9 +48,15 @@ Connect = Callable[[Mapping[str, str]], KeyHolder]
 """Reach the adapter holder that a `PrivateAdapter.holder` describes; raises HeUnavailable."""
 
 
+class OtherDigest(Exception):
+    """The adapter holder offers other weights under this name and version than were published."""
+
+    code = "digest_mismatch"
+
+
 def code_of(error: BaseException) -> str:
     """The public code of a failure; whatever a key holder raised that it should not is garbage."""
-    return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit) else GARBAGE)
+    return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit | OtherDigest) else GARBAGE)
 
 
 class Products(NamedTuple):
@@ -273,9 +279,11 @@ class OpenAdapters:
 
     def _admit(self, adapter: OpenAdapter, holder: KeyHolder, wanted: dict[str, str | None]) -> None:
         info = holder.info()
-        found = {"name": info.name, "version": str(info.version), "digest": info.digest}
+        found = {"name": info.name, "version": str(info.version)}
         if any(wanted.get(key) not in (None, value) for key, value in found.items()):
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder has another version")
+        if wanted.get("digest") not in (None, info.digest):
+            raise OtherDigest
         if wanted.get("base_model") not in (None, info.base_model):
             raise DoesNotFit("the adapter was trained on another base model")
         placed = place(info, self._modules)
