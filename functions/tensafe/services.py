@@ -18,6 +18,7 @@ from tensafe.metrics.port import Metrics, NoMetrics
 from tensafe.operations.checkpoints import Checkpoints
 from tensafe.operations.dead_letters import DeadLetters
 from tensafe.operations.doorbell import Doorbell
+from tensafe.operations.kept_weights import Keeping
 from tensafe.operations.leases import Leases
 from tensafe.operations.outcomes import Outcomes
 from tensafe.operations.placements import Placements
@@ -79,6 +80,7 @@ class Services:
     sweeper: Sweeper
     checkpoints: Checkpoints
     placements: Placements
+    keeping: Keeping
     retention: Retention
     api_keys: ApiKeys
     callers: Callers
@@ -158,6 +160,7 @@ def wire(
         sweeper=Sweeper(stores, streams, outcomes, leases, doorbell, workers, clock_ms=clock_ms),
         checkpoints=checkpoints,
         placements=Placements(ports.items, clock_ms=clock_ms),
+        keeping=Keeping(ports.items, artifacts, clock_ms=clock_ms),
         retention=Retention(stores, checkpoints, clock_ms=clock_ms),
         api_keys=api_keys,
         callers=Callers(api_keys, tokens),

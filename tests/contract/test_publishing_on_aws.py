@@ -68,9 +68,10 @@ class Place(World):
         s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
         return key, S3Blobs(s3, bucket, kms_key_id=key)
 
-    def publish(self) -> dict[str, Any]:
+    def publish(self, policy: ExecutionPolicy = ExecutionPolicy.HE_REQUIRED) -> dict[str, Any]:
         """By a process of its own: nothing is remembered."""
-        wanted = Publishing(self._command, "tcp:h:1", "sampler", 1000, ExecutionPolicy.HE_REQUIRED)
+        keep = policy is ExecutionPolicy.HE_PREFERRED
+        wanted = Publishing(self._command, "tcp:h:1", "sampler", 1000, policy, keep)
         return publish(self.open(), self.path, wanted)[1]
 
     def _command(self, name: str, *arguments: str) -> dict[str, Any]:
@@ -95,7 +96,15 @@ class Place(World):
         """What the adapter holder opens."""
         store = AdapterStore(self.holder)
         found = [one for name in store.names() for one in store.versions(name)]
-        return [store.load(one.name, one.version) for one in found]
+        return [store.load(one.name, one.version) for one in found if one.active]
+
+    def kept(self) -> str | None:
+        """The digest of what can be read of the weights that are kept in the clear."""
+        services = self.open()
+        kept = services.keeping.peek(self.run_id, NAME)
+        if kept is None:
+            return None
+        return kept.digest if services.keeping.read(self.stream(self.run_id), kept) else ""
 
     def placed(self) -> tuple[str, int] | None:
         placement = self.open().placements.peek(self.run_id, NAME)
@@ -130,16 +139,18 @@ def check_moved(place: Place, case: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("policy", [ExecutionPolicy.HE_REQUIRED, ExecutionPolicy.HE_PREFERRED])
 @pytest.mark.parametrize("fault", [DOWN, LOST], ids=["before", "once-it-took-effect"])
 def test_a_publication_cut_at_any_request_leaves_the_old_or_the_new_state(
-    place: Callable[[], Any], fault: Fault
+    place: Callable[[], Any], fault: Fault, policy: ExecutionPolicy
 ) -> None:
+    """Under HE_PREFERRED what is kept in the clear comes with the placement, and is what is served."""
     seen = set()
     for number in count(1):
         with place() as (made, wire):
             with wire.outage(number, fault, DOWN):
                 try:
-                    made.publish()
+                    made.publish(policy)
                     cut = False
                 except TensafeError:
                     cut = True
@@ -150,10 +161,15 @@ def test_a_publication_cut_at_any_request_leaves_the_old_or_the_new_state(
             seen.add((here, placed is not None, bool(held)))
             # Sampled from what is placed, else from what is here: there is one of them, and it can be opened.
             assert placed is not None or here, number
+            digest = None
             if placed is not None:
+                digest = held[0].published.digest if policy is ExecutionPolicy.HE_PREFERRED else None
                 assert placed == (held[0].published.name, held[0].published.version), number
-            assert "a trained adapter" in made.publish()["extraction"]
+            assert made.kept() == digest, number
+            assert "a trained adapter" in made.publish(policy)["extraction"]
             check_moved(made, number)
+            if policy is ExecutionPolicy.HE_PREFERRED:
+                assert made.kept() == made.held()[0].published.digest
     assert number > 15
     # Untouched; at the adapter holder and not yet placed; placed and not yet erased.
     assert {(True, False, False), (True, False, True), (True, True, True)} <= seen

@@ -57,7 +57,7 @@ class _Stated(Strict):
     mode: ExecutionMode
     adapter: Short | None = None
     digest: Sha256Hex | None = None
-    """SHA-256 of the quantised adapter; None for what was not evaluated under encryption."""
+    """SHA-256 of the quantised adapter; None for an ordinary one."""
     epoch: Count | None = None
     parameters: Short | None = None
     sites: Count
@@ -87,6 +87,8 @@ class Statement(_Stated):
     """
 
     format: Literal["tensafe/attestation/v2"] = FORMAT
+    fallback: Short | None = None
+    """Why it was computed in the clear though encryption is preferred: the code of the refusal otherwise."""
     prompt_tokens: Count
     """Of all prompts: each continuation has its own, if of the same tokens."""
     cached_tokens: Count
@@ -142,6 +144,7 @@ def state(
         digest=execution.digest,
         epoch=execution.epoch,
         parameters=execution.parameters,
+        fallback=execution.fallback,
         sites=execution.sites,
         prompt_tokens=execution.prompt_tokens,
         cached_tokens=execution.cached_tokens,
@@ -223,6 +226,11 @@ def _require_sense(statement: Statement | StatementV1) -> None:
 
 def _require_counts(statement: Statement, *, he: bool) -> None:
     """The relation of `Statement` between what was asked for and what was evaluated."""
+    preferred = statement.policy is ExecutionPolicy.HE_PREFERRED
+    if statement.fallback is not None and not (
+        preferred and statement.mode is ExecutionMode.PLAINTEXT and statement.digest is not None
+    ):
+        raise AttestationRefused("statement.fallback", "only HE_PREFERRED falls back to weights in the clear")
     if statement.prompt_tokens < statement.sequences:
         raise AttestationRefused("statement.prompt_tokens", "every continuation has a prompt")
     by_site = statement.evaluated_by_site

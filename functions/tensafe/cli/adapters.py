@@ -49,12 +49,20 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
     ],
     holder_dir: HolderDir = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Needed: these weights are erased here.")
+        bool, typer.Option("--private", help="Needed: these weights are moved, and their checkpoint erased.")
     ] = False,
     holder_tenant: Annotated[str, typer.Option(metavar="T", help="For whom it is evaluated.")] = "sampler",
     policy: Annotated[
         ExecutionPolicy, typer.Option(help="The least that an answer may do.")
     ] = DEFAULT_PRIVATE,
+    keep_plaintext: Annotated[
+        bool,
+        typer.Option(
+            "--keep-plaintext",
+            help="For HE_PREFERRED: keep the quantised adapter in the vault of this service too, to answer "
+            "in the clear while the adapter holder cannot.",
+        ),
+    ] = False,
     erase_run: Annotated[
         bool, typer.Option("--erase-run", help="Erase its run too: nothing of it can be trained on.")
     ] = False,
@@ -76,9 +84,15 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
     also = ", and its run with all that was saved of it" if erase_run else ""
     if not private:
         raise InvalidRequest("say --private: the weights are moved, and erased here", field="private")
-    wanted = Publishing(_holder(holder_dir), holder, holder_tenant, tokens_per_site, policy)
+    if keep_plaintext and erase_run:
+        raise InvalidRequest(
+            "--erase-run would erase what --keep-plaintext keeps: choose one", field="erase_run"
+        )
+    terms = (holder_tenant, tokens_per_site, policy, keep_plaintext)
+    wanted = Publishing(_holder(holder_dir), holder, *terms)
+    also += ", and keep it in the vault in the clear" if keep_plaintext else ""
     with opened(data_dir, key_file, doing=None) as services:
-        confirm(f"Move {path} to the adapter holder, and erase it here{also}?", yes)
+        confirm(f"Move {path} to the adapter holder, and erase its checkpoint here{also}?", yes)
         with progress("publishing"):
             placement, said = move(services, path, wanted)
         if erase_run:
@@ -87,11 +101,10 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
     facts = {**_row(placement), "extraction": said.get("extraction")}
     if sites := said.get("sites"):
         facts["rounding"] = _rounding(sites)
-    facts["other_copies"] = (
-        f"none: run {placement.run_id} is erased"
-        if erase_run
-        else f"in what is kept of run {placement.run_id}: tensafe runs erase {placement.run_id}"
-    )
+    copies = f"in what is kept of run {placement.run_id}: tensafe runs erase {placement.run_id}"
+    if keep_plaintext:
+        copies = f"the quantised adapter, for HE_PREFERRED, and more {copies} erases both"
+    facts["other_copies"] = f"none: run {placement.run_id} is erased" if erase_run else copies
     print_object(facts, as_json=as_json)
 
 
@@ -124,8 +137,10 @@ def show(
     command = None if holder_dir is None else _holder(holder_dir)
     with opened(data_dir, key_file) as services:
         placement = _find(services, path)
+        kept = services.keeping.peek(placement.run_id, placement.name)
+    here: Row = {} if kept is None else {"kept_in_the_clear": kept.digest}
     there = {} if command is None else _at_the_holder(placement, command("show", *_named(placement)))
-    print_object({**_row(placement), **there}, as_json=as_json)
+    print_object({**_row(placement), **here, **there}, as_json=as_json)
 
 
 @app.command()

@@ -89,13 +89,15 @@ def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) 
 class Execution:
     """What computed one answer, as counted where the work was done, over all of its continuations.
 
-    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex). Of the prompts'
-    `prompt_tokens`, one prompt for each continuation, `cached_tokens` were taken from the prefix cache. The
-    rest is counted where an adapter holder evaluates, and 0 elsewhere: `tokens`, the rows that forward
-    passes ran for this answer, of which `recomputed_tokens` had run before (a preempted request begins
-    again) and `overrun_tokens` ran behind the last one that the answer needs, before a stop was noticed;
-    and `evaluated_by_site`, the rows that the adapter holder answered at each layer input that the adapter
-    applies to: `tokens` at every one, or the answer is discarded.
+    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex). `fallback` is the code
+    for which an adapter that is preferably evaluated under encryption was applied in the clear.
+
+    Of the prompts' `prompt_tokens`, one prompt for each continuation, `cached_tokens` were taken from the
+    prefix cache. The rest is counted where an adapter holder evaluates, and 0 elsewhere: `tokens`, the rows
+    that forward passes ran for this answer, of which `recomputed_tokens` had run before (a preempted request
+    begins again) and `overrun_tokens` ran behind the last one that the answer needs, before a stop was
+    noticed; and `evaluated_by_site`, the rows that the adapter holder answered at each layer input that the
+    adapter applies to: `tokens` at every one, or the answer is discarded.
     """
 
     mode: ExecutionMode
@@ -103,6 +105,7 @@ class Execution:
     digest: str | None = None
     epoch: int | None = None
     parameters: str | None = None
+    fallback: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0

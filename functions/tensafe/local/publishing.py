@@ -15,8 +15,9 @@ from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.local.admin import find_checkpoint, scrub
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.placements import Placement
-from tensafe.packages.bundle import unpack_files
+from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
+from tensafe.storage.ports import Write
 from tensafe.wire.paths import CheckpointPath
 
 OTHER_DIGEST: Final = (
@@ -29,13 +30,37 @@ _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the 
 
 @dataclass(frozen=True, slots=True)
 class Publishing:
-    """What the publisher decides. `holder` runs a command of the adapter holder on its own store."""
+    """What the publisher decides. `holder` runs a command of the adapter holder on its own store.
+
+    With `keep_plaintext` the quantised adapter stays in the vault, for answers under HE_PREFERRED.
+    """
 
     holder: Callable[..., dict[str, Any]]
     address: str
     holder_tenant: str
     tokens_per_site: int
     policy: ExecutionPolicy
+    keep_plaintext: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy is ExecutionPolicy.PLAINTEXT_ONLY:
+            raise InvalidRequest(
+                "its adapter holder would never be asked: leave it an ordinary one, or choose HE_REQUIRED",
+                field="policy",
+            )
+        preferred = self.policy is ExecutionPolicy.HE_PREFERRED
+        if preferred and not self.keep_plaintext:
+            raise InvalidRequest(
+                "under HE_PREFERRED an answer falls back to weights in the clear, and there would be none: "
+                "say --keep-plaintext to keep them in the vault of this service, or choose HE_REQUIRED",
+                field="policy",
+            )
+        if self.keep_plaintext and not preferred:
+            raise InvalidRequest(
+                "nothing that is kept in the clear is used under HE_REQUIRED: leave out --keep-plaintext, or "
+                "choose HE_PREFERRED",
+                field="keep_plaintext",
+            )
 
 
 def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placement, dict[str, Any]]:
@@ -44,14 +69,9 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
     found there, and not made twice; what it left in memory goes. The run's snapshots and its other
     checkpoints are not touched.
-    Raises NotFound, InvalidRequest for other weights than a sampler's and for PLAINTEXT_ONLY, Conflict if it
-    was begun or done on other terms, ConfigurationError with the adapter holder's sentence.
+    Raises NotFound, InvalidRequest for other weights than a sampler's, Conflict if it was begun or done on
+    other terms, ConfigurationError with the adapter holder's sentence.
     """
-    if wanted.policy is ExecutionPolicy.PLAINTEXT_ONLY:
-        raise InvalidRequest(
-            "nobody could sample it: its weights will be nowhere in the clear; choose HE_REQUIRED",
-            field="policy",
-        )
     parsed = CheckpointPath.parse(path)
     if parsed.kind != CheckpointKind.SAMPLER.value:
         raise InvalidRequest("only sampler weights can be published privately", field="path")
@@ -64,18 +84,27 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     stream = services.streams.find(checkpoint.run_id)
     if stream is None:
         raise InvalidRequest("the run of these weights has been erased", field="path")
-    said = _known(wanted, checkpoint.artifact_id)
+    said, kept = _known(wanted, checkpoint.artifact_id), list[Write]()
+    if said is not None and wanted.keep_plaintext:
+        # What it serves is in the clear only while it is published; nothing is sampled from that version yet.
+        wanted.holder("revoke", "--name", str(said["name"]), "--version", str(said["version"]))
+        said = None
     if said is not None:
         _check_budget(wanted, said)
     else:
         files = unpack_files(services.checkpoints.read(stream, checkpoint))
         with _in_memory(checkpoint.artifact_id, files) as folder:
+            in_clear = folder / "in_clear"
             said = wanted.holder(
                 "publish",
                 *("--name", checkpoint.artifact_id, "--peft", str(folder)),
                 *("--base-model", checkpoint.base_model, "--tenants", wanted.holder_tenant),
                 *("--tokens-per-site", str(wanted.tokens_per_site)),
+                *(("--in-clear", str(in_clear)) if wanted.keep_plaintext else ()),
             )
+            if wanted.keep_plaintext:
+                data = pack_files({name: (in_clear / name).read_bytes() for name in files})
+                kept = services.keeping.writing(stream, parsed.name, str(said["digest"]), data)
     _remove_folder(checkpoint.artifact_id)
     placement = services.placements.add(
         Placement(
@@ -91,17 +120,20 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
             created_ms=0,
             epoch=int(said["epoch"]),
             digest=str(said["digest"]),
-        )
+        ),
+        kept,
     )
     _erase(services, path)
     return placement, said
 
 
 def revoke(services: Services, placement: Placement) -> None:
-    """Nobody samples from it any more, not even from weights that a publication cut short had left here.
+    """Nobody samples from it any more, not even from weights that were kept or left here.
 
-    They are erased first: without the placement their path would be an ordinary adapter's again.
+    Those that a publication cut short had left are erased first: without the placement their path would be an
+    ordinary adapter's again.
     """
+    services.keeping.delete(placement.run_id, placement.name)
     _erase(services, placement.path)
     services.placements.remove(placement)
 

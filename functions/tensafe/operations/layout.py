@@ -7,6 +7,7 @@
       part/<seq>/<try>/<n>      what it has produced so far, for whoever watches; expires
       done/<clone>/<n>          the n-th completion of a sampling session (or clone of it)
       ckpt/<kind>/<name>        a saved artifact
+      kept/<name>               a private adapter's weights in the clear, where they are kept
       loaded/<seq>              what a load brought into the run's weights
       dealt-loss                the one loss of a dealt run
       deal/<seq>                the deal that an operation of a dealt run worked on
@@ -190,6 +191,11 @@ def artifact_item(artifact_id: str) -> Key:
 def placement_item(run_id: str, name: str) -> Key:
     """A private adapter under the path of the weights that it was."""
     return Key(f"private/{run_id}", name)
+
+
+def kept_weights(run_id: str, name: str) -> Key:
+    """The weights of a private adapter that are kept here in the clear."""
+    return stream_item(run_id, f"kept/{name}")
 
 
 def placements_of(tenant: str) -> str:

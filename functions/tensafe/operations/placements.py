@@ -5,7 +5,7 @@ A placement stands where the checkpoint of `tinker://RUN/sampler_weights/NAME` s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final, cast
 
@@ -13,7 +13,7 @@ from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
 from tensafe.operations.streams import now_ms
-from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put
+from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 
 _LISTED: Final = 10_000
 _KINDS: Final = ("unix:", "tcp:")
@@ -91,11 +91,15 @@ class Placements:
         partition, first = layout.placed_versions(adapter), f"{version}/"
         return bool(self._items.query(partition, first=first, last=f"{first}~", limit=1))
 
-    def add(self, placement: Placement) -> Placement:
-        """Again with the same content it does nothing. Raises Conflict if the path has another placement."""
+    def add(self, placement: Placement, also: Sequence[Write] = ()) -> Placement:
+        """Again with the same content it does nothing. Raises Conflict if the path has another placement.
+
+        `also` is written in the same transaction.
+        """
         body = cast("dict[str, JsonValue]", asdict(placement) | {"created_ms": self._clock_ms()})
         try:
-            self._items.write([Put(key, body if i == 0 else {}, 0) for i, key in enumerate(_keys(placement))])
+            keys = enumerate(_keys(placement))
+            self._items.write([*(Put(key, body if i == 0 else {}, 0) for i, key in keys), *also])
         except ConditionFailed:
             present = self.find(placement.run_id, placement.name)
             if (present.adapter, present.version, present.address) != (

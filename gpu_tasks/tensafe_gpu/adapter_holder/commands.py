@@ -26,6 +26,7 @@ from tensafe_gpu.adapter_holder.composition import (
     serving_alone,
 )
 from tensafe_gpu.adapter_holder.extraction import extraction_note
+from tensafe_gpu.adapter_holder.in_clear import write_in_clear
 from tensafe_gpu.adapter_holder.listener import Listener, tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
@@ -80,6 +81,8 @@ def _publish(options: argparse.Namespace) -> None:
         published, adapter = AdapterStore(ports).publish(
             options.name, _files(options.peft), base_model=options.base_model, policy=policy
         )
+    if options.in_clear is not None:
+        write_in_clear(adapter, options.in_clear)
     _print({**_shown(published), "sites": _sites(adapter)})
 
 
@@ -225,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--base-model", required=True)
     publish.add_argument("--tenants", required=True, help="who may use it, comma-separated")
     publish.add_argument("--tokens-per-site", type=int, required=True, help="the budget of an epoch")
+    publish.add_argument("--in-clear", type=Path, help="a new folder for what is served, as a PEFT adapter")
     command("list", _list, "list every version")
     for name, run, text in (
         ("show", _show, "show one version, and what it has answered"),

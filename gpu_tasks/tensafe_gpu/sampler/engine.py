@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable
 from tensafe.contracts.execution import ExecutionMode, ExecutionPolicy, decide, effective
 from tensafe.contracts.sampling import SampleRequest, SampleResult
-from tensafe_gpu.sampler.adapters import BaseShapes, read_base_shapes
+from tensafe_gpu.sampler.adapters import Adapter, BaseShapes, read_base_shapes
 from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, cache_salt, naming, offer_of
@@ -175,12 +175,18 @@ class SamplingEngine:
         if decide(offer, holds, failed=failed) is ExecutionMode.NONE:
             outputs = await self._generate_all(request, salt, None, on_tokens)
             return to_result(request, outputs, in_the_clear(outputs))
-        plain = adapter.plain if isinstance(adapter, PrivateAdapter) else adapter
-        assert plain is not None  # noqa: S101 - or `decide` had raised
+        private = adapter if isinstance(adapter, PrivateAdapter) else None
+        plain = private.plain if private is not None else adapter
+        assert isinstance(plain, Adapter)  # noqa: S101 - or `decide` had raised
         async with self._adapters.lease(plain) as resident:
             lora = lora_request(resident.identity, resident.adapter_id, resident.path)
             outputs = await self._generate_all(request, salt, lora, on_tokens)
-        return to_result(request, outputs, in_the_clear(outputs, plain.identity))
+        if private is None:
+            return to_result(request, outputs, in_the_clear(outputs, plain.identity))
+        _LOG.warning("private adapter applied in the clear", extra={"code": failed})
+        name, digest = f"{private.name}@{private.version}", private.plain_digest
+        execution = in_the_clear(outputs, name, digest=digest, fallback=failed)
+        return to_result(request, outputs, execution)
 
     async def _sample_private(
         self, request: SampleRequest, adapter: PrivateAdapter, salt: str

@@ -130,11 +130,22 @@ def to_result(
     )
 
 
-def in_the_clear(outputs: list[RequestOutput], adapter: str | None = None) -> Execution:
-    """What computed these outputs here: the base model, or the adapter of this identity."""
+def in_the_clear(
+    outputs: list[RequestOutput],
+    adapter: str | None = None,
+    *,
+    digest: str | None = None,
+    fallback: str | None = None,
+) -> Execution:
+    """What computed these outputs here: the base model, or the adapter of this identity.
+
+    `digest` and `fallback` are a private adapter's; see `Execution`.
+    """
     return Execution(
         ExecutionMode.NONE if adapter is None else ExecutionMode.PLAINTEXT,
         adapter,
+        digest,
+        fallback=fallback,
         prompt_tokens=sum(len(output.prompt_token_ids or ()) for output in outputs),
         cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
     )

@@ -8,11 +8,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Protocol
 
 from tensafe.contracts.errors import Gone
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
-from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.kept_weights import PREFIX
 from tensafe.operations.placements import Placement
 from tensafe.operations.records import Failure, StreamRecord
 from tensafe.packages.bundle import unpack_files
@@ -45,11 +48,13 @@ class Resident(Protocol):
 def still_there(services: Services, identity: str) -> bool:
     """Whether the adapter's artifact is registered and its run's key is there; one read or two.
 
-    Of a private adapter: whether a placement names it.
+    Of a private adapter: whether a placement names it; of its weights in the clear, whether they are kept.
     """
     if is_private(identity):
         return services.placements.holds(*held_as(identity))
     run_id, _, artifact_id = identity.rpartition("@")
+    if run_id.startswith(PREFIX):
+        return services.keeping.holds(run_id, artifact_id)
     keys = (layout.artifact_item(artifact_id), layout.stream_item(run_id, "key"))
     return all(services.ports.items.get(key) is not None for key in keys)
 
@@ -112,23 +117,44 @@ class Weights:
         kind = CheckpointKind(path.kind)
         placement = self._services.placements.peek(str(path.run), path.name)
         if placement is not None and placement.tenant == stream.tenant:
-            return self._placed(placement)
+            return self._placed(placement, self._kept(placement))
         checkpoint = self._services.checkpoints.peek(str(path.run), kind, path.name)
         source = self._services.streams.find(str(path.run))
         if checkpoint is None or source is None or checkpoint.tenant != stream.tenant:
             raise Gone(_GONE)
         self._services.checkpoints.used(checkpoint)
+        read = partial(self._services.checkpoints.read, source, checkpoint)
+        # The artifact id is new with every save, so old prefix-cache blocks never match new weights.
+        return self._held(source, checkpoint.run_id, checkpoint.artifact_id, read)
+
+    def _held(self, source: StreamRecord, name: str, version: str, read: Callable[[], bytes]) -> Adapter:
+        """The adapter from memory, if its run's key is still there, else as `read` gives it."""
         with self._lock:
-            cached = self._cache.get(checkpoint.artifact_id)
+            cached = self._cache.get(version)
             if cached is not None:
-                self._cache.move_to_end(checkpoint.artifact_id)
+                self._cache.move_to_end(version)
         if cached is not None and self._services.ports.items.get(source.scope.key_item) is not None:
             return cached
-        adapter = self._read(source, checkpoint)
-        self._keep(checkpoint.artifact_id, adapter)
+        adapter = Adapter(name=name, version=version, files=unpack_files(read()))
+        self._keep(version, adapter)
         return adapter
 
-    def _placed(self, placement: Placement) -> PrivateAdapter:
+    def _kept(self, placement: Placement) -> Adapter | None:
+        """A private adapter's weights in the clear, where they may answer and were not erased."""
+        if placement.policy is not ExecutionPolicy.HE_PREFERRED:
+            return None
+        kept = self._services.keeping.peek(placement.run_id, placement.name)
+        source = self._services.streams.find(placement.run_id)
+        if kept is None or source is None:
+            return None
+        try:
+            return self._held(
+                source, kept.label, kept.digest, partial(self._services.keeping.read, source, kept)
+            )
+        except Gone:  # with the run: what is left of it is at the adapter holder
+            return None
+
+    def _placed(self, placement: Placement, kept: Adapter | None) -> PrivateAdapter:
         holder = {
             **self._private(),
             "address": placement.address,
@@ -142,6 +168,8 @@ class Weights:
             holder,
             placement.policy,
             digest=placement.digest,
+            plain=kept,
+            plain_digest=None if kept is None else kept.version,
             base_model=placement.base_model,
         )
 
@@ -156,11 +184,6 @@ class Weights:
             if not still_there(self._services, adapter.identity):
                 with self._lock:
                     self._cache.pop(adapter.version, None)
-
-    def _read(self, source: StreamRecord, checkpoint: Checkpoint) -> Adapter:
-        files = unpack_files(self._services.checkpoints.read(source, checkpoint))
-        # The artifact id is new with every save, so old prefix-cache blocks never match new weights.
-        return Adapter(name=checkpoint.run_id, version=checkpoint.artifact_id, files=files)
 
     def _keep(self, artifact_id: str, adapter: Adapter) -> None:
         with self._lock:

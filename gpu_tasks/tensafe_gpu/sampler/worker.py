@@ -260,6 +260,8 @@ class SamplerWorker:
         except Exception:
             await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
             raise
+        if result.execution is not None and result.execution.fallback is not None:
+            self._services.metrics.add(Metric.HE_UNAVAILABLE, code=result.execution.fallback)
         self._log_done(operation, began, "completed")
         return True
 

@@ -307,6 +307,33 @@ def _not_placed(world: TableWorld) -> None:
     assert world.services.placements.peek(RUN, "w") is None
 
 
+def _place_and_keep(world: TableWorld, services: Services) -> None:
+    run = the_run(world)
+    services.placements.add(PLACEMENT, services.keeping.writing(run, "w", "a1", b"clear"))
+
+
+def _placed_and_kept(world: TableWorld) -> None:
+    """Both or neither; what an attempt that was lost had sealed goes by itself."""
+    _placed(world)
+    found = world.services.keeping.peek(RUN, "w")
+    assert found is not None
+    assert world.services.keeping.read(the_run(world), found) == b"clear"
+    world.later(2 * DAY_S)
+    world.services.retention.purge()
+    assert world.blob_keys() == {found.ref.blob_key}
+
+
+def _with_kept(world: TableWorld) -> None:
+    world.run()
+    _place_and_keep(world, world.services)
+
+
+def _not_kept(world: TableWorld) -> None:
+    assert world.services.keeping.peek(RUN, "w") is None
+    world.services.retention.purge()
+    assert world.blob_keys() == set()
+
+
 CERTIFICATE: Final = Scope(TENANT, "certificates/front")
 
 
@@ -339,6 +366,8 @@ ACTS: Final = {
     "delete-an-artifact": Act(_kept, _delete, _deleted),
     "place": Act(lambda _: None, lambda world, services: services.placements.add(PLACEMENT), _placed),
     "renew-a-placement": Act(lambda world: world.services.placements.add(PLACEMENT), _renew, _renewed),
+    "place-and-keep": Act(lambda world: world.run(), _place_and_keep, _placed_and_kept),
+    "keep-no-more": Act(_with_kept, lambda world, services: services.keeping.delete(RUN, "w"), _not_kept),
     "unplace": Act(
         lambda world: world.services.placements.add(PLACEMENT),
         lambda world, services: services.placements.remove(PLACEMENT),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,9 +19,11 @@ from tensafe.local.settings import LocalSettings
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.records import OpKind, StreamKind
 from tensafe.operations.submissions import Submission
-from tensafe.packages.bundle import pack_files
+from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
+from tensafe_gpu.adapter_holder.composition import directory_store
 from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
+from tensafe_gpu.adapter_holder.peft_sites import read_peft
 from tests.support.helora import peft_files
 
 pytestmark = pytest.mark.slow
@@ -68,12 +71,11 @@ def tensafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Services)
     return run
 
 
-def publish(tensafe: Tensafe, holder: Path, name: str, *, code: int = 0, **changed: str) -> Any:
+def publish(tensafe: Tensafe, holder: Path, name: str, *more: str, code: int = 0, **changed: str) -> Any:
     given = {"holder": AT, "tokens_per_site": "100", "policy": "HE_REQUIRED"} | changed
     options = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
-    return tensafe(
-        "publish", path(name), "--private", "--yes", "--holder-dir", str(holder), *options, code=code
-    )
+    where = ("--holder-dir", str(holder))
+    return tensafe("publish", path(name), "--private", "--yes", *where, *options, *more, code=code)
 
 
 def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp_path: Path) -> None:
@@ -90,7 +92,8 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
     assert rounding.endswith("of 1 sites")
     assert publish(tensafe, holder, "mine") == first  # again is fine
     assert "budget of 100" in publish(tensafe, holder, "mine", code=1, tokens_per_site="200")
-    assert "published already: HE_REQUIRED" in publish(tensafe, holder, "mine", code=1, policy="HE_PREFERRED")
+    other = publish(tensafe, holder, "mine", "--keep-plaintext", code=1, policy="HE_PREFERRED")
+    assert "published already: HE_REQUIRED" in other
     assert [one["path"] for one in tensafe("list")] == [path("mine")]
 
     here = tensafe("show", path("mine"))
@@ -123,6 +126,38 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
     for command in ("show", "rotate", "revoke"):
         more = () if command == "show" else ("--holder-dir", str(holder))
         assert "tensafe adapters list" in tensafe(command, path("mine"), *more, code=3)
+
+
+def test_he_preferred_needs_weights_in_the_clear_and_keeps_those_that_are_served(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    holder, run = tmp_path / "holder", services.streams.find(RUN)
+    initialise_holder(holder)
+    preferred = {"policy": "HE_PREFERRED"}
+    assert run is not None
+    assert "--keep-plaintext" in publish(tensafe, holder, "mine", code=2, **preferred)
+    assert "choose HE_PREFERRED" in publish(tensafe, holder, "mine", "--keep-plaintext", code=2)
+    both = ("--keep-plaintext", "--erase-run")
+    assert "choose one" in publish(tensafe, holder, "mine", *both, code=2, **preferred)
+    assert tensafe("list") == []
+
+    first = publish(tensafe, holder, "mine", "--keep-plaintext", **preferred)
+    assert first["other_copies"].startswith("the quantised adapter, for HE_PREFERRED")
+    assert tensafe("show", path("mine"))["kept_in_the_clear"] == first["digest"]
+    kept = services.keeping.peek(RUN, "mine")
+    assert kept is not None
+    (clear,) = read_peft(unpack_files(services.keeping.read(run, kept)))
+    (source,) = read_peft(peft_files(64, 8, leaves=("o",)))
+    served = directory_store(holder).load(first["adapter"]).adapter.sites[clear.site]
+    (module,) = clear.modules
+    np.testing.assert_array_equal(module.a * 2**9, served.a)  # the very integers
+    np.testing.assert_array_equal(module.b * 2.0**-9, served.b[module.name])
+    exact = source.modules[0].scaling * source.modules[0].b @ source.modules[0].a
+    np.testing.assert_allclose(module.scaling * module.b @ module.a, exact, atol=0.02 * np.abs(exact).max())
+    again = publish(tensafe, holder, "mine", "--keep-plaintext", **preferred)
+    assert again == {name: value for name, value in first.items() if name != "rounding"}
+    tensafe("revoke", path("mine"), "--holder-dir", str(holder), "--yes")
+    assert services.keeping.peek(RUN, "mine") is None
 
 
 def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(

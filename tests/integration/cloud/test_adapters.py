@@ -36,7 +36,7 @@ from tests.support.wire_calls import KeyUse, WireCalls, recording_moto
 
 pytestmark = pytest.mark.slow
 
-RUN, OTHER = "s-1:train:0", "s-2:train:0"
+RUN, OTHER, PREFERRED = "s-1:train:0", "s-2:train:0", "s-3:train:0"
 SERVICE, HOLDER, TASK = "PublisherRole", "HolderPublisherRole", "AdapterHolderRole"
 NOT_CALLED = {
     ("s3:ListBucket", "BlobBucket"): "without it S3 answers 403 for what is not there",
@@ -79,7 +79,7 @@ def place() -> Iterator[Place]:
         stack = make_stack(wire.endpoint)
         with stack.services() as services:
             services.api_keys.create("acme", ["train"])
-            for run in (RUN, OTHER):
+            for run in (RUN, OTHER, PREFERRED):
                 save(services, run)
             yield Place(stack, make_holder(stack), services, wire)
 
@@ -151,6 +151,10 @@ def test_an_adapter_from_its_publication_to_its_end(
     assert services.placements.find(RUN, "mine").address.startswith("tcp:adapter-holder.")
     assert [one["path"] for one in tensafe("list")] == [path]
     assert tensafe("show", path)["policy"] == "HE_REQUIRED"
+    preferred = ("--policy", "HE_PREFERRED", "--keep-plaintext")
+    kept = tensafe(*publish(path_of(PREFERRED), *preferred))["digest"]
+    assert tensafe("show", path_of(PREFERRED))["kept_in_the_clear"] == kept
+    tensafe("revoke", path_of(PREFERRED), "--yes")
     tensafe(*publish(path_of(OTHER), "--erase-run"))
     assert services.ports.items.get(stream_scope("acme", OTHER).key_item) is None
     files = Authority(tmp_path).issue("sampler")

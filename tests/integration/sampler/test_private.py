@@ -297,10 +297,13 @@ def test_he_preferred_answers_in_the_clear_and_says_so(
         {"socket": str(tmp_path / "none")},
         policy=ExecutionPolicy.HE_PREFERRED,
         plain=plain,
+        plain_digest="ab" * 32,
     )
     result = harness.run(harness.engine.sample(greedy((9, 8, 7)), adapter))
     assert result.execution is not None
     assert result.execution.mode is ExecutionMode.PLAINTEXT
+    assert (result.execution.adapter, result.execution.digest) == ("Q@1", "ab" * 32)
+    assert result.execution.fallback == "he_adapter_holder_absent"
     assert tokens_of(result) == reference.greedy((9, 8, 7), folder, NEW)
     with pytest.raises(HeRefused, match="adapter holder"):
         harness.run(harness.engine.sample(greedy((9, 8, 7)), adapter, policy=ExecutionPolicy.HE_REQUIRED))

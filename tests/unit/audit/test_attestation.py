@@ -184,6 +184,23 @@ def test_without_encryption_no_rows_are_claimed() -> None:
             stated(replace(RESULT, execution=replace(plain, **change)), ExecutionPolicy.HE_PREFERRED)
 
 
+def test_a_fallback_is_stated_with_what_it_fell_back_to() -> None:
+    fallen = Execution(
+        ExecutionMode.PLAINTEXT, "A@3", "ab" * 32, fallback="he_timeout", prompt_tokens=10, cached_tokens=3
+    )
+    statement, _ = stated(replace(RESULT, execution=fallen), ExecutionPolicy.HE_PREFERRED)
+    assert (statement.fallback, statement.digest) == ("he_timeout", "ab" * 32)
+    for policy, changed in (
+        (ExecutionPolicy.PLAINTEXT_ONLY, fallen),
+        (ExecutionPolicy.HE_REQUIRED, fallen),
+        (ExecutionPolicy.HE_PREFERRED, replace(fallen, digest=None)),
+        (ExecutionPolicy.HE_PREFERRED, replace(fallen, mode=ExecutionMode.NONE)),
+        (ExecutionPolicy.HE_PREFERRED, replace(EXECUTION, fallback="he_timeout")),
+    ):
+        with pytest.raises(AttestationRefused):
+            stated(replace(RESULT, execution=changed), policy)
+
+
 def first_version(signer: Signer, **change: Any) -> bytes:
     """As the release before signed them."""
     now = stated()[0].model_dump(mode="json") | {"tokens": 11, "evaluated": 44} | change

@@ -66,11 +66,14 @@ def test_a_planted_crossing_is_seen(name: str) -> None:
 
 APART: dict[str, Callable[[Template], object]] = {
     "a publisher that reads objects without their key": lambda core: key_statement(
-        core, "DataKey", "ReadObjectsToPublishThroughS3"
-    )["Action"].clear(),
-    "a publisher that may use the key for objects that it writes": lambda core: key_statement(
-        core, "DataKey", "ReadObjectsToPublishThroughS3"
-    )["Action"].append("kms:GenerateDataKey"),
+        core, "DataKey", "ObjectsToPublishThroughS3"
+    )["Action"].remove("kms:Decrypt"),
+    "a publisher that writes objects without their key": lambda core: key_statement(
+        core, "DataKey", "ObjectsToPublishThroughS3"
+    )["Action"].remove("kms:GenerateDataKey"),
+    "a publisher that may use the key for objects and writes none": lambda core: policy_statement(
+        core, "PublisherPolicy", 1
+    )["Action"].remove("s3:PutObject"),
     "a role that writes objects and may not": lambda core: policy_statement(core, "HolderPublisherPolicy", 1)[
         "Action"
     ].append("s3:GetObject"),

@@ -8,10 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from tensafe.contracts.errors import Gone
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations.checkpoints import UNUSED_S, CheckpointKind
+from tensafe.operations.placements import Placement
 from tensafe.operations.records import StreamKind, StreamRecord
 from tensafe.packages.bundle import pack_files
+from tensafe.storage.ports import JsonValue
 from tensafe_gpu.sampler import weights
+from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.weights import CHECK_S, Weights
 from tests.unit.operations.world import BASE, World
 
@@ -90,6 +94,70 @@ def test_decrypted_weights_that_have_gone_leave_memory_in_time(
     memory.later(1)
     reader.forget_stale()
     assert [adapter.name for adapter in reader._cache.values()] == [other.stream_id]
+
+
+def preferred(world: World, run: StreamRecord, policy: ExecutionPolicy) -> StreamRecord:
+    """A session of a private adapter whose weights are kept in the clear too."""
+    kept = world.services.keeping.writing(run, "mine", "ab" * 32, pack_files(FILES))
+    placement = Placement(
+        run.stream_id, "mine", run.tenant, BASE, policy, "unix:/h", "art-1", 1, "sampler", 0, 1, "cd" * 32
+    )
+    world.services.placements.add(placement, kept)
+    spec: dict[str, JsonValue] = {"model_path": placement.path}
+    record, writes = world.services.streams.creation(
+        f"{run.stream_id}:sample:9", run.tenant, StreamKind.SAMPLER, BASE, spec=spec
+    )
+    world.items.write(writes)
+    return record
+
+
+def test_weights_in_the_clear_are_for_he_preferred_alone_and_go_with_what_they_are_kept_for(
+    memory: World,
+) -> None:
+    run, other = memory.run(), memory.run("s-1:train:1")
+    reader = Weights(memory.services, clock=memory.clock_s)
+    required = reader.of(preferred(memory, other, ExecutionPolicy.HE_REQUIRED))
+    memory.services.streams.erase(other.stream_id, other.tenant)
+    asked = preferred(memory, run, ExecutionPolicy.HE_PREFERRED)
+    found = reader.of(asked)
+    assert isinstance(required, PrivateAdapter)
+    assert isinstance(found, PrivateAdapter)
+    assert (required.plain, required.digest) == (None, "cd" * 32)
+    assert found.plain is not None
+    assert (found.plain.files, found.plain_digest, found.digest) == (FILES, "ab" * 32, "cd" * 32)
+    assert reader.of(asked) == found
+    assert weights.still_there(memory.services, found.plain.identity)
+    blobs = memory.blob_keys()
+    assert len(blobs) == 1
+    memory.later(CHECK_S)
+    reader.forget_stale()
+    assert len(reader._cache) == 1
+    memory.services.keeping.delete(run.stream_id, "mine")
+    memory.services.keeping.delete(run.stream_id, "mine")
+    assert memory.blob_keys() == set()
+    assert not weights.still_there(memory.services, found.plain.identity)
+    again = reader.of(asked)
+    assert isinstance(again, PrivateAdapter)
+    assert again.plain is None
+    memory.later(CHECK_S)
+    reader.forget_stale()
+    assert len(reader._cache) == 0
+
+
+def test_an_erased_run_takes_weights_in_the_clear_along(memory: World) -> None:
+    run = memory.run()
+    reader = Weights(memory.services, clock=memory.clock_s)
+    asked = preferred(memory, run, ExecutionPolicy.HE_PREFERRED)
+    found = reader.of(asked)
+    assert isinstance(found, PrivateAdapter)
+    assert found.plain is not None
+    _erase(memory, run)
+    memory.services.retention.purge()
+    assert memory.blob_keys() == set()
+    again = reader.of(asked)
+    assert isinstance(again, PrivateAdapter)
+    assert again.plain is None
+    assert not weights.still_there(memory.services, found.plain.identity)
 
 
 def test_the_engine_forgets_them_too(memory: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ class PrivateAdapter:
     `holder` says how it is reached and is passed to the key holder as it is: addresses, names and paths,
     no secrets. `digest` (SHA-256 hex of the quantised adapter) is compared with what the holder says it
     has; None takes what it has. `plain` are its weights in the clear, where the owner left them here, for
-    HE_PREFERRED. `base_model` is the one that it must have been trained on; None takes any of its shapes.
+    HE_PREFERRED, and `plain_digest` is that of the quantised adapter which they are. `base_model` is the one
+    that it must have been trained on; None takes any of its shapes.
     """
 
     name: str
@@ -31,6 +32,7 @@ class PrivateAdapter:
     policy: ExecutionPolicy = DEFAULT_PRIVATE
     digest: str | None = None
     plain: Adapter | None = None
+    plain_digest: str | None = None
     base_model: str | None = None
 
     @property
