@@ -94,6 +94,8 @@ class EvaluatorKeyHolder:
         for name, x in sites:
             bound = self._info.site(name).x_bound
             scale = np.abs(x.astype(np.float64)).max(axis=1, keepdims=True) / bound
+            if not np.isfinite(scale).all():
+                raise HeUnavailable("activations_not_finite", "an activation is not finite")
             safe = np.where(scale == 0, 1, scale)
             asked.append((name, np.rint(x / safe).astype(np.int64)))
             scales.append(scale)
@@ -185,11 +187,11 @@ def _swell(real: KeyHolder) -> None:
 def _drop(layer: str | None) -> None:
     from tensafe_gpu.sampler.private import injection
 
-    kept = _ADDING.setdefault("add_deltas", injection.add_deltas)
-    injection.add_deltas = lambda name, y, x: None if name == layer else kept(name, y, x)
+    kept = _ASKING.setdefault("ask_for", injection.ask_for)
+    injection.ask_for = lambda name, x: () if name == layer else kept(name, x)
 
 
-_ADDING: dict[str, Callable[..., None]] = {}
+_ASKING: dict[str, Callable[..., object]] = {}
 
 
 def _leave_out(position: str | None) -> None:

@@ -136,7 +136,7 @@ class Session:
         """Its id, the key of its shares, what it has so far."""
         self._share_keys: dict[bytes, bytes] = {}
         """By salt."""
-        self._ahead, self._used = RowsAhead(), list[Rows]()
+        self._ahead = RowsAhead()
 
     @property
     def offer(self) -> Offer:
@@ -167,8 +167,7 @@ class Session:
 
     def prepare_next(self) -> None:
         """Called when an answer has left: draw what the next one will hold back."""
-        self._ahead.draw(self._used)
-        self._used.clear()
+        self._ahead.draw()
 
     def close(self) -> None:
         """Give its place back and forget what it has."""
@@ -229,7 +228,7 @@ class Session:
             columns = self._opened.columns(site)
             rows = Rows(self._share_key(site, one.block_id, salt), one.first, one.count, columns.shape[1])
             parts.append(answered(columns, z, self._ahead.taken(rows)))
-            self._used.append(rows)
+            self._ahead.note([rows])
         self._service.counters["tokens"] += sum(one.count for one in ranges)
         return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
 

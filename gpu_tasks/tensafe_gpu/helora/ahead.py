@@ -39,24 +39,38 @@ class RowsAhead:
 
     def __init__(self) -> None:
         self._drawn: dict[bytes, _Drawn] = {}
+        self._noted: dict[bytes, Rows] = {}
 
     def taken(self, wanted: Rows) -> Uint32Array:
-        """uint32 [tokens, width], as `ring_rows` has them."""
+        """uint32 [tokens, width], as `ring_rows` has them.
+
+        What was noted and not drawn is drawn for all tables at once: between the layers of a model each takes
+        several times as long, since those leave nothing of this code in the core's caches.
+        """
+        if wanted.key in self._noted:
+            self.draw()
         drawn = self._drawn.pop(wanted.key, None)
         if drawn is None or drawn.first != wanted.first or len(drawn.rows) < wanted.tokens:
             return ring_rows(*wanted)
         return drawn.rows[: wanted.tokens]
 
-    def draw(self, used: Sequence[Rows]) -> None:
-        """Draw what follows the rows that were just used."""
+    def note(self, used: Sequence[Rows]) -> None:
+        """These rows were used: what follows them is to be drawn."""
+        for rows in used:
+            self._noted[rows.key] = rows
+
+    def draw(self) -> None:
+        """Draw what follows the rows that were noted."""
         if len(self._drawn) > _MOST_TABLES:
             self._drawn.clear()
-        for key, begin, taken, width in used:
+        for key, begin, taken, width in self._noted.values():
             first = begin + taken
             count = min(taken, N - first, MOST_WORDS // width)
             if count > 0:
                 self._drawn[key] = _Drawn(first, ring_rows(key, first, count, width))
+        self._noted.clear()
 
     def forget(self) -> None:
         """Drop them all."""
         self._drawn.clear()
+        self._noted.clear()

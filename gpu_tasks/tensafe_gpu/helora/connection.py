@@ -148,7 +148,7 @@ class Connection:
         """Send a request as far as that goes without waiting; `ended` has to follow before anything else."""
         self._request = (self._request + 1) & 0xFFFFFFFF
         exchange = Exchange(self._sock, kind, self._request, parts, TO_KEY_HOLDER, timeout_s, limit_s)
-        exchange.advance()
+        exchange.advance(send_only=True)
         return exchange
 
     def ended(self, exchange: Exchange, answer: Kind) -> memoryview:

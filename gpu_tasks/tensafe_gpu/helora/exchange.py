@@ -25,7 +25,7 @@ class Exchange:
     """A request and its answer. Not for several threads at once.
 
     The sending, the answer's beginning and the rest of it have `timeout_s` each, whatever the others do, and
-    all of it together has `limit_s`.
+    all of it together has `limit_s`. Both count from here, or from `waited_for`.
     """
 
     def __init__(
@@ -51,15 +51,26 @@ class Exchange:
         self._until = self._began + limit_s
         self._deadline = min(self._began + timeout_s, self._until)
         self.took_s = 0.0
-        """Seconds from here to the end of the answer, once that is there."""
+        """Seconds from here, or from `waited_for`, to the end of the answer, once that is there."""
         if sock.gettimeout() != 0:
             sock.setblocking(False)
 
-    def advance(self) -> bool:
-        """Send and receive what can be without waiting; whether it has ended, well or not."""
+    def waited_for(self) -> None:
+        """From now on its thread stands still for it; what that did meanwhile is not the peer's time."""
+        if not self._ended:
+            later = time.monotonic() - self._began
+            self._began += later
+            self._until += later
+            self._deadline = min(self._began + self._timeout_s, self._until)
+
+    def advance(self, *, send_only: bool = False) -> bool:
+        """Send and receive what can be without waiting; whether it has ended, well or not.
+
+        With `send_only` the answer is not looked for once all is sent: it cannot be there yet.
+        """
         try:
             for _ in range(_STEPS):
-                if self._ended:
+                if self._ended or (send_only and not self._out):
                     break
                 self._step()
         except BlockingIOError:

@@ -125,6 +125,7 @@ class RemoteKeyHolder:
                 _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
             ]
             exchange = connection.begin(Kind.PRODUCTS, pack_products(parts), self._timeouts.online_s, limit_s)
+            self._ahead.note(used)
         except BaseException:
             self._online_lock.release()
             raise
@@ -136,7 +137,7 @@ class RemoteKeyHolder:
                 self._online_lock.release()
 
         rows = [self._shapes[site][1].rank_rows for site, _ in sites]
-        return Round(exchange, lambda: self._ahead.draw(used), payload, rows, slices, quantised)
+        return Round(exchange, self._ahead.draw, payload, rows, slices, quantised)
 
     def direct_products(
         self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf

@@ -129,7 +129,7 @@ class Asked(Protocol):
     """Products on their way, so that those of several adapters are waited for at once (`exchange.gather`)."""
 
     def meanwhile(self) -> None:
-        """Do what is worth the time until the answer is there."""
+        """Called when the wait begins: do what is worth the time until the answer is there."""
         ...
 
     def advance(self) -> bool:
@@ -142,7 +142,7 @@ class Asked(Protocol):
 
     @property
     def took_s(self) -> float:
-        """Seconds from the sending to the end of the answer, once that is there."""
+        """Seconds that were waited for the end of the answer, once that is there."""
         ...
 
     def answers(self) -> Sequence[Float32Array]:
@@ -168,7 +168,7 @@ class KeyHolder(Protocol):
     def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
         """As `products`, without waiting for the answer; until it is taken nobody else is answered.
 
-        The answer is given up after `limit_s`, however it comes along. Raises HeUnavailable.
+        It is given up when it was waited for `limit_s`, however it comes along. Raises HeUnavailable.
         """
         ...
 

@@ -22,21 +22,28 @@ class Round:
     def __init__(
         self,
         exchange: Exchange,
-        meanwhile: Callable[[], None],
+        draw: Callable[[], None],
         payload: Callable[[], memoryview],
         rows: Sequence[int],
         slices: Sequence[Sequence[Slice]],
         quantised: Sequence[tuple[object, Float64Array]],
     ) -> None:
-        """`payload` takes the answer and lets the connection go; the rest is R, masks and scales by site."""
-        self.advance, self.waits_for, self.meanwhile = exchange.advance, exchange.waits_for, meanwhile
-        self._exchange = exchange
+        """`draw` draws masks that were noted; `payload` takes the answer and lets the connection go; the rest
+        is R, masks and scales by site.
+        """
+        self.advance, self.waits_for = exchange.advance, exchange.waits_for
+        self._exchange, self._draw = exchange, draw
         self._payload, self._rows, self._slices = payload, rows, slices
         self._scales = [scales for _, scales in quantised]
 
     @property
     def took_s(self) -> float:
         return self._exchange.took_s
+
+    def meanwhile(self) -> None:
+        self._exchange.waited_for()
+        if not self._exchange.advance():  # else they are drawn when they are needed: nobody waits for it here
+            self._draw()
 
     def answers(self) -> Sequence[Float32Array]:
         payload = self._payload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -270,6 +271,18 @@ def test_a_round_keeps_its_connection_until_it_is_answered(holder: Holder, burn_
     assert np.array_equal(asked.answers()[0], plain.products([(OUT, tokens(2))])[0])
     thread.join(5)
     assert np.array_equal(other[0][0], plain.products([(OUT, tokens(1))])[0])
+    private.close()
+
+
+def test_what_passes_before_a_round_is_waited_for_is_not_charged(holder: Holder, burn_log: BurnLog) -> None:
+    plain = publish(holder)
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    asked = private.ask([(OUT, tokens(2))], limit_s=0.3)
+    time.sleep(0.4)  # as a layer of a large model may take
+    gather([asked])
+    assert np.array_equal(asked.answers()[0], plain.products([(OUT, tokens(2))])[0])
+    assert asked.took_s < 0.3
     private.close()
 
 

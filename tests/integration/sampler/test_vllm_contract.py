@@ -7,7 +7,9 @@ import importlib.metadata
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -309,6 +311,81 @@ def test_he_01_a_compiler_cannot_leave_the_operator_out(monkeypatch: pytest.Monk
     assert any("add_deltas" in name for name in compiled(injection._injected(plain, compiled=True)))
     # The eager path has such a condition: compiled, it is the bug that the count of sites catches.
     assert not any("add_deltas" in name for name in compiled(injection._injected(plain, compiled=False)))
+
+
+def test_a_layer_is_computed_while_what_was_asked_for_it_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from types import SimpleNamespace
+
+    from tensafe_gpu.sampler.private import injection
+
+    done: list[str] = []
+
+    def asking(layer: str, x: torch.Tensor) -> str:
+        done.append(f"ask for {layer}")
+        return f"what {layer} waits for"
+
+    def computing(layer: torch.nn.Linear, x: torch.Tensor, _bias: object) -> torch.Tensor:
+        done.append("compute")
+        return torch.nn.functional.linear(x, layer.weight)
+
+    monkeypatch.setattr(injection, "ask_for", asking)
+    monkeypatch.setattr(injection, "add_answers", lambda waiting, y: done.append(f"add {waiting}"))
+    layer = torch.nn.Linear(4, 4, bias=False)
+    layer.prefix = "a.layer"  # type: ignore[assignment]
+    method = injection._injected(SimpleNamespace(apply=computing), compiled=False)
+    method.apply(layer, torch.ones(1, 4))
+    assert done == ["compute"]  # nothing private in this pass
+    done.clear()
+    monkeypatch.setattr(injection.STEP, "groups", (object(),))
+    method.apply(layer, torch.ones(1, 4))
+    assert done == ["ask for a.layer", "compute", "add what a.layer waits for"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_no_numbers_are_asked_as_zeros_and_end_their_request_alone(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    from types import SimpleNamespace
+
+    from tensafe_gpu.helora.ports import NOT_FINITE, HeUnavailable
+    from tensafe_gpu.sampler.private import injection
+    from tensafe_gpu.sampler.private.placing import Placed, Target
+    from tensafe_gpu.sampler.private.step import Account, Group
+
+    class Adapter:
+        """Its products are the first two inputs; B' adds the second to the third output."""
+
+        failure = None
+
+        def __init__(self) -> None:
+            self.placed = {"a.layer": Placed("a", 2, (Target("a.q", 2, 3, slice(1, 2)),))}
+            self.b = {"a.q": torch.ones(1, 1)}
+
+        def ask(self, _placed: Placed, x: np.ndarray, _budget: object) -> object:
+            if not np.isfinite(x).all():
+                raise HeUnavailable(NOT_FINITE, "")
+            return SimpleNamespace(asked=None, x=x)
+
+        def answered(self, _placed: Placed, pending: Any, _budget: object) -> np.ndarray:
+            return np.ascontiguousarray(pending.x[:, :2])
+
+        def fail(self, error: BaseException) -> str:
+            raise error
+
+    x = torch.arange(20, dtype=dtype).reshape(5, 4)
+    x[2, 3] = float("nan")
+    for rows in (slice(1, 4), torch.tensor([1, 2, 3])):
+        accounts = [(Account(), 1) for _ in range(3)]
+        group = Group(Adapter(), rows, 3, accounts, None)  # type: ignore[arg-type]
+        monkeypatch.setattr(injection.STEP, "groups", (group,))
+        y = torch.ones(5, 3, dtype=dtype)
+        injection.add_answers(injection.ask_for("a.layer", x), y)
+        assert [account.failure for account, _ in accounts] == [None, f"he_{NOT_FINITE}", None]
+        assert y[:, 2].tolist() == [1, 6, 1, 14, 1]
+        assert y[:, :2].tolist() == [[1, 1]] * 5
+        assert [account.evaluated["a"] for account, _ in accounts] == [1, 1, 1]
 
 
 def test_vllm_01_projections_are_found_by_their_unfused_names() -> None:

@@ -29,41 +29,62 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int, int]]:
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 1), (16, 16, 16), (1, 16, 4, 4, 16), (5, 700, 5)])
-def test_what_was_drawn_ahead_is_what_would_be_drawn(counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("drawn_between", [True, False])
+def test_what_was_drawn_ahead_is_what_would_be_drawn(counts: tuple[int, ...], drawn_between: bool) -> None:
     ahead, first = RowsAhead(), 0
     for count in counts:
         rows = Rows(KEY, first, count, WIDTH)
         assert (ahead.taken(rows) == ring_rows(*rows)).all()
-        ahead.draw([rows])
+        ahead.note([rows])
+        if drawn_between:
+            ahead.draw()
         first += count
 
 
 def test_a_steady_stream_draws_nothing_when_it_is_asked(drawn: list[tuple[bytes, int, int, int]]) -> None:
     ahead = RowsAhead()
-    ahead.draw([Rows(KEY, 0, 4, WIDTH)])
+    ahead.note([Rows(KEY, 0, 4, WIDTH)])
+    ahead.draw()
     drawn.clear()
     ahead.taken(Rows(KEY, 4, 4, WIDTH))
     assert drawn == []
 
 
+def test_what_was_noted_is_drawn_for_all_tables_when_one_of_them_is_asked(
+    drawn: list[tuple[bytes, int, int, int]],
+) -> None:
+    ahead = RowsAhead()
+    ahead.note([Rows(KEY, 0, 4, WIDTH)])
+    ahead.note([Rows(OTHER, 8, 2, WIDTH)])
+    assert drawn == []
+    ahead.taken(Rows(OTHER, 10, 2, WIDTH))
+    assert drawn == [(KEY, 4, 4, WIDTH), (OTHER, 10, 2, WIDTH)]
+    ahead.taken(Rows(KEY, 4, 4, WIDTH))
+    assert len(drawn) == 2
+
+
 @pytest.mark.parametrize("wanted", [Rows(OTHER, 4, 4, WIDTH), Rows(KEY, 8, 4, WIDTH), Rows(KEY, 4, 5, WIDTH)])
 def test_other_rows_are_drawn_for_themselves(wanted: Rows) -> None:
     ahead = RowsAhead()
-    ahead.draw([Rows(KEY, 0, 4, WIDTH)])
+    ahead.note([Rows(KEY, 0, 4, WIDTH)])
+    ahead.draw()
     assert (ahead.taken(wanted) == ring_rows(*wanted)).all()
 
 
 def test_nothing_is_drawn_beyond_a_table_or_the_limit(drawn: list[tuple[bytes, int, int, int]]) -> None:
     ahead = RowsAhead()
-    ahead.draw([Rows(KEY, N - 4, 4, WIDTH)])
+    ahead.note([Rows(KEY, N - 4, 4, WIDTH)])
+    ahead.draw()
     assert drawn == []
-    ahead.draw([Rows(KEY, N - 6, 4, WIDTH), Rows(OTHER, 0, 2000, WIDTH)])
+    ahead.note([Rows(KEY, N - 6, 4, WIDTH), Rows(OTHER, 0, 2000, WIDTH)])
+    ahead.draw()
     assert drawn == [(KEY, N - 2, 2, WIDTH), (OTHER, 2000, MOST_WORDS // WIDTH, WIDTH)]
 
 
 def test_what_is_forgotten_is_drawn_again(drawn: list[tuple[bytes, int, int, int]]) -> None:
     ahead = RowsAhead()
-    ahead.draw([Rows(KEY, 0, 4, WIDTH)])
+    ahead.note([Rows(KEY, 0, 4, WIDTH)])
+    ahead.draw()
     ahead.forget()
     drawn.clear()
     ahead.taken(Rows(KEY, 4, 4, WIDTH))

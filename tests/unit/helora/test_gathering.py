@@ -38,6 +38,7 @@ class Of(Exchange):
 
     def meanwhile(self) -> None:
         self.drawn += 1
+        self.waited_for()
 
     def answers(self) -> Sequence[object]:
         return [self.frame()]
@@ -164,6 +165,22 @@ def test_all_of_an_exchange_together_has_a_limit_too(asked: Callable[..., Of]) -
     good = asked(answering(b"ok", lambda: time.sleep(0.1)))
     gather([good])
     assert 0.1 <= good.took_s < TIME_S
+
+
+def test_what_its_thread_did_before_it_waits_is_not_the_peers_time(asked: Callable[..., Of]) -> None:
+    """A layer is computed in between, which may take longer than an answer is waited for."""
+    said = threading.Event()
+    good = asked(answering(b"ok", lambda: said.wait(5)), limit_s=TIME_S)
+    silent_ = asked(silent, limit_s=TIME_S / 2)
+    time.sleep(1.2 * TIME_S)
+    threading.Timer(0.1, said.set).start()
+    began = time.monotonic()
+    gather([good, silent_])
+    assert 0.4 * TIME_S < time.monotonic() - began < 0.9 * TIME_S
+    assert good.frame().payload == b"ok"
+    assert 0.05 < good.took_s < 0.5 * TIME_S
+    with pytest.raises(PeerSlow):
+        silent_.frame()
 
 
 def test_what_nobody_waited_for_and_what_was_closed_has_no_answer(asked: Callable[..., Of]) -> None:

@@ -90,7 +90,7 @@ class OpenAdapter:
         self.placed: Mapping[str, Placed] = {}
         """By layer."""
         self.b: Mapping[str, torch.Tensor] = {}
-        """B' by module, float32 [d_out, rank]."""
+        """B' by module, transposed: float32 [rank, d_out]."""
         self.failure = failure
         self._info: AdapterInfo | None = None
         self._holder: KeyHolder | None = None
@@ -326,4 +326,4 @@ def _matrix(b: npt.NDArray[np.float32], target: Target) -> torch.Tensor:
     width = (target.stop - target.start, target.rows.stop - target.rows.start)
     if b.shape != width or b.dtype != np.float32 or not np.isfinite(b).all():
         raise HeUnavailable(GARBAGE, "a matrix of another shape or type")
-    return torch.from_numpy(np.array(b))
+    return torch.from_numpy(np.array(b)).T

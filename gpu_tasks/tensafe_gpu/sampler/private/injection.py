@@ -1,11 +1,12 @@
 """The linear layers of vLLM with the deltas of private adapters added to their outputs.
 
 `PluggableLayer.register_oot` is vLLM's way to replace a layer class from outside: the class below is built
-in its place and hands its quantisation method's output to `add_deltas`. vLLM's own LoRA layers call that
-same method, so plain and private adapters share a batch.
+in its place, asks for what has to be added and adds it to its quantisation method's output. vLLM's own LoRA
+layers call that same method, so plain and private adapters share a batch. What is asked depends on a layer's
+input alone, so it is on its way while the layer is computed.
 
-Where vLLM compiles the model the same function is called as an operator that the compiler cannot see into,
-in every pass; whether there is anything to add is asked inside. A Python condition around it would be
+Where vLLM compiles the model both are done by an operator that the compiler cannot see into, in every pass;
+whether there is anything to add is asked inside. A Python condition around it would be
 answered once, while nobody asks for anything private, and the operator would be gone. Where vLLM captures
 graphs as well, the graph is split at the operator, which so runs between its pieces.
 
@@ -16,8 +17,9 @@ fails leaves a zero delta and marks the requests; the sampler discards them.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,9 @@ from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers import linear
 
 from tensafe_gpu.helora.exchange import gather
+from tensafe_gpu.helora.ports import NOT_FINITE, HeUnavailable
 from tensafe_gpu.sampler.private.holders import Pending
-from tensafe_gpu.sampler.private.placing import Placed
+from tensafe_gpu.sampler.private.placing import Placed, Target
 from tensafe_gpu.sampler.private.step import STEP, Group, Rows
 
 LAYERS: Final = (
@@ -40,11 +43,14 @@ LAYERS: Final = (
 OPERATOR: Final = "tensafe::add_deltas"
 
 
-def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
-    """`y[rows] += B' · products(x[rows])` for each private adapter with a site here.
+Waiting = Sequence[tuple[Group, Placed, Pending]]
+"""What private adapters were asked at a layer."""
+
+
+def ask_for(layer: str, x: torch.Tensor) -> Waiting:
+    """Send what each private adapter with a site here is asked: x [tokens, d_in], any float dtype.
 
     All are asked before any is waited for, so that a layer takes as long as the slowest of them.
-    y [tokens, width], x [tokens, d_in] of the layer named `layer`, any float dtype; sums are float32.
     """
     waiting: list[tuple[Group, Placed, Pending]] = []
     for group in STEP.groups:
@@ -55,12 +61,17 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
             if group.adapter.failure is not None:
                 group.fail(group.adapter.failure)
                 continue
-            rows = _finite_rows(group, x.reshape(-1, x.shape[-1])[group.rows])
+            rows = x.reshape(-1, x.shape[-1])[group.rows]
             if len(rows) != group.count:  # a slice of too few rows is shorter, and no error
                 raise IndexError("the layer has other rows than the pass")
-            waiting.append((group, placed, group.adapter.ask(placed, rows, group.budget)))
+            waiting.append((group, placed, _asked(group, placed, rows)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave a forward pass
             group.fail(group.adapter.fail(error))
+    return waiting
+
+
+def add_answers(waiting: Waiting, y: torch.Tensor) -> None:
+    """`y[rows] += B' · products(x[rows])` for what was asked; y [tokens, width], sums are float32."""
     with suppress(Exception):  # what then has not ended says so itself
         gather([pending.asked for _, _, pending in waiting if pending.asked is not None])
     for group, placed, pending in waiting:
@@ -71,15 +82,14 @@ def add_deltas(layer: str, y: torch.Tensor, x: torch.Tensor) -> None:
             low = torch.from_numpy(products.rows).to(y.device)
             flat = y.view(-1, y.shape[-1])
             for target in placed.targets:
-                b = group.adapter.b[target.module]
-                _add(flat[:, target.start : target.stop], group.rows, low[:, target.rows], b.T)
+                _add(flat, group.rows, target, low[:, target.rows], group.adapter.b[target.module])
             group.evaluated(placed.site)
         except Exception as error:  # noqa: BLE001 - as above
             group.fail(group.adapter.fail(error))
 
 
 def _operate(y: torch.Tensor, x: torch.Tensor, layer: str) -> None:
-    add_deltas(layer, y, x)
+    add_answers(ask_for(layer, x), y)
 
 
 def _operate_on_shapes(y: torch.Tensor, x: torch.Tensor, layer: str) -> None:
@@ -92,25 +102,34 @@ _LIBRARY.impl("add_deltas", _operate, "CompositeExplicitAutograd")  # type: igno
 torch.library.register_fake(OPERATOR, _operate_on_shapes, lib=_LIBRARY)
 
 
-def _finite_rows(group: Group, x: torch.Tensor) -> npt.NDArray[np.float32]:
-    """x [n, d_in] as contiguous float32 numpy; rows that are no numbers become 0 and end their request."""
-    rows: npt.NDArray[np.float32] = x.detach().to("cpu", torch.float32).contiguous().numpy()
-    with np.errstate(invalid="ignore", over="ignore"):
-        if np.isfinite(rows.sum()):  # then every summand is; one pass for what is nearly always so
-            return rows
+def _asked(group: Group, placed: Placed, x: torch.Tensor) -> Pending:
+    """Ask for x [n, d_in]; rows that are no numbers become 0 and end their request."""
+    rows = _on_host(x)
+    try:
+        return group.adapter.ask(placed, rows, group.budget)
+    except HeUnavailable as error:
+        if error.code != NOT_FINITE:
+            raise
     bad: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(rows).all(axis=1))
-    if bad.any():
-        group.fail_rows(bad)
-        rows = np.where(bad[:, None], np.float32(0), rows)
+    group.fail_rows(bad)
+    return group.adapter.ask(placed, np.where(bad[:, None], np.float32(0), rows), group.budget)
+
+
+def _on_host(x: torch.Tensor) -> npt.NDArray[np.float32]:
+    """x as contiguous float32 numpy, and no copy where it is that already."""
+    if x.dtype is not torch.float32 or x.device.type != "cpu":
+        x = x.to("cpu", torch.float32)
+    rows: npt.NDArray[np.float32] = np.ascontiguousarray(x.detach().numpy())
     return rows
 
 
-def _add(y: torch.Tensor, rows: Rows, low: torch.Tensor, b: torch.Tensor) -> None:
-    """y[rows] += low b, summed in float32 and rounded once."""
+def _add(y: torch.Tensor, rows: Rows, target: Target, low: torch.Tensor, b: torch.Tensor) -> None:
+    """y[rows, start:stop] += low b, summed in float32 and rounded once: y [tokens, width], b [rank, out]."""
+    part = y[rows, target.start : target.stop]
     if y.dtype == torch.float32 and isinstance(rows, slice):
-        y[rows].addmm_(low, b)
+        part.addmm_(low, b)  # a view
     else:
-        y[rows] = torch.addmm(y[rows].float(), low, b).to(y.dtype)
+        y[rows, target.start : target.stop] = torch.addmm(part.float(), low, b).to(y.dtype)
 
 
 def _injected(method: Any, *, compiled: bool) -> Any:  # noqa: ANN401 - a vLLM LinearMethodBase of any kind
@@ -122,9 +141,11 @@ def _injected(method: Any, *, compiled: bool) -> Any:  # noqa: ANN401 - a vLLM L
     apply = method.apply
 
     def apply_and_add(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ANN401
+        if not STEP.groups:
+            return cast("torch.Tensor", apply(layer, x, bias))
+        waiting = ask_for(layer.prefix, x)  # the adapter holders work while the layer does
         y: torch.Tensor = apply(layer, x, bias)
-        if STEP.groups:
-            add_deltas(layer.prefix, y, x)
+        add_answers(waiting, y)
         return y
 
     def apply_and_operate(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # noqa: ANN401
