@@ -75,12 +75,12 @@ def quantised_tokens(x: Float32Array, x_bound: int) -> tuple[npt.NDArray[np.int3
 
     A token's integers depend on that token alone, so batching changes nothing. Raises HeUnavailable.
     """
-    wide = x.astype(np.float64)
-    largest = np.abs(wide).max(axis=1)
+    largest = np.maximum.reduce(np.abs(x), axis=1)  # exact in float32, in half the memory of float64
     if not np.isfinite(largest).all():
         raise HeUnavailable(NOT_FINITE, "an activation is not finite")
-    scales = largest / x_bound
-    wide /= np.where(scales > 0, scales, 1.0)[:, np.newaxis]
+    scales = largest.astype(np.float64) / x_bound
+    divisors = scales if scales.all() else np.where(scales > 0, scales, 1.0)
+    wide = np.divide(x, divisors[:, np.newaxis], dtype=np.float64)
     return np.rint(wide, out=wide).astype(np.int32), scales
 
 
