@@ -3,79 +3,116 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.harness import Bench, Benchmark, Measure, at_least, at_most, cpu
+from benchmarks.harness import Bench, Benchmark, Goal, Measure, at_least, at_most, cpu
 from benchmarks.peer import Handler, Peer
+from benchmarks.spent import Spent, spent
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RANK = 16
 MODELS = {"05b": (896, 24), "15b": (1536, 28)}
 """Width and layers; q, k and v are one site, o another."""
 TOKENS = 2000
+_US, _MS = 1e6, 1e3
 
 
 def run(bench: Bench) -> Mapping[str, float]:
-    """Processor time of both parties, all of it in one process pinned to one core.
+    """Thread CPU time of both parties, and time on the wall (`_wall`), all in one process on one core.
 
-    A module: quantise, mask, product, unmask for one token of 896, r = 16, no connection. A round: one
-    token's q, k and v through a unix socket, both ends, one index log each on the disk. Sustained: 1 /
-    (layers x (rounds of both sites + a 4096th of a block of both)). Peers on the same A and x.
+    A module: quantise, mask, product, unmask for one token of 896, r = 16, no connection; with its part of a
+    block. Peers on the same A and x. A round: one token's q, k and v through a unix socket, both ends, one
+    index log each on the disk. Sustained: 1 / (layers x (rounds of both sites + a 4096th of a block of
+    both)). Floor: the arithmetic of that alone (`helora_floor`). Memory: `helora_memory`.
     """
+    from benchmarks.helora_memory import memory  # noqa: PLC0415 - not needed to list benchmarks
+
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with Peer(_measures, str(bench.folder)) as peer:
         results: dict[str, float] = {}
-        for step in ("module", "05b", "15b", "peers"):
+        for step in ("module", *MODELS):
             bench.note(step)
             results |= peer(step)
-    return results
+    bench.note("memory")
+    return results | memory(bench)
 
 
 def _measures(folder: str) -> Handler:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-    def measure(step: str) -> Mapping[str, float]:
-        if step == "module":
-            return {"helora_online_module": _module_us()}
-        if step == "peers":
-            return _peers()
-        return _model(step, Path(folder) / step)
-
-    return measure
+    return lambda step: _module() if step == "module" else _model(step, Path(folder) / step)
 
 
-def _module_us() -> float:
+def _module() -> Mapping[str, float]:
+    """One module in three ways, on the same A [16, 896] and the same tokens."""
     import numpy as np  # noqa: PLC0415 - in the peer alone, after its threads were set
 
+    from benchmarks.helora_peers import rotations, tenseal_mm  # noqa: PLC0415
+
+    rng, d = np.random.default_rng(0), MODELS["05b"][0]
+    a, x = rng.standard_normal((RANK, d)), rng.standard_normal((TOKENS, d)).astype(np.float32)
+    offline, online = _masked(a, x)
+    per_token = offline + online
+    mm, turned = tenseal_mm(a, x[0]), rotations(a, x[:10])
+    return {
+        **online.named("helora_online_module", _US),
+        **per_token.named("helora_module", _US),
+        **mm.named("helora_tenseal_mm", _MS),
+        **turned.named("helora_rotations", _MS),
+        "helora_tenseal_ratio": mm.cpu_s / per_token.cpu_s,
+        "helora_rotations_ratio": turned.cpu_s / per_token.cpu_s,
+    }
+
+
+def _masked(a: np.ndarray, x: np.ndarray) -> tuple[Spent, Spent]:
+    """A token's part of a block, and its step online; the products are held to the integers'."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    from tensafe_gpu.helora.evaluation import BlockEvaluation  # noqa: PLC0415
     from tensafe_gpu.helora.keystream import new_key, ring_rows  # noqa: PLC0415
-    from tensafe_gpu.helora.masks import PreparedBlock  # noqa: PLC0415
+    from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock  # noqa: PLC0415
+    from tensafe_gpu.helora.messages import ROWS_PER_FRAME  # noqa: PLC0415
     from tensafe_gpu.helora.online import answered, masked, unmasked  # noqa: PLC0415
     from tensafe_gpu.helora.parameters import N  # noqa: PLC0415
     from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens  # noqa: PLC0415
+    from tests.support.helora import halves_of  # noqa: PLC0415
 
-    rng, d = np.random.default_rng(0), MODELS["05b"][0]
-    site = quantised_rows(rng.standard_normal((RANK, d)))
+    d, share_key, blocks = a.shape[1], new_key(), list[PreparedBlock]()
+    site = quantised_rows(a)
     columns = np.ascontiguousarray(site.a.T.astype(np.float64))
-    block, share_key = PreparedBlock(bytes(16), new_key(), np.zeros((N, RANK), np.uint32)), new_key()
-    x = rng.standard_normal((TOKENS, d)).astype(np.float32)
 
-    def one(n: int) -> None:
+    def prepare() -> None:
+        preparing = PreparingBlock(d, RANK)
+        evaluation = BlockEvaluation(site.a, *halves_of(preparing))
+        for first in range(0, d, ROWS_PER_FRAME):
+            evaluation.add(*preparing.encrypted(first, min(ROWS_PER_FRAME, d - first)))
+        blocks.append(preparing.finish(evaluation.reply(share_key)))
+        preparing.close()
+        evaluation.close()
+
+    offline = spent(prepare)
+    (block,) = blocks
+
+    def one(n: int) -> np.ndarray:
         x_q, scales = quantised_tokens(x[n : n + 1], site.x_bound)
         y = answered(columns, masked(x_q, block.rho(n, 1, d)), ring_rows(share_key, n, 1, RANK))
-        dequantised(unmasked(y, block, n), scales)
+        return dequantised(unmasked(y, block, n), scales)
 
     for n in range(100):
-        one(n)
-    began = time.thread_time()
-    for n in range(TOKENS):
-        one(n)
-    return (time.thread_time() - began) / TOKENS * 1e6
+        x_q, scales = quantised_tokens(x[n : n + 1], site.x_bound)
+        wanted = dequantised(x_q.astype(np.int64) @ site.a.astype(np.int64).T, scales)
+        assert np.array_equal(one(n), wanted)
+    online = spent(lambda: [one(n) for n in range(TOKENS)])
+    return offline.times(1 / N), online.times(1 / TOKENS)
 
 
 def _model(name: str, folder: Path) -> Mapping[str, float]:
     import numpy as np  # noqa: PLC0415 - as above
 
+    from benchmarks.helora_floor import primitives, site_token_s  # noqa: PLC0415
     from tensafe_gpu.helora.burned import BurnLog  # noqa: PLC0415
     from tensafe_gpu.helora.parameters import N  # noqa: PLC0415
     from tests.support.helora import PlainReference, adapter_holder, peft_files, policy  # noqa: PLC0415
@@ -87,67 +124,68 @@ def _model(name: str, folder: Path) -> Mapping[str, float]:
         _, adapter = holder.store.publish("a", peft_files(d, RANK), base_model="bench", policy=policy(10 * N))
         private, plain = holder.key_holder(burn_log), PlainReference(adapter)
         qkv, out = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o"
-        began = time.process_time()
-        for site in (qkv, out):
-            private.prepare(site)
-        offline_s = time.process_time() - began
+        offline = spent(lambda: [private.prepare(site) for site in (qkv, out)]).times(layers / N)
         x = np.random.default_rng(1).standard_normal((TOKENS, d)).astype(np.float32)
-        for site in (qkv, out):
+
+        def rounds(site: str) -> Spent:
             request = [(site, x[:100])]
             assert np.array_equal(private.products(request)[0], plain.products(request)[0])
-        seconds = {}
-        for site in (qkv, out):
-            began = time.process_time()
-            for n in range(TOKENS - 100):
-                private.products([(site, x[n : n + 1])])
-            seconds[site] = (time.process_time() - began) / (TOKENS - 100)
+            count = TOKENS - 100
+            products = spent(lambda: [private.products([(site, x[n : n + 1])]) for n in range(count)])
+            return products.times(1 / count)
+
+        online = {site: rounds(site) for site in (qkv, out)}
         private.close()
     burn_log.close()
-    per_token_s = layers * (sum(seconds.values()) + offline_s / N)
+    sustained = offline + (online[qkv] + online[out]).times(layers)
+    by = primitives(3 * RANK, d)
+    floor_s = layers * (site_token_s(d, 3 * RANK, by) + site_token_s(d, RANK, by))
     results = {
-        f"helora_sustained_{name}": 1 / per_token_s,
-        f"helora_offline_{name}": offline_s / N * layers * 1e3,
+        **sustained.rates(f"helora_sustained_{name}"),
+        **offline.named(f"helora_offline_{name}", _MS),
+        f"helora_floor_{name}": 1 / floor_s,
+        f"helora_floor_ratio_{name}": sustained.cpu_s / floor_s,
     }
     if name == "05b":
-        results["helora_online_round"] = seconds[qkv] * 1e6
-        # What each side holds, from the arrays of a layer; the holder keeps A twice, packed and as float64.
-        shapes = [site.shape for site in adapter.sites.values()]
-        mib = layers / 2**20
-        results["helora_adapter_holder_memory"] = mib * sum(
-            site.a.size * 10 for site in adapter.sites.values()
-        )
-        results["helora_key_holder_memory"] = mib * sum(
-            b.nbytes for site in adapter.sites.values() for b in site.b.values()
-        )
-        results["helora_block_memory"] = mib * sum(4 * N * shape.rank_rows for shape in shapes)
+        results |= online[qkv].named("helora_online_round", _US)
+        results["helora_transform"] = by.transform_s * _US
+        results["helora_product"] = 1e-9 / by.product_s
+        results["helora_keystream"] = 1e-9 / by.keystream_s
     return results
 
 
-def _peers() -> Mapping[str, float]:
-    import numpy as np  # noqa: PLC0415 - as above
-
-    from benchmarks.helora_peers import rotations_s, tenseal_mm_s  # noqa: PLC0415
-
-    rng = np.random.default_rng(2)
-    a, x = rng.standard_normal((RANK, MODELS["05b"][0])), rng.standard_normal(MODELS["05b"][0])
-    return {"helora_tenseal_mm": tenseal_mm_s(a, x) * 1e3, "helora_rotations": rotations_s(a, x, 10) * 1e3}
+def _both(name: str, unit: str, *goal: Goal) -> tuple[Measure, Measure]:
+    """By thread CPU time, which a goal is of, and on the wall."""
+    return Measure(name, unit, *goal), Measure(f"{name}_wall", unit)
 
 
 BENCHMARK = Benchmark(
     name="helora",
     summary="private adapters: online, sustained with preprocessing, memory, and other ways under encryption",
     measures=(
-        Measure("helora_online_module", "us", at_most(50)),
-        Measure("helora_online_round", "us"),
-        Measure("helora_sustained_05b", "tokens/s", at_least(50)),
-        Measure("helora_sustained_15b", "tokens/s", at_least(25)),
-        Measure("helora_offline_05b", "ms"),
-        Measure("helora_offline_15b", "ms"),
-        Measure("helora_tenseal_mm", "ms"),
-        Measure("helora_rotations", "ms"),
-        Measure("helora_adapter_holder_memory", "MB"),
-        Measure("helora_key_holder_memory", "MB"),
-        Measure("helora_block_memory", "MB"),
+        *_both("helora_online_module", "us", at_most(50)),
+        *_both("helora_online_round", "us"),
+        *_both("helora_sustained_05b", "tokens/s", at_least(50)),
+        Measure("helora_floor_05b", "tokens/s"),
+        Measure("helora_floor_ratio_05b", "x"),
+        *_both("helora_sustained_15b", "tokens/s", at_least(25)),
+        Measure("helora_floor_15b", "tokens/s"),
+        Measure("helora_floor_ratio_15b", "x"),
+        *_both("helora_offline_05b", "ms"),
+        *_both("helora_offline_15b", "ms"),
+        Measure("helora_transform", "us"),
+        Measure("helora_product", "GMAC/s"),
+        Measure("helora_keystream", "GB/s"),
+        *_both("helora_module", "us"),
+        *_both("helora_tenseal_mm", "ms"),
+        Measure("helora_tenseal_ratio", "x"),
+        *_both("helora_rotations", "ms"),
+        Measure("helora_rotations_ratio", "x"),
+        *(
+            Measure(f"helora_{what}_{how}", "MB")
+            for what in ("adapter_holder", "key_holder", "block")
+            for how in ("memory", "counted")
+        ),
     ),
     run=run,
     device=cpu,

@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import tenseal
 import tenseal.sealapi as seal
 
+from benchmarks.spent import Spent, spent
+
 TOLERANCE = 5e-3
 
 
-def tenseal_mm_s(a: np.ndarray, x: np.ndarray) -> float:
-    """Processor seconds of one encrypted x times A^T: encrypt, `mm`, decrypt; N = 8192, [60, 40, 40, 60]."""
+def tenseal_mm(a: np.ndarray, x: np.ndarray) -> Spent:
+    """One encrypted x [d] times A^T: encrypt, `mm`, decrypt; N = 8192, [60, 40, 40, 60]."""
     context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, 8192, -1, [60, 40, 40, 60], n_threads=1)
     context.global_scale = 2**40
     context.generate_galois_keys()
-    columns = a.T.tolist()
-    began = time.process_time()
-    got = np.array(tenseal.ckks_vector(context, x.tolist()).mm(columns).decrypt())
-    seconds = time.process_time() - began
-    _check(got, a @ x)
-    return seconds
+    columns, got = a.T.tolist(), []
+    took = spent(lambda: got.extend(tenseal.ckks_vector(context, x.tolist()).mm(columns).decrypt()))
+    _check(np.array(got), a @ x)
+    return took
 
 
-def rotations_s(a: np.ndarray, x: np.ndarray, rounds: int) -> float:
-    """Processor seconds of x times A^T by diagonals, baby and giant steps: 12 rotations, 16 products.
+def rotations(a: np.ndarray, x: np.ndarray) -> Spent:
+    """A token of x [tokens, d] times A^T by diagonals, baby and giant steps: 12 rotations, 16 products.
 
     A is [16, d], d at most 1024; N = 4096, [36, 36, 37]; plaintexts are encoded beforehand.
     """
     rows, width, baby = 16, 1024, 4
-    padded_a, padded_x = np.zeros((rows, width)), np.zeros(width)
-    padded_a[:, : a.shape[1]], padded_x[: a.shape[1]] = a, x
-    kernel = _Rotations(padded_a, baby)
-    seconds = []
-    for _ in range(rounds):
-        began = time.process_time()
-        got = kernel(padded_x)
-        seconds.append(time.process_time() - began)
-    _check(got, padded_a @ padded_x)
-    return float(np.median(seconds))
+    padded_a, padded_x = np.zeros((rows, width)), np.zeros((len(x), width))
+    padded_a[:, : a.shape[1]], padded_x[:, : a.shape[1]] = a, x
+    kernel, got = _Rotations(padded_a, baby), list[np.ndarray]()
+    took = [spent(lambda one=one: got.append(kernel(one))) for one in padded_x]
+    for mine, one in zip(got, padded_x, strict=True):
+        _check(mine, padded_a @ one)
+    return Spent(*(float(np.median(clock)) for clock in zip(*took, strict=True)))
 
 
 def _check(got: np.ndarray, wanted: np.ndarray) -> None:

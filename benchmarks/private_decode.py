@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks.decode_loop import Job, decode_loop
-from benchmarks.harness import Bench, Benchmark, Measure, NotRun, at_most, cpu, interleaved
+from benchmarks.harness import Bench, Benchmark, Measure, NotRun, at_most, cpu, interleaved, pinned, two_cores
 from benchmarks.models import sized
 from benchmarks.peer import Handler, Peer
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.holder_process import HolderProcess
 
 BATCHES: Final = (1, 16)
-PARTS: Final = ("hook", "wire", "kernel")
+PARTS: Final = ("hook", "wire", "kernel", "beside")
 NAME: Final = "bench"
 
 
@@ -55,22 +55,27 @@ def run(bench: Bench) -> Mapping[str, float]:
 
 
 def measured(bench: Bench, shape: Shape) -> Mapping[str, float]:
-    """Two engines take turns: vLLM's own LoRA, and the key holder of the same adapter with its holder beside
-    it. Wall time over decode steps, nothing prepared meanwhile.
+    """Two engines take turns on one core: vLLM's own LoRA, and the key holder of the same adapter, whose
+    adapter holder has another core. Wall time over decode steps, nothing prepared meanwhile.
 
-    Split: `kernel` is the arithmetic of both parties for the same rows, without a connection; `wire` is what
-    a round trip takes beyond that (sockets, two logs on the disk, the other process' turn); `hook` is what is
-    left of the added time: reaching Python from the layers, copies, the product with B'.
+    Split of what is added: `kernel` is the key holder's arithmetic for the same rows, without a connection;
+    `wire` is what a round adds to its layer's own product beyond that (sending, what is left to wait for when
+    the layer has been computed, receiving, logs); `hook` is what is left: reaching Python from the layers,
+    the product with B', and that everything is done with caches which the model has emptied. The adapter
+    holder's arithmetic (`beside`) is done while the layer is computed.
     """
     from tests.support.holder_process import HolderProcess  # noqa: PLC0415 - not needed to list benchmarks
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of all processes that are started here
 
+    mine, theirs = two_cores()
     model = model_of(bench.folder / "model", shape)
-    holder = HolderProcess(bench.folder / "holder")
+    with pinned(theirs):
+        holder = HolderProcess(bench.folder / "holder")
     try:
         where = published_at(bench.folder, holder, shape)
-        return _compare(bench, shape, model, holder, where)
+        with pinned(mine):
+            return _compare(bench, shape, model, holder, where)
     finally:
         holder.kill()
 
@@ -88,7 +93,7 @@ def model_of(folder: Path, shape: Shape) -> Path:
 
 def published_at(folder: Path, holder: HolderProcess, shape: Shape) -> dict[str, str]:
     """Where a key holder finds a random adapter on q, k, v and o of this shape; its files are in `peft`."""
-    peft = _adapter(folder / "peft", shape)
+    peft = adapter_files(folder / "peft", shape)
     holder.publish(NAME, peft, base_model=NAME, tenant=NAME, tokens_per_site=1_000_000)
     return _where(folder, holder)
 
@@ -121,11 +126,12 @@ def _compare(
     bench.note("the same rounds without vLLM")
     with Peer(_rounds_of, where, shape) as rounds:
         for batch in BATCHES:
-            round_ms, kernel_ms = rounds(batch)
+            round_ms, kernel_ms, beside_ms = rounds(batch)
             added = results[f"private_added_b{batch}"]
             results[f"private_kernel_b{batch}"] = kernel_ms / batch
             results[f"private_wire_b{batch}"] = (round_ms - kernel_ms) / batch
             results[f"private_hook_b{batch}"] = added - round_ms / batch
+            results[f"private_beside_b{batch}"] = beside_ms / batch
     return results
 
 
@@ -143,37 +149,56 @@ def _where(folder: Path, holder: HolderProcess) -> dict[str, str]:
     }
 
 
-def _rounds(where: Mapping[str, str], shape: Shape, batch: int) -> tuple[float, float]:
-    """Milliseconds of all round trips of a decode step, and of their arithmetic alone, for `batch` rows.
+def _rounds(where: Mapping[str, str], shape: Shape, batch: int) -> tuple[float, float, float]:
+    """Milliseconds of a decode step for `batch` rows: what its rounds add to the products of their layers,
+    the key holder's arithmetic, and the adapter holder's.
 
-    One layer's two sites stand for all layers; both are timed in turns.
+    One layer's two sites stand for all layers; all are timed in turns.
     """
+    import torch  # noqa: PLC0415
+
+    from tensafe_gpu.helora.exchange import gather  # noqa: PLC0415
     from tensafe_gpu.sampler.private.connecting import connect  # noqa: PLC0415
 
+    torch.set_num_threads(1)
     holder = connect(where)
-    rng = np.random.default_rng(0)
     sites = [one for one in holder.info().sites if one.site.startswith("model.layers.0.")]
-    trips, sums = [], []
+    rng, sums = np.random.default_rng(0), np.zeros(3)
     for site in sites:
         holder.prepare(site.site)
         kernel = _Kernel(site, batch)
+        weights = torch.ones(sum(one.d_out for one in site.modules), site.d_in)
+        seconds = []
         for n in range(60):
             x = rng.standard_normal((batch, site.d_in)).astype(np.float32)
-            began = time.perf_counter()
-            holder.products([(site.site, x)])
-            trip = time.perf_counter() - began
-            began = time.perf_counter()
-            kernel.run(x, n)
-            if n >= 10:
-                trips.append(trip)
-                sums.append(time.perf_counter() - began)
+            clock = [time.perf_counter()]
+
+            def layer(x: np.ndarray[Any, Any] = x, weights: torch.Tensor = weights) -> None:
+                torch.nn.functional.linear(torch.from_numpy(x), weights)
+
+            layer()
+            clock.append(time.perf_counter())
+            asked = holder.ask([(site.site, x)])
+            layer()
+            gather([asked])
+            asked.answers()
+            clock.append(time.perf_counter())
+            z, scales = kernel.ask(x, n)
+            clock.append(time.perf_counter())
+            y = kernel.answer(z, n)
+            clock.append(time.perf_counter())
+            kernel.take(y, scales, n)
+            clock.append(time.perf_counter())
+            alone, together, asking, beside, taking = np.diff(clock)
+            seconds.append((together - alone, asking + taking, beside))
+        sums += np.median(seconds[10:], axis=0)
     holder.close()
-    rounds = shape.layers * len(sites)
-    return 1e3 * rounds * statistics.median(trips), 1e3 * rounds * statistics.median(sums)
+    round_ms, kernel_ms, beside_ms = 1e3 * shape.layers * sums
+    return round_ms, kernel_ms, beside_ms
 
 
 class _Kernel:
-    """Both parties' arithmetic for one site: quantise, mask, product, unmask, scale."""
+    """Both parties' arithmetic for one site: quantise, mask; product; unmask, scale."""
 
     def __init__(self, site: Any, batch: int) -> None:  # noqa: ANN401 - helora.ports.SiteShape
         from tensafe_gpu.helora.keystream import new_key  # noqa: PLC0415
@@ -186,20 +211,29 @@ class _Kernel:
         self.block = PreparedBlock(bytes(16), new_key(), np.zeros((N, site.rank_rows), np.uint32))
         self.key = new_key()
 
-    def run(self, x: np.ndarray[Any, np.dtype[np.float32]], n: int) -> None:
-        from tensafe_gpu.helora.keystream import ring_rows  # noqa: PLC0415
-        from tensafe_gpu.helora.online import answered, masked, unmasked  # noqa: PLC0415
-        from tensafe_gpu.helora.quantise import dequantised, quantised_tokens  # noqa: PLC0415
+    def ask(self, x: np.ndarray[Any, np.dtype[np.float32]], n: int) -> tuple[Any, Any]:
+        from tensafe_gpu.helora.online import masked  # noqa: PLC0415
+        from tensafe_gpu.helora.quantise import quantised_tokens  # noqa: PLC0415
 
-        first = n * self.batch
         x_q, scales = quantised_tokens(x, self.site.x_bound)
-        z = masked(x_q, self.block.rho(first, self.batch, self.site.d_in))
-        y = answered(self.columns, z, ring_rows(self.key, first, self.batch, self.site.rank_rows))
-        dequantised(unmasked(y, self.block, first), scales)
+        return masked(x_q, self.block.rho(n * self.batch, self.batch, self.site.d_in)), scales
+
+    def answer(self, z: Any, n: int) -> Any:  # noqa: ANN401 - uint32 arrays
+        from tensafe_gpu.helora.keystream import ring_rows  # noqa: PLC0415
+        from tensafe_gpu.helora.online import answered  # noqa: PLC0415
+
+        shares = ring_rows(self.key, n * self.batch, self.batch, self.site.rank_rows)
+        return answered(self.columns, z, shares)
+
+    def take(self, y: Any, scales: Any, n: int) -> None:  # noqa: ANN401 - as above
+        from tensafe_gpu.helora.online import unmasked  # noqa: PLC0415
+        from tensafe_gpu.helora.quantise import dequantised  # noqa: PLC0415
+
+        dequantised(unmasked(y, self.block, n * self.batch), scales)
 
 
-def _adapter(folder: Path, shape: Shape) -> Path:
-    """Random matrices for q, k, v and o in PEFT's layout."""
+def adapter_files(folder: Path, shape: Shape) -> Path:
+    """A folder with random matrices for q, k, v and o in PEFT's layout."""
     from safetensors.numpy import save_file  # noqa: PLC0415
 
     rng, tensors = np.random.default_rng(2), {}

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from benchmarks import results_file
-from benchmarks.harness import Bench, Benchmark, Goal, Measure, NotRun, at_most, execute, interleaved
+from benchmarks.harness import (
+    Bench,
+    Benchmark,
+    Goal,
+    Measure,
+    NotRun,
+    at_most,
+    execute,
+    interleaved,
+    pinned,
+    two_cores,
+)
+from benchmarks.helora_floor import Primitives, site_token_s
 from benchmarks.peer import Handler, Peer
 from benchmarks.raw_client import Timings, rate
 from benchmarks.registry import BENCHMARKS, chosen, measure_names
 from benchmarks.results_file import Result
+from benchmarks.spent import Spent, spent
 from tests.project_files import ROOT
 
 FIELDS = ["name", "value", "unit", "goal", "met", "device"]
@@ -171,6 +187,36 @@ def test_the_rate_counts_only_while_every_client_is_busy() -> None:
     quick = Timings([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
     slow = Timings([2.0, 2.0], [2.0, 4.0])
     assert rate([quick, slow]) == pytest.approx(4 / 3)  # until 3 s: three of one, one of the other
+
+
+def test_what_is_started_while_pinned_stays_on_its_core() -> None:
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    with pinned(core):
+        said = subprocess.run(
+            [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"],
+            capture_output=True,
+            check=True,
+        )
+    assert said.stdout.decode().strip() == str({core})
+    assert os.sched_getaffinity(0) == before
+    assert set(two_cores()) <= before
+
+
+def test_processor_time_and_the_wall_are_two_clocks() -> None:
+    asleep = spent(lambda: time.sleep(0.05))
+    assert asleep.wall_s >= 0.05 > 10 * asleep.cpu_s
+    assert Spent(1, 2) + Spent(1, 3).times(2) == Spent(3, 8)
+    assert Spent(2, 4).named("a", 1e3) == {"a": 2000, "a_wall": 4000}
+    assert Spent(2, 4).rates("a") == {"a": 0.5, "a_wall": 0.25}
+
+
+def test_the_floor_counts_transforms_products_and_keystreams() -> None:
+    """A site of 896 inputs and 48 rows, whose replies are hidden under three keys."""
+    transforms = 3 * (896 + 48 + 3 * 3 * 48)
+    assert site_token_s(896, 48, Primitives(1, 0, 0)) == pytest.approx(transforms / 4096)
+    assert site_token_s(896, 48, Primitives(0, 1, 0)) == pytest.approx(7 * 896 * 48)
+    assert site_token_s(896, 48, Primitives(0, 0, 1)) == pytest.approx(4 * (7 * 896 + 896 + 48))
 
 
 def leaving_a_child() -> Handler:
