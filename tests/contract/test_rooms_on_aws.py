@@ -130,6 +130,26 @@ def test_a_message_that_was_given_up_rings_again(either: AwsWorld) -> None:
     assert world.drain(TRAIN) == [{"stream": run.stream_id}]
 
 
+def test_two_hundred_operations_of_a_run_that_nobody_holds_leave_one_message(either: AwsWorld) -> None:
+    """What scaling counts are runs. By three processes, as API Gateway spreads what a client pipelines."""
+    world = either
+    run = world.run()
+    ports = {"keyring": world.services.ports.keyring, "bell": ProcessBell()}
+    edges = [world.open(**ports).submissions for _ in range(3)]
+    for seq in range(1, 201):
+        edges[seq % 3].submit(run, Submission(seq, OpKind.NOOP, b"{}"))
+    assert world.queues.depth(TRAIN) == 1
+    (message,) = world.queues.receive(TRAIN, visibility_s=60, wait_s=1)
+    lease = world.claim(run)
+    edges[0].submit(run, Submission(201, OpKind.NOOP, b"{}"))
+    world.services.leases.release(lease)
+    world.queues.delete(TRAIN, message.receipt)
+    assert world.queues.depth(TRAIN) == 0
+    for seq in range(202, 212):
+        edges[seq % 3].submit(run, Submission(seq, OpKind.NOOP, b"{}"))
+    assert world.queues.depth(TRAIN) == 1
+
+
 def calls(wire: Wire, act: Callable[[], object]) -> dict[str, int]:
     """What is paid for."""
     wire.forget()

@@ -24,6 +24,8 @@ from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Items, J
 MAX_TRIES: Final = 3
 """Tries of an operation, or of a restore, before the operation is set aside as poison."""
 _PAGE: Final = 100
+_FREE: Final[dict[str, JsonValue]] = {"owner": "", "expires_ms": 0}
+"""A lease that nobody has."""
 
 
 class LeaseLost(TensafeError):
@@ -130,7 +132,7 @@ class Leases:
         writes: list[Write] = [
             _spent(lease),
             Put(claims_key, claims_body, _version(claims)),
-            Put(lease_key, {"owner": "", "expires_ms": 0}, _version(item)),
+            Put(lease_key, _FREE, _version(item)),
             Delete(Key(layout.worker_partition(lease.owner), lease.stream_id), None),
         ]
         try:
@@ -140,8 +142,27 @@ class Leases:
 
     def held(self, stream_id: str, *, margin_s: float) -> bool:
         """Whether somebody holds the run and will for `margin_s` more."""
+        return self._kept(self._items.get(layout.stream_item(stream_id, "lease")), margin_s)
+
+    def free_period(self, stream_id: str, *, margin_s: float) -> int | None:
+        """The number of the free period that the run is in; None if it is held, as in `held`.
+
+        Claims, heartbeats and releases write the lease: its version stands still for as long as the run is
+        free, and never comes again.
+        """
         item = self._items.get(layout.stream_item(stream_id, "lease"))
-        return item is not None and cast(int, item.body["expires_ms"]) > self._clock_ms() + margin_s * 1000
+        return None if self._kept(item, margin_s) else _version(item)
+
+    def end_free_period(self, stream_id: str, *, margin_s: float) -> None:
+        """Let the next free period of the run begin, without a claim; a run that is held is left alone."""
+        key = layout.stream_item(stream_id, "lease")
+        item = self._items.get(key)
+        if self._kept(item, margin_s):
+            return
+        try:
+            self._items.write([Put(key, item.body if item else _FREE, _version(item))])
+        except ConditionFailed:
+            return  # it has ended: the run was claimed, or somebody else did the same
 
     def claims(self, stream_id: str) -> int:
         """Claims since the run was last restored."""
@@ -178,7 +199,7 @@ class Leases:
             item, claims = self._items.get(lease_key), self._items.get(claims_key)
             writes: list[Write] = [Delete(holding.key, None)]
             if item is not None and item.body["owner"] == owner:
-                writes.append(Put(lease_key, {"owner": "", "expires_ms": 0}, item.version))
+                writes.append(Put(lease_key, _FREE, item.version))
                 if not counted and claims is not None:
                     less = {**claims.body, "claims": max(0, claims_of(claims) - 1)}
                     writes.append(Put(claims_key, less, claims.version))
@@ -189,7 +210,10 @@ class Leases:
                 continue  # somebody else has claimed it since: look again
 
     def _live(self, lease: Item) -> bool:
-        return cast(int, lease.body["expires_ms"]) > self._clock_ms()
+        return self._kept(lease, 0)
+
+    def _kept(self, lease: Item | None, margin_s: float) -> bool:
+        return lease is not None and cast(int, lease.body["expires_ms"]) > self._clock_ms() + margin_s * 1000
 
     def _lease_body(self, owner: str) -> dict[str, JsonValue]:
         return {"owner": owner, "expires_ms": self._clock_ms() + self._lease_ms}

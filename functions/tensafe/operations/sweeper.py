@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final, cast
 
-from tensafe.contracts.errors import TensafeError
+from tensafe.contracts.errors import TensafeError, Unavailable
 from tensafe.operations import layout
-from tensafe.operations.doorbell import Doorbell
+from tensafe.operations.doorbell import Doorbell, queue_of
 from tensafe.operations.leases import Leases
 from tensafe.operations.outcomes import Outcomes
 from tensafe.operations.records import Operation, StreamKind, StreamRecord, StreamState
@@ -26,7 +26,9 @@ class Sweeper:
     """One pass reads the markers that are older than the limit, and looks once at each run.
 
     A reminder is one more message, and a queue with a backlog has no room for many: what still waits is
-    reminded of when its age has doubled, and what a live worker runs is not reminded of.
+    reminded of when its age has doubled, and what a live worker runs is not reminded of. While there is no
+    worker to hear it, nothing is, for as long as its queue has messages: scaling counts them, and would
+    start workers for reminders.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Sweeper:
         One that cannot be rung for, because its base model is not served now, say, is passed over.
         """
         seen: set[str] = set()
+        audience = _Audience(self._workers, self._doorbell)
         rings = failed = 0
         for marker in self._markers(self._clock_ms() - self._stale_ms):
             try:
-                rings += self._look_at(marker, seen)
+                rings += self._look_at(marker, seen, audience)
             except TensafeError:
                 failed += 1
         if failed != self._failed:
@@ -88,7 +91,7 @@ class Sweeper:
                 yield from page
                 first = layout.after(page[-1].key.sort)
 
-    def _look_at(self, marker: Item, seen: set[str]) -> int:
+    def _look_at(self, marker: Item, seen: set[str], audience: _Audience) -> int:
         """Rings for one marker; `seen` are the runs that need no second look in this pass."""
         stream_id, seq = _named(marker)
         if stream_id in seen:
@@ -101,14 +104,14 @@ class Sweeper:
             return 0
         if stream.kind is StreamKind.RUN:
             seen.add(stream_id)
-        if not self._is_due(marker, operation) or self._is_held(stream, operation):
+        overdue_ms = self._clock_ms() - cast(int, marker.body.get("remind_ms") or operation.created_ms)
+        if overdue_ms < 0 or self._is_held(stream, operation):
             return 0
-        self._doorbell.ring(stream, operation.seq)
+        if overdue_ms < _LONGEST_WAIT_MS and not audience.hears(stream):
+            return 0
+        self._doorbell.remind(stream, operation.seq)
         self._postpone(marker, operation)
         return 1
-
-    def _is_due(self, marker: Item, operation: Operation) -> bool:
-        return self._clock_ms() >= cast(int, marker.body.get("remind_ms") or operation.created_ms)
 
     def _is_held(self, stream: StreamRecord, operation: Operation) -> bool:
         if stream.kind is StreamKind.RUN:
@@ -122,6 +125,34 @@ class Sweeper:
             self._items.write([Put(marker.key, {"remind_ms": now + wait_ms}, marker.version)])
         except ConditionFailed:
             return  # it has ended
+
+
+class _Audience:
+    """Who hears a reminder, as far as one pass knows."""
+
+    def __init__(self, workers: WorkerStatus, doorbell: Doorbell) -> None:
+        self._workers = workers
+        self._doorbell = doorbell
+        self._alive: set[tuple[str, str]] | None = None
+        self._rung: dict[str, bool] = {}
+
+    def hears(self, stream: StreamRecord) -> bool:
+        """Whether a worker of the stream's lives, or its queue has nothing that would start one."""
+        if self._alive is None:
+            self._alive = {(report.role, report.base_model) for report in self._workers.list()}
+        role = "trainer" if stream.kind is StreamKind.RUN else "sampler"
+        if (role, stream.base_model) in self._alive:
+            return True
+        queue = queue_of(stream)
+        if queue not in self._rung:
+            self._rung[queue] = self._has_rung(queue)
+        return not self._rung[queue]
+
+    def _has_rung(self, queue: str) -> bool:
+        try:
+            return self._doorbell.depth(queue) > 0
+        except Unavailable:
+            return False  # one reminder too many is better than none
 
 
 def _named(marker: Item) -> tuple[str, int]:

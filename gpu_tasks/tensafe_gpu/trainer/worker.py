@@ -168,6 +168,7 @@ class TrainerWorker:
         if stream_id in self._hot:
             self._hot.renew(stream_id, message)
             return
+        services.doorbell.heard(stream_id)  # before anything is looked at
         stream = services.streams.find(stream_id)
         if stream is None or stream.state is not StreamState.ACTIVE:
             services.dead_letters.fail_waiting(stream_id)
@@ -348,7 +349,7 @@ class TrainerWorker:
             return
         if self._services.outcomes.first_open(run.stream.stream_id) is not None:
             # A new one: handing this one back would count as a receive, and three end in the dead queue.
-            self._services.doorbell.send_run(run.stream)
+            self._services.doorbell.released(run.stream)
         self._services.ports.queues.delete(self._queue, run.message.receipt)
 
     def _drop(self, run: HotRun, error: TensafeError) -> None:

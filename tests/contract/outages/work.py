@@ -13,7 +13,7 @@ from tensafe.operations.sessions import Session
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Put
 from tests.contract.outages.world import LARGE, RUN, SAMPLER, Act, TableWorld, the_run
-from tests.unit.operations.world import BASE, LEASE_S, TENANT
+from tests.unit.operations.world import BASE, LEASE_S, TENANT, TRAIN
 
 MONTH_S: Final = layout.UNSEEN_MS // 1000 + 1
 GAP: Final = 96
@@ -144,6 +144,23 @@ def _extended(world: TableWorld) -> None:
     _extend(world, world.services)
 
 
+def _rung(world: TableWorld) -> None:
+    world.submit(world.run(), 1)
+
+
+def _hear(world: TableWorld, services: Services) -> None:
+    services.doorbell.heard(RUN)
+
+
+def _rings_anew(world: TableWorld) -> None:
+    """However often it was heard, the run is free, and the next operation sends a message of its own."""
+    depth = world.queues.depth(TRAIN)
+    world.submit(the_run(world), 2)
+    world.submit(the_run(world), 3)
+    assert world.queues.depth(TRAIN) == depth + 1
+    world.claim(the_run(world))
+
+
 def _restored(world: TableWorld, services: Services) -> None:
     assert world.lease is not None
     services.leases.restored(world.lease)
@@ -178,6 +195,7 @@ def _overdue(world: TableWorld) -> None:
     world.submit(world.run(), 1)
     world.items.write([Put(layout.pending_item("gone", 5, world.now_ms), {}, 0)])
     world.later(60)
+    _announce(world, world.services)  # somebody is there to hear
 
 
 def _swept(world: TableWorld) -> None:
@@ -276,6 +294,7 @@ ACTS: Final = {
     "redrive": Act(_buried, _redrive, _redriven),
     "reject": Act(lambda world: world.run(), _reject, _rejected),
     "close-a-gap": Act(_with_a_gap, _close_gap, _closed),
+    "hear": Act(_rung, _hear, _rings_anew),
     "extend": Act(_held, _extend, _extended),
     "restored": Act(_held, _restored, _is_restored),
     "break": Act(

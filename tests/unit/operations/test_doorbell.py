@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from tensafe.contracts.errors import Unavailable
 from tensafe.operations import layout
 from tensafe.operations.doorbell import queue_specs, sample_queue, train_queue
 from tensafe.operations.records import OpKind, OpState, StreamKind
 from tensafe.operations.submissions import Submission
-from tensafe.storage.ports import Put
+from tensafe.storage.ports import Put, Queues
+from tests.support.faulty_ports import Killed
 from tests.unit.operations.world import BASE, LEASE_S, SAMPLE, TRAIN, World
 
 
@@ -27,6 +31,89 @@ def test_a_held_run_needs_no_message_and_hears_the_bell(memory: World) -> None:
     memory.submit(run, 1)
     assert memory.drain(TRAIN) == []
     assert memory.bell.count(layout.submitted_topic(TRAIN)) > heard
+
+
+def test_a_run_rings_once_while_it_is_free_whoever_submits(either: World) -> None:
+    """200 operations by four processes: the queue has one message, which is what scaling counts."""
+    run = either.run()
+    edges = [either.open().submissions for _ in range(4)]
+    for seq in range(1, 201):
+        edges[seq % 4].submit(run, Submission(seq, OpKind.NOOP, b"{}"))
+    assert either.queues.depth(TRAIN) == 1
+    either.services.leases.release(either.claim(run))
+    for seq in range(201, 211):
+        edges[seq % 4].submit(run, Submission(seq, OpKind.NOOP, b"{}"))
+    assert either.queues.depth(TRAIN) == 2  # one for each of its free periods
+
+
+def test_a_message_that_was_heard_in_vain_is_no_reason_to_be_silent(either: World) -> None:
+    """Who received it looked at the log before the next operation was there, and deletes it."""
+    run = either.run()
+    for seq in (1, 2, 3):
+        either.services.submissions.cancel(run, either.submit(run, seq).seq)
+        assert either.drain(TRAIN) == [{"stream": run.stream_id}]
+
+
+def test_who_rings_after_another_died_before_it_rang_is_heard(either: World) -> None:
+    """The period is not rung for by the operation, but by its message."""
+    run = either.run()
+    dead = either.open(queues=_Dead(either.queues)).submissions
+    with pytest.raises(Killed):
+        dead.submit(run, Submission(1, OpKind.NOOP, b"{}"))
+    assert either.op(run, 1).state is OpState.PENDING
+    assert either.queues.depth(TRAIN) == 0
+    either.submit(run, 2)
+    assert either.queues.depth(TRAIN) == 1
+
+
+def test_a_retry_and_the_sweeper_ring_for_who_died_before_it_rang(either: World) -> None:
+    runs = [either.run(f"s:train:{number}") for number in range(2)]
+    dead = either.open(queues=_Dead(either.queues)).submissions
+    for run in runs:
+        with pytest.raises(Killed):
+            dead.submit(run, Submission(1, OpKind.NOOP, b"{}"))
+    either.submit(runs[0], 1)
+    assert either.drain(TRAIN) == [{"stream": runs[0].stream_id}]
+    either.later(16)
+    either.services.sweeper.sweep()
+    assert {"stream": runs[1].stream_id} in either.drain(TRAIN)
+
+
+def test_a_run_that_is_given_up_with_work_rings_once(either: World) -> None:
+    run = either.run()
+    lease = either.claim(run)
+    either.submit(run, 1)
+    either.services.leases.release(lease)
+    either.services.doorbell.released(run)
+    either.submit(run, 2)
+    assert either.queues.depth(TRAIN) == 1
+
+
+def test_hearing_leaves_a_lease_that_is_held_alone(memory: World) -> None:
+    run = memory.run()
+    lease = memory.claim(run)
+    before = memory.items.get(layout.stream_item(run.stream_id, "lease"))
+    memory.services.doorbell.heard(run.stream_id)
+    assert memory.items.get(layout.stream_item(run.stream_id, "lease")) == before
+    memory.later(LEASE_S - 4)  # about to run out: who submits takes it for free
+    memory.submit(run, 1)
+    assert memory.drain(TRAIN) == [{"stream": run.stream_id}]
+    memory.submit(run, 2)
+    assert memory.queues.depth(TRAIN) == 1
+    memory.services.leases.extend(lease)
+
+
+class _Dead:
+    """The queues as a process sees them that is killed before it sends."""
+
+    def __init__(self, inner: Queues) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def send(self, *_: object, **__: object) -> None:
+        raise Killed
 
 
 @pytest.mark.parametrize("left_s", [0.0, 4.0])
@@ -95,6 +182,42 @@ def test_reminders_of_a_run_thin_out_too(memory: World) -> None:
     memory.drain(TRAIN)
     assert 1 <= _messages_sent(memory, TRAIN, 60) <= 2
     assert _messages_sent(memory, TRAIN, 540) <= 6
+
+
+def test_while_no_worker_lives_a_queue_that_has_messages_gets_no_reminders(either: World) -> None:
+    """A cold start takes minutes: scaling would count each reminder as one more run."""
+    run, sampler = either.run(), either.sampler()
+    either.submit(run, 1)
+    either.submit(sampler, 1)
+    assert _messages_sent(either, TRAIN, 595) == 1
+    assert either.queues.depth(SAMPLE) == 1
+    assert _messages_sent(either, TRAIN, 5) == 2  # in case the queue has lost just this one
+
+
+def test_a_worker_that_lives_is_reminded(memory: World) -> None:
+    """What is in the queue may be the messages of others: those of runs that it holds, say."""
+    run, other = memory.run("s:train:0"), memory.run("s:train:1")
+    memory.submit(run, 1)
+    memory.drain(TRAIN)
+    memory.submit(other, 1)
+    memory.later(16)
+    memory.services.workers.announce("sampler", BASE, "sampler-a", 0)
+    assert memory.services.sweeper.sweep() == 0
+    memory.services.workers.announce("trainer", BASE, "trainer-a", 0)
+    assert memory.services.sweeper.sweep() == 2
+    assert {body["stream"] for body in memory.drain(TRAIN)} == {run.stream_id, other.stream_id}
+
+
+def test_a_queue_that_does_not_say_what_it_has_is_reminded(
+    memory: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_: object) -> int:
+        raise Unavailable("denied")
+
+    memory.submit(memory.run(), 1)
+    memory.later(16)
+    monkeypatch.setattr(memory.queues, "depth", silent)
+    assert memory.services.sweeper.sweep() == 1
 
 
 def test_what_a_live_sampler_runs_needs_no_reminder(memory: World) -> None:

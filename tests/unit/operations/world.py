@@ -187,10 +187,12 @@ class World:
         return set(self.blobs.stored)
 
     def drain(self, queue: str) -> list[dict[str, Any]]:
-        """Receive and delete every message that can be received; their bodies."""
+        """Receive and delete every message that can be received, as a worker without work; their bodies."""
         found: list[dict[str, Any]] = []
         while messages := self.queues.receive(queue, visibility_s=60, max_messages=10):
             for message in messages:
+                if message.group is not None:
+                    self.services.doorbell.heard(message.group)
                 found.append(dict(message.body))
                 self.queues.delete(queue, message.receipt)
         return found

@@ -53,8 +53,9 @@ class Rig:
         self.ring_again()
 
     def ring_again(self) -> None:
-        """What the supervisor, another process, does every few seconds."""
+        """What the worker and the supervisor, another process, do every few seconds."""
         services = self.world.services
+        services.workers.announce("trainer", BASE, self.worker._owner, 0)
         services.dead_letters.consume(services.ports.queues, services.ports.queue_specs)
         services.sweeper.sweep()
 

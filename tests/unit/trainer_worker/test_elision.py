@@ -13,6 +13,7 @@ from tensafe_gpu.trainer.base_model import BaseModel
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.worker import TrainerWorker
 from tests.support.interleaving import Exploration, Turns
+from tests.unit.operations.world import TRAIN
 from tests.unit.trainer_worker.rig import RUN, Rig
 
 NOOP = Submission(1, OpKind.NOOP, b"{}")
@@ -66,4 +67,32 @@ def test_no_interleaving_of_submitting_and_giving_up_leaves_an_operation_behind(
         rig.services, rig.worker = rig.new_worker()
         rig.drain()
         assert rig.op(1).state is OpState.COMPLETED, walk.made
+    assert count >= 5
+
+
+def test_no_interleaving_of_submitting_and_hearing_in_vain_leaves_one_behind(base: BaseModel) -> None:
+    """The message of a cancelled operation is in the queue, and for a while another one would be dropped."""
+    walk, count = Exploration(), 0
+    while walk.next():
+        rig, turns = Rig(base), Turns()
+        rig.begin()
+        rig.drain()
+        rig.worker.release_all()
+        stream = rig.world.stream(RUN)
+        rig.world.services.submissions.submit(stream, NOOP)
+        rig.world.services.submissions.cancel(stream, NOOP.seq)
+        assert rig.world.queues.depth(TRAIN) == 1
+        seen = {
+            actor: {name: turns.port(actor, name, getattr(rig.world, name)) for name in ("items", "queues")}
+            for actor in ("edge", "trainer")
+        }
+        rig.services, rig.worker = rig.new_worker(**seen["trainer"])
+        edge = rig.world.open(**seen["edge"])
+        actors = {
+            "edge": partial(edge.submissions.submit, stream, Submission(2, OpKind.NOOP, b"{}")),
+            "trainer": rig.worker.step,
+        }
+        count += turns.run(actors, walk)
+        rig.drain()  # no sweeper, and no time passes
+        assert rig.op(2).state is OpState.COMPLETED, walk.made
     assert count >= 5

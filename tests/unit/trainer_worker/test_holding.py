@@ -400,6 +400,39 @@ def test_a_full_house_makes_room_for_who_waits(new_rig: Callable[..., Rig]) -> N
     assert len(rig.worker._hot) <= 2
 
 
+def test_a_run_that_rang_alone_makes_no_room_for_itself(new_rig: Callable[..., Rig]) -> None:
+    """However much was submitted while it was cold: nobody else waits."""
+    rig = new_rig(max_hot_runs=1, idle_snapshot_s=0.0)
+    rig.begin()
+    for seq in range(1, 21):
+        rig.submit(seq, forward_backward())
+    rig.drain()
+    (run,) = rig.worker._hot.all()
+    for _ in range(3):
+        rig.worker.step()
+    assert rig.worker._hot.all() == [run]
+    rig.begin("s-1:train:1")
+    rig.drain()
+    rig.drain()
+    assert run not in rig.worker._hot.all()
+    assert rig.states("s-1:train:1") == [OpState.COMPLETED]
+
+
+def test_a_redrive_rings_whatever_was_heard_while_the_run_was_blocked(rig: Rig) -> None:
+    rig.begin()
+    rig.drain()
+    rig.worker.release_all()
+    stream = rig.world.stream(RUN)
+    rig.submit(1, forward_backward())  # rings
+    rig.world.services.dead_letters.bury(stream, rig.op(1), "it died")
+    rig.drain()  # heard in vain
+    assert rig.world.queues.depth(TRAIN) == 0
+    (letter,) = rig.world.services.dead_letters.list()
+    rig.world.services.dead_letters.redrive(letter.letter_id)
+    rig.drain()
+    assert rig.op(1).state is OpState.COMPLETED
+
+
 def test_a_queue_that_does_not_say_who_waits_keeps_nobody_from_working(
     new_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
