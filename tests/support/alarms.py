@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,13 +68,13 @@ class Alarm:
             "LessThanOrEqualToThreshold": value <= self.threshold,
         }[self.comparison]
 
-    def rings(self, given: Iterable[Period]) -> bool:
+    def after(self, given: Sequence[Period]) -> bool:
+        """Whether it is in alarm when these periods, the last ones of its life, have passed."""
+        return sum(self.in_alarm(period) for period in given[-self.periods :]) >= self.datapoints
+
+    def rings(self, given: Sequence[Period]) -> bool:
         """Whether it goes off at any time while these periods pass, one after the other."""
-        breaches = [self.in_alarm(period) for period in given]
-        return any(
-            sum(breaches[max(0, end - self.periods) : end]) >= self.datapoints
-            for end in range(1, len(breaches) + 1)
-        )
+        return any(self.after(given[:end]) for end in range(1, len(given) + 1))
 
     def told(self, text: str, service: str = "tensafe") -> list[float]:
         """Its metric's values among the lines of a log, in CloudWatch's embedded format."""

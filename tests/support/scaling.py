@@ -6,12 +6,26 @@ Application Auto Scaling itself exists on AWS alone; the arithmetic of its polic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.support.alarms import Alarm, alarm
 from tests.support.metric_math import worked_out
 from tests.support.templates import TASKS, Template, read_template
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What CloudWatch has of one minute of a queue and its service; None for what it has not, or not yet."""
+
+    waiting: float | None
+    held: float | None
+    running: float | None
+
+    def of(self, *names: str) -> dict[str, list[float]]:
+        """As an alarm is given them."""
+        given: dict[str, float | None] = {name: getattr(self, name) for name in names}
+        return {name: [] if value is None else [value] for name, value in given.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,9 @@ class Scaling:
             {"ChangeInCapacity": desired + change, "ExactCapacity": change}[policy["AdjustmentType"]]
         )
 
-    def backlog_per_task(self, waiting: float, held: float, running: float | None) -> float | None:
+    def backlog_per_task(
+        self, waiting: float | None, held: float | None, running: float | None
+    ) -> float | None:
         """What target tracking looks at."""
         metrics = self._tracking()["CustomizedMetricSpecification"]["Metrics"]
         (expression,) = [one["Expression"] for one in metrics if one["ReturnData"]]
@@ -54,6 +70,30 @@ class Scaling:
         backlog = self.backlog_per_task(waiting, held, running)
         assert backlog is not None
         return self._bounded(math.ceil(running * backlog / self._given(self._tracking()["TargetValue"])))
+
+    def counts(self, desired: int, minutes: Sequence[Minute]) -> list[int]:
+        """The desired count after each minute, from `desired` on: what alarms and tracking make of them.
+
+        Target tracking goes up after 3 minutes above its target, as its own alarms do; down is left out, for
+        it waits longer than the alarm that stops the last. Cooldowns are: none of these counts is a sum.
+        """
+        found: list[int] = []
+        for now in range(1, len(minutes) + 1):
+            seen = minutes[:now]
+            if self.first.after([one.of("waiting", "held", "running") for one in seen]):
+                desired = self.after_alarm(self.first, desired)
+            elif self.last.after([one.of("waiting", "held") for one in seen]):
+                desired = self.after_alarm(self.last, desired)
+            desired = max(desired, self._tracked(desired, seen[-3:]))
+            found.append(desired)
+        return found
+
+    def _tracked(self, desired: int, seen: Sequence[Minute]) -> int:
+        target = self._given(self._tracking()["TargetValue"])
+        backlogs = [self.backlog_per_task(one.waiting, one.held, one.running) for one in seen]
+        if len(backlogs) < 3 or any(one is None or one <= target for one in backlogs):
+            return desired
+        return self._bounded(math.ceil(desired * (backlogs[-1] or 0.0) / target))
 
     def _tracking(self) -> Template:
         policy = self._resource(f"{self.role.capitalize()}Backlog")

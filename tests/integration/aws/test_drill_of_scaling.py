@@ -34,7 +34,7 @@ def figures(service: AwsService, ecs: EcsServices, role: str) -> dict[str, list[
 
 def first_needed(service: AwsService, ecs: EcsServices, role: str) -> bool:
     given = figures(service, ecs, role)
-    return Scaling(role).first.in_alarm({name: given[name] for name in ("waiting", "running")})
+    return Scaling(role).first.in_alarm(given)
 
 
 def last_idle(service: AwsService, ecs: EcsServices, role: str) -> bool:
@@ -95,7 +95,7 @@ def test_samplers(service: AwsService, ecs: EcsServices, key: str) -> None:
     with service.paused("sampler"), service.services() as services:
         samples = [native.submit(run, "sample", asked) for _ in range(2)]
         wait_until(lambda: _backlog(figures(service, ecs, "sampler")) >= 2, 60)  # the trainer saves first
-        waiting = {"waiting": [2.0], "running": []}
+        waiting = {"waiting": [2.0], "held": [0.0], "running": []}
         assert scaling.first.in_alarm(waiting)
         assert not scaling.first.in_alarm({**waiting, "running": [1.0]})
         assert scaling.after_alarm(scaling.first, 0) == 1
