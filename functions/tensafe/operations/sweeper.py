@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, cast
 
@@ -14,12 +16,14 @@ from tensafe.operations.outcomes import Outcomes
 from tensafe.operations.records import Operation, StreamKind, StreamRecord, StreamState
 from tensafe.operations.streams import Stores, Streams, now_ms
 from tensafe.operations.worker_status import WorkerStatus
-from tensafe.storage.ports import ConditionFailed, Delete, Item, Put
+from tensafe.storage.ports import ConditionFailed, Delete, Item, JsonValue, Put
 
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 200
 _LONGEST_WAIT_MS: Final = 600_000
+_START: Final = ("", "")
+"""Before the first marker of the first shard."""
 
 
 class Sweeper:
@@ -51,17 +55,27 @@ class Sweeper:
         self._workers = workers
         self._stale_ms = int(stale_s * 1000)
         self._clock_ms = clock_ms
+        self._clock_s = time.monotonic
         self._failed = 0
+        self._next = _START
 
-    def sweep(self) -> int:
+    def sweep(self, *, limit_s: float = math.inf) -> int:
         """Ring for every stream with an open operation older than the limit; how many rings.
 
-        One that cannot be rung for, because its base model is not served now, say, is passed over.
+        One that cannot be rung for, because its base model is not served now, say, is passed over. A pass
+        looks at no more markers once it has taken `limit_s`: the next one of this process goes on there,
+        and comes round to what it passes over.
         """
+        deadline_s = self._clock_s() + limit_s
         seen: set[str] = set()
         audience = _Audience(self._workers, self._doorbell)
         rings = failed = 0
-        for marker in self._markers(self._clock_ms() - self._stale_ms):
+        began, self._next = self._next, _START
+        for marker in self._markers(self._clock_ms() - self._stale_ms, began):
+            if self._clock_s() >= deadline_s:
+                self._next = marker.key.partition, marker.key.sort
+                log.warning("not all open operations were looked at: the next sweep goes on")
+                break
             try:
                 rings += self._look_at(marker, seen, audience)
             except TensafeError:
@@ -84,17 +98,34 @@ class Sweeper:
                 forgiven += self._outcomes.put_back(operation, counted=False)
         return forgiven
 
-    def _markers(self, until_ms: int) -> Iterator[Item]:
-        for shard in layout.pending_shards():
-            first, last = "", f"{until_ms:015d}~"
-            while page := self._items.query(shard, first=first, last=last, limit=_PAGE):
-                yield from page
-                first = layout.after(page[-1].key.sort)
+    def _markers(self, until_ms: int, start: tuple[str, str] = _START) -> Iterator[Item]:
+        """All that are as old, once round the shards from the marker of `start`."""
+        last, (shard, sort) = f"{until_ms:015d}~", start
+        shards = layout.pending_shards()
+        place = shards.index(shard) if shard in shards else 0
+        yield from self._of_shard(shards[place], sort, last)
+        for other in shards[place + 1 :] + shards[:place]:
+            yield from self._of_shard(other, "", last)
+        if sort:
+            for marker in self._of_shard(shards[place], "", last):
+                if marker.key.sort >= sort:
+                    return
+                yield marker
+
+    def _of_shard(self, shard: str, first: str, last: str) -> Iterator[Item]:
+        while page := self._items.query(shard, first=first, last=last, limit=_PAGE):
+            yield from page
+            first = layout.after(page[-1].key.sort)
 
     def _look_at(self, marker: Item, seen: set[str], audience: _Audience) -> int:
         """Rings for one marker; `seen` are the runs that need no second look in this pass."""
         stream_id, seq = _named(marker)
         if stream_id in seen:
+            return 0
+        overdue_ms = self._clock_ms() - _due_ms(marker)
+        if overdue_ms < 0:
+            if marker.body.get("run"):
+                seen.add(stream_id)  # it was reminded of as a whole
             return 0
         stream = self._streams.find(stream_id)
         operation = self._outcomes.peek(stream_id, seq)
@@ -104,13 +135,12 @@ class Sweeper:
             return 0
         if stream.kind is StreamKind.RUN:
             seen.add(stream_id)
-        overdue_ms = self._clock_ms() - cast(int, marker.body.get("remind_ms") or operation.created_ms)
-        if overdue_ms < 0 or self._is_held(stream, operation):
+        if self._is_held(stream, operation):
             return 0
         if overdue_ms < _LONGEST_WAIT_MS and not audience.hears(stream):
             return 0
         self._doorbell.remind(stream, operation.seq)
-        self._postpone(marker, operation)
+        self._postpone(marker, stream)
         return 1
 
     def _is_held(self, stream: StreamRecord, operation: Operation) -> bool:
@@ -118,11 +148,14 @@ class Sweeper:
             return self._leases.held(stream.stream_id, margin_s=0)
         return self._workers.running(operation)
 
-    def _postpone(self, marker: Item, operation: Operation) -> None:
+    def _postpone(self, marker: Item, stream: StreamRecord) -> None:
         now = self._clock_ms()
-        wait_ms = min(max(now - operation.created_ms, 60_000), _LONGEST_WAIT_MS)
+        wait_ms = min(max(now - _created_ms(marker), 60_000), _LONGEST_WAIT_MS)
+        body: dict[str, JsonValue] = {"remind_ms": now + wait_ms}
+        if stream.kind is StreamKind.RUN:
+            body["run"] = True
         try:
-            self._items.write([Put(marker.key, {"remind_ms": now + wait_ms}, marker.version)])
+            self._items.write([Put(marker.key, body, marker.version)])
         except ConditionFailed:
             return  # it has ended
 
@@ -153,6 +186,15 @@ class _Audience:
             return self._doorbell.depth(queue) > 0
         except Unavailable:
             return False  # one reminder too many is better than none
+
+
+def _created_ms(marker: Item) -> int:
+    return int(marker.key.sort.split("/", 1)[0])
+
+
+def _due_ms(marker: Item) -> int:
+    """When to remind of it."""
+    return cast(int, marker.body.get("remind_ms") or _created_ms(marker))
 
 
 def _named(marker: Item) -> tuple[str, int]:

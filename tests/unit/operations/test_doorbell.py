@@ -11,7 +11,7 @@ from tensafe.operations import layout
 from tensafe.operations.doorbell import queue_specs, sample_queue, train_queue
 from tensafe.operations.records import OpKind, OpState, StreamKind
 from tensafe.operations.submissions import Submission
-from tensafe.storage.ports import Put, Queues
+from tensafe.storage.ports import Item, Items, Key, Put, Queues
 from tests.support.faulty_ports import Killed
 from tests.unit.operations.world import BASE, LEASE_S, SAMPLE, TRAIN, World
 
@@ -293,6 +293,65 @@ def test_a_long_queue_hides_no_other_run_from_the_sweep(memory: World) -> None:
     memory.later(16)
     assert memory.services.sweeper.sweep() == 2
     assert {body["stream"] for body in memory.drain(TRAIN)} == {busy.stream_id, other.stream_id}
+
+
+class _Counted:
+    """Items that note what of streams is read, one by one."""
+
+    def __init__(self, inner: Items) -> None:
+        self._inner = inner
+        self.read: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def get(self, key: Key) -> Item | None:
+        self.read.append(f"{key.partition} {key.sort}")
+        return self._inner.get(key)
+
+
+def test_what_is_not_due_is_not_read(either: World) -> None:
+    run, sampler = either.run(), either.sampler()
+    for seq in range(1, 6):
+        either.submit(run, seq)
+        either.submit(sampler, seq)
+    either.drain(TRAIN)
+    either.drain(SAMPLE)
+    items = _Counted(either.items)
+    sweeper = either.open(items=items).sweeper
+    either.later(16)
+    assert sweeper.sweep() == 6  # the run once, and each sample
+    assert len(items.read) >= 12
+    items.read.clear()
+    either.later(30)
+    assert sweeper.sweep() == 0
+    assert items.read == []
+    either.drain(TRAIN)
+    either.drain(SAMPLE)
+    items.read.clear()
+    either.later(40)
+    assert sweeper.sweep() == 6
+
+
+def test_a_sweep_that_runs_out_of_time_goes_on_where_it_stopped(either: World) -> None:
+    """Each marker takes a second of its three, and no run waits for more than the passes of one round."""
+    runs = [either.run(f"s:train:{number}") for number in range(40)]
+    for run in runs:
+        either.submit(run, 1)
+    either.drain(TRAIN)
+    either.later(16)
+    ticks = iter(range(10**6))
+    services = either.open()
+    sweeper = services.sweeper
+    sweeper._clock_s = lambda: float(next(ticks))
+    rung: list[str] = []
+    for _ in range(15):  # of 3 each, but that a round ends with a pass
+        assert sweeper.sweep(limit_s=4.0) <= 3
+        rung += [body["stream"] for body in either.drain(TRAIN)]
+        either.services.workers.announce("trainer", BASE, "trainer-a", 0)
+    assert sorted(rung) == sorted(run.stream_id for run in runs)  # each once
+    assert sweeper.sweep(limit_s=10**6) == 0
+    assert sweeper.sweep(limit_s=0.0) == 0
 
 
 def test_markers_without_an_open_operation_are_removed(memory: World) -> None:
