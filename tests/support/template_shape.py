@@ -176,6 +176,25 @@ def schedules_unwatched(core: Template, seen: Template) -> list[str]:
     return wrong
 
 
+UNRESERVED: Final = 100
+"""Executions of an account that Lambda lets nobody reserve."""
+
+
+def reserved(core: Template) -> dict[str, int]:
+    """The executions that each function reserves by default, if the deployment reserves any.
+
+    Raises ValueError for one that reserves them in an account that has none to give.
+    """
+    found = {}
+    for name, function in resources(core, "AWS::Serverless::Function").items():
+        condition, number, otherwise = function["ReservedConcurrentExecutions"].get("Fn::If", (None,) * 3)
+        if (condition, otherwise) != ("Reserved", {"Ref": "AWS::NoValue"}):
+            raise ValueError(f"{name} reserves executions whether or not the account has them")
+        parameter = referred(number)
+        found[name] = int(core["Parameters"][parameter]["Default"] if parameter else number)
+    return found
+
+
 def _senders(core: Template, queue: str | None) -> set[str]:
     """The rules of EventBridge whose events the queue takes, by their names."""
     return {

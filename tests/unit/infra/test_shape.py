@@ -21,6 +21,8 @@ from tools.api_routes import TEMPLATE, application_routes, rewritten
 from tools.stack_parameters import stack_parameters
 
 RUNBOOKS = {path.stem for path in (ROOT / "infra/runbooks").glob("*.md")}
+DEPLOYING = ("infra/README.md", "docs/aws.md")
+"""Where whoever deploys reads how many executions an account needs."""
 BASE_MODEL = "Qwen/Qwen3-8B-Base"
 
 
@@ -34,6 +36,10 @@ def variables(settings: type[BaseModel]) -> dict[str, bool]:
     return {
         f"{ENV_PREFIX}{name.upper()}": field.is_required() for name, field in settings.model_fields.items()
     }
+
+
+def _text(path: str) -> str:
+    return " ".join((ROOT / path).read_text(encoding="utf-8").split())
 
 
 def _all() -> tuple[Template, Template, Template]:
@@ -311,6 +317,17 @@ def test_an_api_request_ends_before_api_gateway_gives_up() -> None:
     assert _p(core, "ApiFunction")["Timeout"] * 1000 < _p(core, "ApiIntegration")["TimeoutInMillis"] <= 30_000
     for source in ("TrainDeadQueue", "SampleDeadQueue"):
         assert _p(core, source)["VisibilityTimeout"] >= 6 * _p(core, "DeadLettersFunction")["Timeout"]
+
+
+def test_an_account_with_a_small_quota_reserves_nothing() -> None:
+    core = read_template(CORE)
+    assert core["Conditions"]["Reserved"] == {"Fn::Equals": [{"Ref": "ReserveConcurrency"}, "true"]}
+    needed = sum(rules.reserved(core).values()) + rules.UNRESERVED
+    for text in (core["Parameters"]["ReserveConcurrency"]["Description"], *map(_text, DEPLOYING)):
+        assert f"{needed} executions" in text or f"quota of {needed}" in text
+    _p(core, "SweeperFunction").update(ReservedConcurrentExecutions={"Ref": "ApiConcurrency"})
+    with pytest.raises(ValueError, match="SweeperFunction"):
+        rules.reserved(core)
 
 
 def test_an_instance_joins_the_cluster_once_it_has_the_models() -> None:
