@@ -58,8 +58,8 @@ $(INSTALLED): $(LOCKED)
 test: install lint lint-infra ministack  ## lint, then every test that this machine can run (what it cannot is skipped with the reason)
 	@$(TESTING) tools/run_tests.sh
 
-test-fast: install  ## unit and contract tests
-	@$(TESTING) $(PY) -m pytest -q -m "not slow and not docker and not gpu" tests/unit $(wildcard tests/contract)
+test-fast: install  ## unit and contract tests that are quick and open no sockets
+	@$(TESTING) $(PY) -m pytest -q -m "not slow and not sockets and not docker and not gpu" tests/unit $(wildcard tests/contract)
 
 lint: $(LOCKED)  ## ruff check, ruff format --check, mypy --strict
 	@$(VENV)/bin/ruff check --quiet .

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.no_sockets import NAME, NoSockets
 from tools import docker_engine
 
 # Deterministic, and without a deadline: a machine may be busy.
@@ -38,6 +39,7 @@ SLOW_MODULES = frozenset(
 
 def pytest_configure(config: pytest.Config) -> None:
     """`make test` sets TENSAFE_REQUIRE_INSTALLED: then the source tree must not be what is imported."""
+    config.pluginmanager.register(NoSockets(ROOT), NAME)
     if os.environ.get("TENSAFE_REQUIRE_INSTALLED") != "1":
         return
     for package in ("tensafe", "tensafe_gpu"):

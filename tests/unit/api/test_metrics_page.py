@@ -36,6 +36,7 @@ def of(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, tuple(sorted(labels.items()))]
 
 
+@pytest.mark.sockets
 def test_requests_work_and_workers_are_on_the_page(services: Services, world: World) -> None:
     meter, port = serve_metrics(services, 0)
     key, _ = services.api_keys.create(CLINIC, ["train"])
@@ -66,6 +67,7 @@ def test_requests_work_and_workers_are_on_the_page(services: Services, world: Wo
     assert not re.search(rf"patients|{run.stream_id}|{CLINIC}", text)
 
 
+@pytest.mark.sockets
 def test_a_store_that_does_not_answer_is_said_to_be_missing(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_store_that_does_not_answer_is_said_to_be_missing(
     assert ("tensafe_dead_letters", ()) not in page
 
 
+@pytest.mark.sockets
 def test_a_taken_port_is_named(services: Services) -> None:
     _, port = serve_metrics(services, 0)
     with pytest.raises(ConfigurationError, match=str(port)):

@@ -137,6 +137,7 @@ def charge_more(data_dir: Path) -> Callable[[], None]:
     return charge
 
 
+@pytest.mark.sockets
 def test_a_start_on_an_older_database_is_refused_until_the_domain_is_given_up(
     tensafe: Tensafe, rolled_back: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from tensafe.contracts.errors import Conflict, InvalidRequest
 from tensafe.privacy import deal_record
 from tensafe.privacy.deal_record import DealRecord
 
+pytestmark = pytest.mark.sockets
+
 DRAWN = [[3, 5], [], [4], [3, 4, 5]]
 DATA = {unit: [{"tokens": [unit], "loss_fn_inputs": {}}] * (unit - 2) for unit in (3, 4, 5)}
 

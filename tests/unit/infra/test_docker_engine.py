@@ -47,6 +47,7 @@ def test_it_says_why_nothing_runs_in_docker(bin_folder: Path) -> None:
     assert docker_engine.why_not() is None
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(("said", "address"), [("127.0.0.1", "127.0.0.1"), ("192.0.2.1", None), ("", None)])
 def test_only_an_address_of_this_machine_is_one_that_containers_reach_it_by(
     bin_folder: Path, said: str, address: str | None

@@ -169,6 +169,7 @@ def test_a_key_file_that_has_moved_is_named_by_the_settings(
         assert services.ports.keyring.key_id == key_id
 
 
+@pytest.mark.sockets
 def test_up_reads_the_key_file_that_it_is_told(
     tmp_path: Path, key_file: Path, request_for: UpRequest
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from tensafe_gpu.protection import EcsProtection, ProtectionKeeper, protected_while
 
+pytestmark = pytest.mark.sockets
+
 
 class Agent:
     """As ECS's: it grants what it is asked, unless it is told how to fail."""
