@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from tests.support.template_access import key_statements
-from tests.support.templates import CORE, read_template, texts
+from tests.support.templates import CORE, listed, read_template, texts
 
 Asked = Mapping[str, Any]
 """What a call says of itself, by IAM's condition keys."""
@@ -68,7 +68,7 @@ def _holds(operator: str, name: str, wanted: Any, asked: Asked) -> bool:
     if operator == "StringEquals":
         return bool(asked.get(name) == wanted)
     if operator == "StringLike":
-        return fnmatchcase(asked.get(name, ""), wanted)
+        return any(fnmatchcase(asked.get(name, ""), one) for one in listed(wanted))
     if operator == "Null":
         return (name not in asked) == (wanted == "true")
     raise ValueError(f"{operator} {name}")

@@ -43,6 +43,7 @@ from tests.support.aws_stack import Stack, make_stack
 from tests.support.certificates import Authority
 from tests.support.cloud import MODEL
 from tests.support.helora import peft_files
+from tests.support.key_policies import permits
 from tests.support.operator_calls import may_use
 from tests.support.role_rights import held, of_a_task
 from tests.support.tiny_models import byte_tokenizer
@@ -254,3 +255,5 @@ def test_a_sampler_takes_no_right_that_it_lacks_and_has_none_that_it_does_not_ta
     scopes = {use.context["scope"].partition("/")[0] for use in wire.of("sampler").uses if use.context}
     assert scopes == {"stream", "holder-tls"}
     assert "SamplerRole" not in may_use("DataKey", "kms:Encrypt")
+    of_a_domain = {"tenant": "acme", "scope": "domain/acme/letters", "purpose": "tensafe-data-key"}
+    assert not permits("DataKey", "SamplerRole", "kms:Decrypt", of_a_domain)
