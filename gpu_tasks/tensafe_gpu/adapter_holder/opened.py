@@ -99,9 +99,15 @@ class Shelf:
     """The open adapters of a store. Thread-safe. `forgetting` looks through it every few seconds."""
 
     def __init__(
-        self, store: AdapterStore, accepted: AcceptLog, *, clock: Callable[[], float] = time.monotonic
+        self,
+        store: AdapterStore,
+        accepted: AcceptLog,
+        *,
+        over: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._accepted, self._clock = store, accepted, clock
+        """`over` is called before what is over is closed, so that who asks for it hears why."""
+        self._store, self._accepted, self._over, self._clock = store, accepted, over, clock
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._opened: OrderedDict[Name, OpenedAdapter] = OrderedDict()
         """The one that was given back last is at the end."""
@@ -161,6 +167,7 @@ class Shelf:
             published = self._store.get(*name[:2])
             if published.active and published.epoch == name[2]:
                 continue
+            self._over()
             with self._lock:
                 if name in self._opened:
                     self._close(name, "over" if published.active else "revoked")

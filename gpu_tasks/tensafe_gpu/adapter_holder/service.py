@@ -67,7 +67,7 @@ class HolderService:
         self.counters: Counter[str] = Counter()
         self.places = Places()
         self._store = store
-        self.shelf = Shelf(store, accepted)
+        self.shelf = Shelf(store, accepted, over=self.forget_what_was_looked_up)
         self._looked: dict[tuple[str, int], tuple[float, tuple[int, bool]]] = {}
 
     def greet(self, frame: Frame, certified: str | None) -> tuple[Session, Answer]:

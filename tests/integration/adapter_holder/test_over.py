@@ -169,7 +169,8 @@ def test_a_revocation_during_a_generation_ends_it(tmp_path: Path, burn_log: Burn
     process.command("revoke", "--name", "a")
     revoked = time.monotonic()
     thread.join(10)
-    assert codes == [NOT_ALLOWED]
+    # The other one of a pass that was on its way as its block was dropped: then who greets again hears it.
+    assert codes in ([NOT_ALLOWED], [VERSION_MISMATCH])
     assert answered[-1] < revoked + 1.0
     until(lambda: '"reason":"revoked"' in process.log.read_text(), TICK_S + 5)
     until(lambda: not idle._online.usable, 2 * TICK_S + 5)
