@@ -21,6 +21,8 @@ class Tap:
         self._target = target
         self.hold_s = 0.0
         """How long each piece to the key holder is kept back."""
+        self.claimed: dict[Kind, int] = {}
+        """How long frames of these kinds to the key holder say that they are."""
         self._open: list[socket.socket] = []
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listening.bind(str(path))
@@ -73,12 +75,21 @@ class Tap:
                 kept += data
                 if down:
                     time.sleep(self.hold_s)
+                    data = self._claiming(data)
                 target.sendall(data)
         except OSError:
             pass
         finally:
             with suppress(OSError):
                 target.shutdown(socket.SHUT_WR)
+
+    def _claiming(self, data: bytes) -> bytes:
+        """One request is answered at a time, so an answer begins what is read."""
+        if len(data) < frames.HEADER.size or not data.startswith(frames.MAGIC):
+            return data
+        fields = frames.HEADER.unpack_from(data)
+        size = self.claimed.get(fields[2], fields[-1])
+        return frames.HEADER.pack(*fields[:-1], size) + data[frames.HEADER.size :]
 
 
 def split(stream: bytes, limits: Mapping[Kind, int], *, cut: bool = False) -> list[tuple[Kind, bytes]]:

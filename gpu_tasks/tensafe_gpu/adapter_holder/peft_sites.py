@@ -14,11 +14,11 @@ from safetensors.numpy import load as load_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe_gpu.helora.adapter import LoraModule, LoraSite
+from tensafe_gpu.helora.parameters import MAX_RANK
 from tensafe_gpu.peft_settings import MUST_BE_OFF
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
-MAX_RANK: Final = 128
 _TENSOR: Final = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[a-z_.]+)\.lora_([AB])\.weight")
 _SITES: Final = {
     "self_attn.q_proj": "self_attn.qkv",

@@ -112,7 +112,8 @@ class Connection:
         hello = Hello(
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
         )
-        payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, timeouts.connect_s)
+        most = TO_KEY_HOLDER[Kind.WELCOME]
+        payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, most, timeouts.connect_s)
         self.info, self.nonce = self._checked(payload, wanted)
 
     @property
@@ -132,22 +133,31 @@ class Connection:
             return False
 
     def ask(
-        self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, timeout_s: float
+        self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, most_bytes: int, timeout_s: float
     ) -> memoryview:
-        """Send a request; the payload of its answer. Raises HeUnavailable."""
+        """Send a request; the payload of its answer, of which no more than `most_bytes` are taken.
+
+        Raises HeUnavailable.
+        """
         self._request = (self._request + 1) & 0xFFFFFFFF
+        limits = _limits(answer, most_bytes)
         with self._failing():
             send(self._sock, kind, self._request, parts, timeout_s)
-            return self._answer(
-                receive(self._sock, TO_KEY_HOLDER, idle_s=timeout_s, frame_s=timeout_s), answer
-            )
+            return self._answer(receive(self._sock, limits, idle_s=timeout_s, frame_s=timeout_s), answer)
 
     def begin(
-        self, kind: Kind, parts: Sequence[bytes | memoryview], timeout_s: float, limit_s: float = inf
+        self,
+        kind: Kind,
+        parts: Sequence[bytes | memoryview],
+        answer: Kind,
+        most_bytes: int,
+        timeout_s: float,
+        limit_s: float = inf,
     ) -> Exchange:
         """Send a request as far as that goes without waiting; `ended` has to follow before anything else."""
         self._request = (self._request + 1) & 0xFFFFFFFF
-        exchange = Exchange(self._sock, kind, self._request, parts, TO_KEY_HOLDER, timeout_s, limit_s)
+        limits = _limits(answer, most_bytes)
+        exchange = Exchange(self._sock, kind, self._request, parts, limits, timeout_s, limit_s)
         exchange.advance(send_only=True)
         return exchange
 
@@ -212,6 +222,11 @@ class Connection:
             self.close()
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder offers another adapter or version")
         return info, bytes.fromhex(welcome.nonce)
+
+
+def _limits(answer: Kind, most_bytes: int) -> dict[Kind, int]:
+    """What may come back: the one answer, as long as its request makes it, or a refusal."""
+    return {answer: min(most_bytes, TO_KEY_HOLDER[answer]), Kind.ERROR: TO_KEY_HOLDER[Kind.ERROR]}
 
 
 def _gone(error: PeerGone) -> HeUnavailable:

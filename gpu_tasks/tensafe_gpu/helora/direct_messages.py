@@ -77,9 +77,14 @@ def pack_direct_reply(parts: Sequence[WordArray]) -> list[bytes | memoryview]:
     return [part.astype("<u4").tobytes() for part in parts]
 
 
+def direct_reply_bytes(layouts: Sequence[DirectLayout]) -> int:
+    """Of a DIRECT_REPLY; `layouts` by entry."""
+    return sum(_reply_sizes(layouts))
+
+
 def unpack_direct_reply(payload: memoryview, layouts: Sequence[DirectLayout]) -> list[WordArray]:
     """`layouts` by entry. Raises FrameError."""
-    sizes = [layout.groups * 2 * _POLYNOMIAL for layout in layouts]
+    sizes = _reply_sizes(layouts)
     if len(payload) != sum(sizes):
         raise FrameError(f"a direct reply of {len(payload)} bytes where {sum(sizes)} belong")
     result, begin = [], 0
@@ -88,3 +93,7 @@ def unpack_direct_reply(payload: memoryview, layouts: Sequence[DirectLayout]) ->
         result.append(words.reshape(layout.groups, 2, len(PRIMES), N))
         begin += size
     return result
+
+
+def _reply_sizes(layouts: Sequence[DirectLayout]) -> list[int]:
+    return [layout.groups * 2 * _POLYNOMIAL for layout in layouts]

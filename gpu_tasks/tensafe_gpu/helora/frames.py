@@ -63,6 +63,7 @@ TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.DIRECT_REPLY: 256 * _MIB,
     Kind.ERROR: 4096,
 }
+"""What an adapter holder may send at all; of an answer no more is taken than its request asked for."""
 
 
 class FrameError(Exception):

@@ -24,6 +24,7 @@ from tensafe_gpu.helora.direct import DirectRequest, layout_of
 from tensafe_gpu.helora.direct_messages import (
     MAX_ENTRIES,
     DirectEntry,
+    direct_reply_bytes,
     pack_direct,
     unpack_direct_reply,
 )
@@ -33,9 +34,11 @@ from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
     ROWS_PER_FRAME,
     MaskedRange,
+    b_bytes,
     pack_begin,
     pack_products,
     pack_rows,
+    reply_bytes,
     unpack_b,
     unpack_reply,
 )
@@ -76,7 +79,7 @@ class RemoteKeyHolder:
     def __init__(
         self, connector: Connector, wanted: Wanted, burn_log: BurnLog, timeouts: Timeouts | None = None
     ) -> None:
-        """Greet, and fetch B'. Raises HeUnavailable."""
+        """Greet. Raises HeUnavailable."""
         self._connector, self._burn_log, self._original = connector, burn_log, Original()
         self._timeouts = timeouts or Timeouts()
         self._online = Connection(connector, wanted, self._timeouts)
@@ -89,13 +92,17 @@ class RemoteKeyHolder:
         self._ahead = RowsAhead()  # of whoever holds the online lock
         self._shapes = {shape.site: (index, shape) for index, shape in enumerate(self._info.sites)}
         self._supplies = {site: Supply(site, self._info.digest, self._info.epoch) for site in self._shapes}
-        self._b = {site: self._fetch_b(index, shape) for site, (index, shape) in self._shapes.items()}
+        self._b: Mapping[SiteId, Mapping[str, Float32Array]] | None = None
 
     def info(self) -> AdapterInfo:
         return self._info
 
     def b_matrices(self) -> Mapping[SiteId, Mapping[str, Float32Array]]:
-        return self._b
+        self._check_original()
+        with self._online_lock:
+            if self._b is None:
+                self._b = {site: self._fetch_b(*numbered) for site, numbered in self._shapes.items()}
+            return self._b
 
     def prepared(self) -> Mapping[SiteId, int]:
         with self._supply_lock:
@@ -124,7 +131,11 @@ class RemoteKeyHolder:
             used = [
                 _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
             ]
-            exchange = connection.begin(Kind.PRODUCTS, pack_products(parts), self._timeouts.online_s, limit_s)
+            most = 4 * sum(len(x) * self._shapes[site][1].rank_rows for site, x in sites)
+            wait_s = self._timeouts.online_s
+            exchange = connection.begin(
+                Kind.PRODUCTS, pack_products(parts), Kind.PRODUCTS_REPLY, most, wait_s, limit_s
+            )
             self._ahead.note(used)
         except BaseException:
             self._online_lock.release()
@@ -161,7 +172,8 @@ class RemoteKeyHolder:
                     layouts += [layout] * len(x_q)
                 parts = pack_direct(request.key_id, request.public_half(connection.nonce), entries)
                 wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
-                exchange = connection.begin(Kind.DIRECT, parts, wait_s, limit_s)
+                most = direct_reply_bytes(layouts)
+                exchange = connection.begin(Kind.DIRECT, parts, Kind.DIRECT_REPLY, most, wait_s, limit_s)
                 wait_for(exchange)
                 payload = connection.ended(exchange, Kind.DIRECT_REPLY)
                 try:
@@ -280,13 +292,13 @@ class RemoteKeyHolder:
         block = PreparingBlock(shape.d_in, shape.rank_rows)
         try:
             begin = pack_begin(index, block.block_id, block.public_halves(connection.nonce))
-            connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, timeout_s)
+            connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, timeout_s)
             for first in range(0, shape.d_in, ROWS_PER_FRAME):
                 count = min(ROWS_PER_FRAME, shape.d_in - first)
                 rows = pack_rows(block.block_id, first, *block.encrypted(first, count))
                 last = first + count == shape.d_in
-                answer = Kind.BLOCK_REPLY if last else Kind.ACCEPTED
-                payload = connection.ask(Kind.BLOCK_ROWS, rows, answer, timeout_s)
+                answer = (Kind.BLOCK_REPLY, reply_bytes(shape.rank_rows)) if last else (Kind.ACCEPTED, 0)
+                payload = connection.ask(Kind.BLOCK_ROWS, rows, *answer, timeout_s)
             block_id, words = unpack_reply(payload, shape.rank_rows)
             if block_id != block.block_id:
                 raise FrameError("the reply of another block")
@@ -298,8 +310,8 @@ class RemoteKeyHolder:
             block.close()
 
     def _fetch_b(self, index: int, shape: SiteShape) -> Mapping[str, Float32Array]:
-        request = struct.pack("<H", index)
-        payload = self._online.ask(Kind.B_REQUEST, [request], Kind.B_REPLY, self._timeouts.offline_s)
+        request, wait_s = struct.pack("<H", index), self._timeouts.offline_s
+        payload = self._online.ask(Kind.B_REQUEST, [request], Kind.B_REPLY, b_bytes(shape), wait_s)
         try:
             return unpack_b(payload, index, shape)
         except FrameError as error:

@@ -176,6 +176,11 @@ def unpack_rows(payload: memoryview) -> tuple[bytes, int, WordArray, SeedArray]:
     return block_id, first, _array(payload[_ROWS.size : middle], (count, len(PRIMES), N)), seeds
 
 
+def reply_bytes(rows: int) -> int:
+    """Of a BLOCK_REPLY for R rows."""
+    return BLOCK_ID_BYTES + rows * 2 * _WORDS * 4
+
+
 def pack_reply(block_id: bytes, words: WordArray) -> list[bytes | memoryview]:
     """BLOCK_REPLY: block id, uint32 [R, 2, 3, N]."""
     return [block_id, _words(words)]
@@ -183,7 +188,7 @@ def pack_reply(block_id: bytes, words: WordArray) -> list[bytes | memoryview]:
 
 def unpack_reply(payload: memoryview, rows: int) -> tuple[bytes, WordArray]:
     """Raises FrameError."""
-    _exactly(payload, BLOCK_ID_BYTES + rows * 2 * _WORDS * 4)
+    _exactly(payload, reply_bytes(rows))
     words = _array(payload[BLOCK_ID_BYTES:], (rows, 2, len(PRIMES), N))
     return bytes(payload[:BLOCK_ID_BYTES]), words
 
@@ -222,9 +227,14 @@ def unpack_ranges(payload: memoryview) -> tuple[list[Range], memoryview]:
     return ranges, payload[4 + count * _RANGE.size :]
 
 
+def ring_bytes(shapes: Sequence[tuple[int, int]]) -> int:
+    """Of uint32 arrays of these shapes: a PRODUCTS_REPLY has one for each range, [count, R]."""
+    return 4 * sum(rows * width for rows, width in shapes)
+
+
 def unpack_ring(payload: memoryview, shapes: Sequence[tuple[int, int]]) -> list[WordArray]:
     """Consecutive uint32 arrays of these shapes, every word below t. Raises FrameError."""
-    _exactly(payload, 4 * sum(rows * width for rows, width in shapes))
+    _exactly(payload, ring_bytes(shapes))
     result, begin = [], 0
     for rows, width in shapes:
         words = _array(payload[begin : begin + 4 * rows * width], (rows, width))
@@ -240,9 +250,14 @@ def pack_b(site: int, matrices: Sequence[Float32Array]) -> list[bytes | memoryvi
     return [struct.pack("<H", site), *(np.ascontiguousarray(b, dtype="<f4").tobytes() for b in matrices)]
 
 
+def b_bytes(shape: SiteShape) -> int:
+    """Of a B_REPLY for this site."""
+    return 2 + 4 * sum(one.d_out * one.rank for one in shape.modules)
+
+
 def unpack_b(payload: memoryview, site: int, shape: SiteShape) -> dict[str, Float32Array]:
     """Raises FrameError."""
-    _exactly(payload, 2 + 4 * sum(one.d_out * one.rank for one in shape.modules))
+    _exactly(payload, b_bytes(shape))
     if struct.unpack_from("<H", payload)[0] != site:
         raise FrameError("B of another site than asked for")
     result, begin = {}, 2

@@ -29,5 +29,7 @@ MAX_L1: Final = 1 << 20
 """Largest sum of magnitudes of one row of A_q: keeps A e below 2^25 and every float64 sum below 2^53."""
 MAX_D_IN: Final = 1 << 16
 MAX_ROWS: Final = 1 << 12
+MAX_RANK: Final = 128
+"""Of one module: no adapter holder publishes more, and no key holder opens more."""
 PARAMETERS: Final = "bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1"
 """Said by both sides before anything else, and signed in attestations."""

@@ -158,7 +158,11 @@ class KeyHolder(Protocol):
         ...
 
     def b_matrices(self) -> Mapping[SiteId, Mapping[str, Float32Array]]:
-        """B' of every module: float32 [d_out, rank], by site and module name; does not touch the network."""
+        """B' of every module: float32 [d_out, rank], by site and module name.
+
+        Asked for when it is first wanted, and as large as `info` says: look at that before. Raises
+        HeUnavailable.
+        """
         ...
 
     def products(self, sites: Sequence[tuple[SiteId, Float32Array]]) -> Sequence[Float32Array]:

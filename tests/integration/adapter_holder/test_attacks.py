@@ -32,6 +32,7 @@ from tensafe_gpu.helora.messages import (
     pack_products,
     pack_rows,
     packed,
+    reply_bytes,
     unpack_ranges,
     unpack_reply,
     unpack_ring,
@@ -201,8 +202,14 @@ def deviating(build: type[BlockEvaluation], unit: int = 1 << 51) -> tuple[np.nda
     with parties(build, d, rows) as party:
         wire, a = party.private._online, party.a
         begin = pack_begin(0, block.block_id, block.public_halves(wire.nonce))
-        wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 30)
-        payload = wire.ask(Kind.BLOCK_ROWS, pack_rows(block.block_id, 0, words, seeds), Kind.BLOCK_REPLY, 30)
+        wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, 30)
+        payload = wire.ask(
+            Kind.BLOCK_ROWS,
+            pack_rows(block.block_id, 0, words, seeds),
+            Kind.BLOCK_REPLY,
+            reply_bytes(rows),
+            30,
+        )
     reply = unpack_reply(payload, rows)[1]
     shares = block.finish(reply).shares.T
     left = np.stack([noise(c, block.secret, m) for c, m in zip(reply, shares, strict=True)])
@@ -287,7 +294,7 @@ def test_an_index_answered_twice_would_give_a_column_of_a(accepting_once: bool) 
 
         def asked(z: np.ndarray) -> np.ndarray:
             parts = pack_products([MaskedRange(Range(block_id, 17, 1), z)])
-            payload = party.private._online.ask(Kind.PRODUCTS, parts, Kind.PRODUCTS_REPLY, 5)
+            payload = party.private._online.ask(Kind.PRODUCTS, parts, Kind.PRODUCTS_REPLY, 4 * 8, 5)
             return unpack_ring(payload, [(1, 8)])[0].astype(np.int64)
 
         nothing = asked(np.zeros((1, D), dtype=np.uint32))

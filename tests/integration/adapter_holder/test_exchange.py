@@ -160,6 +160,7 @@ def test_a_new_epoch_ends_the_old_one(holder: Holder, burn_log: BurnLog) -> None
     publish(holder)
     old = holder.key_holder(burn_log)
     old.prepare(OUT)
+    old.b_matrices()
     before = old.info()
     assert holder.store.rotate("a").epoch == 2
     holder.service.forget_what_was_looked_up()

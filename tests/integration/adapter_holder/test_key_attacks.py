@@ -23,6 +23,7 @@ from tensafe_gpu.helora.messages import (
     pack_begin,
     pack_products,
     pack_rows,
+    reply_bytes,
     unpack_reply,
     unpack_ring,
 )
@@ -60,8 +61,10 @@ def sent_and_replied(
     honest, seeds = block.encrypted(0, D)
     words = honest if words is None else words
     begin = pack_begin(0, block.block_id, halves(block, wire.nonce))
-    wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 30)
-    payload = wire.ask(Kind.BLOCK_ROWS, pack_rows(block.block_id, 0, words, seeds), Kind.BLOCK_REPLY, 30)
+    wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, 30)
+    payload = wire.ask(
+        Kind.BLOCK_ROWS, pack_rows(block.block_id, 0, words, seeds), Kind.BLOCK_REPLY, reply_bytes(ROWS), 30
+    )
     return block.block_id, wire.nonce, expanded(words, seeds)[:, 1, 0], unpack_reply(payload, ROWS)[1]
 
 
@@ -130,7 +133,9 @@ def answers_of_nothing(party: Party, block_id: bytes) -> np.ndarray:
     """The shares of the tokens of TOLD, int64 [tokens, ROWS], each for an answered token."""
     one = np.zeros((1, D), dtype=np.uint32)
     ranges = [MaskedRange(Range(block_id, int(n), 1), one) for n in TOLD]
-    payload = party.private._online.ask(Kind.PRODUCTS, pack_products(ranges), Kind.PRODUCTS_REPLY, 5)
+    payload = party.private._online.ask(
+        Kind.PRODUCTS, pack_products(ranges), Kind.PRODUCTS_REPLY, 4 * len(TOLD) * ROWS, 5
+    )
     y = np.concatenate(unpack_ring(payload, [(1, ROWS)] * len(TOLD)))
     return -y.astype(np.int64) % T
 

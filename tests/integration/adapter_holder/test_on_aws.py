@@ -203,7 +203,7 @@ def test_exact_deltas_and_no_index_twice_across_a_kill(
         for used in (0, 11, 12, 255, 258):  # answered, and reserved by the one that was killed
             request = pack_products([MaskedRange(Range(block.block_id, used, 1), z)])
             with pytest.raises(HeUnavailable) as raised:
-                private._online.ask(Kind.PRODUCTS, request, Kind.PRODUCTS_REPLY, 5)
+                private._online.ask(Kind.PRODUCTS, request, Kind.PRODUCTS_REPLY, 4096, 5)
             assert raised.value.code == GARBAGE
         with pytest.raises(HeUnavailable) as raised:
             connect(port, tenant="tenant-2")

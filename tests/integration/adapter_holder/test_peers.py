@@ -118,7 +118,7 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
 
     def refused(kind: Kind, parts: list) -> str:
         with pytest.raises(HeUnavailable) as raised:
-            connection.ask(kind, parts, Kind.ACCEPTED, 2)
+            connection.ask(kind, parts, Kind.ACCEPTED, 0, 2)
         return raised.value.code
 
     from tensafe_gpu.helora import messages
@@ -421,6 +421,7 @@ def test_a_capture_of_an_exchange_holds_nothing_that_the_adapter_holder_must_not
     monkeypatch.setattr(key_holder, "PreparingBlock", Remembered)
     tap = Tap(tmp_path / "tap", holder.socket)
     private = RemoteKeyHolder(unix_connector(tmp_path / "tap"), Wanted(TENANT, "a"), burn_log)
+    private.b_matrices()
     private.prepare(OUT)
     text = "the patient's name is"
     x = np.random.default_rng(4).standard_normal((5, D)).astype(np.float32)

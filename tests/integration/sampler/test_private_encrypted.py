@@ -145,6 +145,31 @@ def test_he_01_activations_beyond_all_measure_fail_their_own_request_and_nobody_
     assert len(set(used)) == len(used) > 200
 
 
+def test_he_01_an_answer_longer_than_its_request_makes_it_fails_private_requests_only(
+    harness: Harness, holder: HolderProcess, ample: PrivateAdapter, reference: Reference, tmp_path: Path
+) -> None:
+    prompt = (87, 88, 89)
+    with tapped(harness, holder, ample, tmp_path / "tap") as (tap, private):
+        before = tokens_of(harness.run(harness.engine.sample(greedy(prompt), private)))
+
+        async def claim() -> None:
+            sent = tap.sent()
+            while tap.sent() < sent + 20_000:  # some passes
+                await asyncio.sleep(0.002)
+            tap.claimed = {Kind.PRODUCTS_REPLY: 64 << 20}
+
+        refused, base, _ = harness.together(
+            harness.engine.sample(greedy(prompt, 120), private),
+            harness.engine.sample(greedy(prompt, 120)),
+            claim(),
+        )
+        assert isinstance(refused, HeRefused)
+        assert refused.code == "he_garbage"
+        assert tokens_of(base) == reference.greedy(prompt, None, 120)
+        tap.claimed = {}
+        assert tokens_of(harness.run(harness.engine.sample(greedy(prompt), private))) == before
+
+
 def test_he_01_an_adapter_holder_that_hangs_fails_its_own_requests_only(
     harness: Harness, holder: HolderProcess, ample: PrivateAdapter, reference: Reference, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_sites_are_placed_in_the_layers_that_fuse_their_modules() -> None:
         (SiteShape("s", 4, (ModuleShape("m.x_proj", 2, 8),), 9),),
         (SiteShape("s", 5, (ModuleShape("m.q_proj", 2, 8),), 9),),
         (SiteShape("s", 4, (ModuleShape("m.q_proj", 2, 9),), 9),),
+        (SiteShape("s", 4, (ModuleShape("m.q_proj", 129, 8),), 9),),
         (SiteShape("s", 4, (ModuleShape("m.q_proj", 2, 8), ModuleShape("m.q_proj", 2, 8)), 9),),
         (QV, SiteShape("t", 4, (ModuleShape("m.k_proj", 2, 2),), 9)),
     ],
@@ -146,6 +147,13 @@ def test_sites_are_placed_in_the_layers_that_fuse_their_modules() -> None:
 def test_an_adapter_that_does_not_fit_in_whole_is_not_opened(sites: tuple[SiteShape, ...]) -> None:
     with pytest.raises(DoesNotFit):
         place(info(*sites), MODULES)
+
+
+def test_nothing_of_an_adapter_that_does_not_fit_is_fetched() -> None:
+    """Its matrices are as large as it says that they are; then they are held to the model's widths."""
+    holder = Holder(SiteShape("m.qkv", 4, (ModuleShape("m.q_proj", 2, 1 << 20),), 9))
+    holder.b_matrices = lambda: pytest.fail("fetched")  # type: ignore[method-assign]
+    assert opened(holder).facts() == {"state": "failed", "code": "he_does_not_fit"}
 
 
 def test_opening_prepares_every_site_and_compares_the_version() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tensafe_gpu.helora.parameters import MAX_RANK
 from tensafe_gpu.helora.ports import AdapterInfo, SiteShape
 
 
@@ -51,7 +52,7 @@ def place(info: AdapterInfo, modules: Mapping[str, Slice]) -> dict[str, Placed]:
     """Layer name -> the adapter's site there; `modules` maps projections to slices of layers.
 
     Raises DoesNotFit for a site that the model has not, or has in another shape, so that every site of an
-    admitted adapter is evaluated.
+    admitted adapter is evaluated, and none takes more memory than the model's own widths let it.
     """
     placed: dict[str, Placed] = {}
     for shape in info.sites:
@@ -71,6 +72,8 @@ def _place_one(shape: SiteShape, modules: Mapping[str, Slice]) -> tuple[str, Pla
         found = modules.get(module.name)
         if found is None or found.width_in != shape.d_in or found.stop - found.start != module.d_out:
             raise DoesNotFit(f"the model has no module {module.name} of this shape")
+        if module.rank > MAX_RANK:
+            raise DoesNotFit(f"the rank of {module.name} is over {MAX_RANK}")
         layers.add(found.layer)
         targets.append(Target(module.name, found.start, found.stop, shape.rows(module.name)))
     if len(layers) != 1 or len({target.start for target in targets}) != len(targets):
