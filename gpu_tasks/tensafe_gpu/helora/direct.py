@@ -200,13 +200,17 @@ class DirectSite:
         return self._reader.whole(total)
 
     def _hidden(self, group: int, words: WordArray, encryptor: Any) -> WordArray:  # noqa: ANN401 - as above
-        zero = seal.Ciphertext()
-        encryptor.encrypt_zero(zero)
         mask = ring_rows(new_key(), 0, 1, N)[0].copy()
         mask[self.layout.targets(group)] = 0
-        result = words.astype(np.int64) + self._reader.whole(zero)
+        result = words.astype(np.int64) + self._zero(encryptor)
         flood = floods(N, DIRECT_FLOOD)
         for level, (prime, scaled) in enumerate(zip(PRIMES, scaled_up(mask), strict=True)):
             result[0, level] += flood % prime + scaled.astype(np.int64)
             result[:, level] %= prime
         return result.astype(np.uint32)
+
+    def _zero(self, encryptor: Any) -> WordArray:  # noqa: ANN401 - as above
+        """A fresh encryption of zero: uint32 [2, 3, N]."""
+        zero = seal.Ciphertext()
+        encryptor.encrypt_zero(zero)
+        return self._reader.whole(zero)
