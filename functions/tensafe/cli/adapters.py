@@ -193,7 +193,13 @@ def revoke(
         if command is not None:
             command("revoke", *_named(placement))
         end(services, placement)
-    print_object({"path": path, "revoked": True, "erased": erase}, as_json=as_json)
+    facts: dict[str, object] = {"path": path, "revoked": True, "erased": erase}
+    if not erase:
+        named = " ".join(_named(placement))
+        facts["left"] = (
+            f"at its adapter holder: python -m tensafe_gpu.adapter_holder revoke {named} erases it"
+        )
+    print_object(facts, as_json=as_json)
 
 
 @app.command()

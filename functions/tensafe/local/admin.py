@@ -116,8 +116,13 @@ def list_checkpoints(
 def find_checkpoint(services: Services, path: str) -> Checkpoint:
     """The checkpoint at `tinker://RUN/KIND/NAME`. Raises InvalidRequest for another form, NotFound."""
     parsed = CheckpointPath.parse(path)
-    checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
+    kind = CheckpointKind(parsed.kind)
+    checkpoint = services.checkpoints.peek(str(parsed.run), kind, parsed.name)
     if checkpoint is None:
+        if kind is CheckpointKind.SAMPLER and services.placements.peek(str(parsed.run), parsed.name):
+            raise NotFound(
+                f"{path} is a private adapter, which is not here; `tensafe adapters show` shows it"
+            )
         raise NotFound(f"there is no checkpoint {path}; `tensafe checkpoints list` shows them")
     return checkpoint
 

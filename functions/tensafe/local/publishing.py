@@ -14,7 +14,7 @@ from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidReques
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.local.admin import find_checkpoint, scrub
 from tensafe.operations.checkpoints import CheckpointKind
-from tensafe.operations.placements import Placement
+from tensafe.operations.placements import Placement, check_address
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
 from tensafe.storage.ports import Write
@@ -43,6 +43,7 @@ class Publishing:
     keep_plaintext: bool = False
 
     def __post_init__(self) -> None:
+        check_address(self.address)  # before the adapter holder has anything
         if self.policy is ExecutionPolicy.PLAINTEXT_ONLY:
             raise InvalidRequest(
                 "its adapter holder would never be asked: leave it an ordinary one, or choose HE_REQUIRED",
@@ -74,7 +75,11 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     """
     parsed = CheckpointPath.parse(path)
     if parsed.kind != CheckpointKind.SAMPLER.value:
-        raise InvalidRequest("only sampler weights can be published privately", field="path")
+        raise InvalidRequest(
+            "only sampler weights can be published: tinker://RUN/sampler_weights/NAME, which "
+            "save_weights_for_sampler saves",
+            field="path",
+        )
     placed = services.placements.peek(str(parsed.run), parsed.name)
     if placed is not None:
         _remove_folder(placed.adapter)

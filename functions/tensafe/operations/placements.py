@@ -43,8 +43,7 @@ class Placement:
     digest: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.address.startswith(_KINDS):
-            raise InvalidRequest("an adapter holder is at unix:PATH or tcp:HOST:PORT", field="holder")
+        check_address(self.address)
 
     @property
     def path(self) -> str:
@@ -59,6 +58,12 @@ class Placement:
         texts = {key: str(value) for key, value in body.items()}
         told = {"epoch": epoch, "digest": None if digest is None else str(digest)}
         return cls(policy=policy, version=version, created_ms=created_ms, **texts, **told)  # type: ignore[arg-type]
+
+
+def check_address(address: str) -> None:
+    """Raise InvalidRequest unless an adapter holder can be there."""
+    if not address.startswith(_KINDS):
+        raise InvalidRequest("an adapter holder is at unix:PATH or tcp:HOST:PORT", field="holder")
 
 
 class Placements:

@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tensafe.cli.app import app
+from tensafe.contracts.errors import NotFound
 from tensafe.contracts.training import ModelInfo
+from tensafe.local.admin import find_checkpoint
 from tensafe.local.composition import initialise, local_services
 from tensafe.local.holder_command import in_directory
 from tensafe.local.settings import LocalSettings
@@ -123,6 +125,10 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
 
     assert tensafe("revoke", path("mine"), "--holder-dir", str(holder), "--yes")["erased"] is True
     assert tensafe("list") == []
+    publish(tensafe, holder, "other")
+    left = tensafe("revoke", path("other"), "--yes")["left"]
+    assert left.endswith("revoke --name art-other --version 1 erases it")
+    assert in_directory(holder)(*left.split()[7:12])["status"] == "revoked"
     for command in ("show", "rotate", "revoke"):
         more = () if command == "show" else ("--holder-dir", str(holder))
         assert "tensafe adapters list" in tensafe(command, path("mine"), *more, code=3)
@@ -158,6 +164,20 @@ def test_he_preferred_needs_weights_in_the_clear_and_keeps_those_that_are_served
     assert again == {name: value for name, value in first.items() if name != "rounding"}
     tensafe("revoke", path("mine"), "--holder-dir", str(holder), "--yes")
     assert services.keeping.peek(RUN, "mine") is None
+
+
+def test_a_publication_on_wrong_terms_leaves_nothing_behind_and_one_that_is_made_is_named(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    assert "unix:PATH or tcp:HOST:PORT" in publish(tensafe, holder, "mine", code=2, holder="/run/adapters")
+    assert in_directory(holder)("list") == {"adapters": []}
+    publish(tensafe, holder, "mine")
+    with pytest.raises(NotFound, match="tensafe adapters show"):
+        find_checkpoint(services, path("mine"))
+    with pytest.raises(NotFound, match="tensafe checkpoints list"):
+        find_checkpoint(services, path("none"))
 
 
 def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
