@@ -98,6 +98,22 @@ def test_a_connection_that_goes_on_asking_is_told_once_and_ended(holder: Holder,
     private.close()
 
 
+def test_a_pass_right_after_its_weights_were_dropped_hears_why(tmp_path: Path, burn_log: BurnLog) -> None:
+    """Though the last look at the store, of less than half a second ago, found the adapter active."""
+    with adapter_holder(tmp_path / "h", patience=Patience(look_s=60)) as holder:
+        files = peft_files(D, RANK, leaves=("o",))
+        holder.store.publish("a", files, base_model="base", policy=policy())
+        private = holder.key_holder(burn_log)
+        private.prepare(OUT)
+        private.products([(OUT, X)])
+        holder.store.revoke("a")
+        holder.service.shelf.forget_stale()
+        with pytest.raises(HeUnavailable) as raised:
+            private.products([(OUT, X)])
+        assert raised.value.code == NOT_ALLOWED
+        private.close()
+
+
 def test_only_so_much_is_open_at_once(
     holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
