@@ -67,6 +67,21 @@ def test_a_tokens_integers_depend_on_that_token_alone() -> None:
         assert scale[0] == scales[n]
 
 
+@pytest.mark.parametrize("x_bound", [1000, (1 << 17) - 1])
+def test_activations_are_rounded_in_float64(x_bound: int) -> None:
+    """To the nearest multiple of the token's largest magnitude over the bound; in float32 some differ."""
+    rng = np.random.default_rng(5)
+    x = (rng.standard_normal((64, 512)) * 10.0 ** rng.integers(-30, 30, (64, 1))).astype(np.float32)
+    x[3] = 0
+    x_q, scales = quantised_tokens(x, x_bound)
+    for token, of_token, scale in zip(x.astype(np.float64), x_q, scales, strict=True):
+        largest = max(abs(value) for value in token.tolist())
+        assert scale == largest / x_bound
+        expected = [round(value / scale) if scale else 0 for value in token.tolist()]
+        assert of_token.tolist() == expected
+        assert max(map(abs, expected)) <= x_bound
+
+
 def test_quantising_costs_what_it_reports() -> None:
     rng = np.random.default_rng(8)
     rows = rng.standard_normal((16, 896))
