@@ -73,10 +73,10 @@ def tensafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Services)
     return run
 
 
-def publish(tensafe: Tensafe, holder: Path, name: str, *more: str, code: int = 0, **changed: str) -> Any:
+def publish(tensafe: Tensafe, at: Path, name: str, *more: str, code: int = 0, **changed: str) -> Any:
     given = {"holder": AT, "tokens_per_site": "100", "policy": "HE_REQUIRED"} | changed
     options = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
-    where = ("--holder-dir", str(holder))
+    where = ("--holder-dir", str(at))
     return tensafe("publish", path(name), "--private", "--yes", *where, *options, *more, code=code)
 
 

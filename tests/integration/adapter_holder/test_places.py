@@ -197,16 +197,18 @@ def test_without_a_free_descriptor_the_oldest_silent_peer_goes(
     holder: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the adapter holder lives on."""
-    silent = unix_connector(holder.socket)()
-    accept, failures = socket.socket.accept, iter([OSError(24, "too many open files")])
+    accept, failures, accepted = socket.socket.accept, list[OSError](), list[object]()
 
     def failing(sock: socket.socket) -> object:
-        for error in failures:
-            raise error
-        return accept(sock)
+        if failures:
+            raise failures.pop()
+        accepted.append(found := accept(sock))
+        return found
 
     monkeypatch.setattr(socket.socket, "accept", failing)
-    time.sleep(0.1)
+    silent = unix_connector(holder.socket)()
+    until(lambda: bool(accepted))
+    failures.append(OSError(24, "too many open files"))
     Connection(unix_connector(holder.socket), Wanted(TENANT, "a"), QUICK).close()
     silent.settimeout(5)
     assert silent.recv(1) == b""
