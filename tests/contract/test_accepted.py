@@ -141,7 +141,8 @@ def test_a_tenant_opens_so_many_blocks_of_a_site_and_no_more(
     now = [1_700_000_000.0]
     log = AcceptLog(items, clock=lambda: now[0])
     ids = [bytes([number] * 16) for number in range(50)]
-    salts = [log.open_block(offer(), SITE, one) for one in ids[:4]]
+    for one in ids[:4]:
+        log.open_block(offer(), SITE, one)
     log.open_block(offer(), OTHER, ids[4])
     log.open_block(offer(tenant="u"), SITE, ids[5])
     log.open_block(offer(epoch=2), SITE, ids[0])
@@ -152,23 +153,45 @@ def test_a_tenant_opens_so_many_blocks_of_a_site_and_no_more(
     log.accept(offer(), [Range(ids[1], 0, N)])  # used up: it makes room, whichever process knows it
     again = AcceptLog(items, clock=lambda: now[0])
     again.open_block(offer(), SITE, ids[6])
-    assert ids[1].hex() not in stored_blocks(items)
+    assert ids[1].hex() in stored_blocks(items)  # by which its id is known to be taken
     for one in (log, again, AcceptLog(items)):
-        assert refused(lambda log=one: log.accept(offer(), [Range(ids[1], N - 1, 1)])) in (
-            GARBAGE,
-            VERSION_MISMATCH,
-        )
+        assert refused(lambda log=one: log.accept(offer(), [Range(ids[1], N - 1, 1)])) == GARBAGE
+        assert refused(lambda log=one: log.open_block(offer(), OTHER, ids[1])) == GARBAGE
     now[0] += LIVE_S + 1  # and so does what nobody used up for so long: the oldest, one for one
-    again.accept(offer(), [Range(ids[0], 256, 1)])
-    for one in ids[7:40]:
+    stale = AcceptLog(items)
+    stale.sites(offer(), [Range(ids[0], 0, 1)])  # another process, which knows it as it is
+    again.accept(offer(), [Range(ids[2], 256, 1)])
+    for number, one in enumerate(ids[7:40]):
         now[0] += LIVE_S / 4 + 1
         again.open_block(offer(), SITE, one)
-        assert len(stored_blocks(items)) == 6
-    for log in (again, AcceptLog(items)):
-        assert refused(lambda log=log: log.accept(offer(), [Range(ids[0], 512, 1)])) == VERSION_MISMATCH
+        assert len(stored_blocks(items)) == 7 + number + 1
+        assert len(again._ids[offer().of, "t", SITE]) == 4
+    for log in (again, stale, AcceptLog(items)):
+        assert refused(lambda log=log: log.accept(offer(), [Range(ids[0], 0, 1)])) == GARBAGE
+        assert refused(lambda log=log: log.accept(offer(), [Range(ids[2], 512, 1)])) == GARBAGE
     now[0] += LIVE_S + 1
-    assert again.open_block(offer(), SITE, ids[0]) not in salts  # its shares have nothing in common
+    assert refused(lambda: again.open_block(offer(), SITE, ids[0])) == GARBAGE
     again.accept(offer(epoch=2), [Range(ids[0], 0, 1)])
+
+
+def test_two_processes_that_make_room_at_once_use_up_each_block_for_both(
+    items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepted, "MAX_LIVE", 2)
+    now = [1_700_000_000.0]
+    one, two = (AcceptLog(items, clock=lambda: now[0]) for _ in range(2))
+    ids = [bytes([number] * 16) for number in range(6)]
+    one.open_block(offer(), SITE, ids[0])
+    one.open_block(offer(), SITE, ids[1])
+    now[0] += LIVE_S + 1
+    assert two.sites(offer(), [Range(ids[0], 0, 1), Range(ids[1], 0, 1)]) == [SITE, SITE]
+    one.open_block(offer(), SITE, ids[2])  # ids[0] goes; two does not know it yet
+    two.open_block(offer(), SITE, ids[3])  # ids[1] goes
+    for log in (one, two):
+        assert refused(lambda log=log: log.accept(offer(), [Range(ids[0], 0, 1)])) == GARBAGE
+        assert refused(lambda log=log: log.accept(offer(), [Range(ids[1], 0, 1)])) == GARBAGE
+    one.accept(offer(), [Range(ids[2], 0, 1)])
+    two.accept(offer(), [Range(ids[3], 0, 1)])
 
 
 def test_a_prune_that_was_killed_is_finished_and_no_index_of_it_is_answered(

@@ -29,7 +29,6 @@ from tensafe.storage.ports import (
     JsonValue,
     Key,
     Put,
-    Write,
 )
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.parameters import N
@@ -126,28 +125,37 @@ class AcceptLog:
         self._meters: dict[tuple[Epoch, SiteId], _Meter] = {}
 
     def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> bytes:
-        """Take a block's id, once while it is open; the salt of its shares.
+        """Take a block's id, once in its epoch; the salt of its shares.
 
-        A tenant has at most MAX_LIVE blocks of a site: what is used up, and what was opened LIVE_S ago, makes
-        room for it. Raises HeUnavailable: taken, nothing left of the budget, or too many blocks.
+        A tenant has at most MAX_LIVE blocks of a site that are not used up; what was opened LIVE_S ago is
+        used up to make room. All stay in the store until their epoch ends: so an id is known to be taken.
+        Raises HeUnavailable: taken, nothing left of the budget, or too many blocks.
         """
         with self._lock:
             self._check_budget(offer, {site: 1})
-            leaving = self._leaving(offer, site)
-            block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
-            writes: list[Write] = [Put(offer.of.block(block_id), _body(block, 0), 0)]
-            writes += [Delete(offer.of.block(one), None) for one in leaving if one != block_id]
-            try:
-                self._items.write(writes)
-            except ConditionFailed:
-                raise HeUnavailable(GARBAGE, "this block id has been used") from None
-            except BaseException:
-                self._read.discard(offer.of)  # nor is it known whether it was carried out
-                raise
-            for one in leaving:
-                self._drop(offer.of, one)
-            self._keep(offer.of, block_id, block)
-            return block.salt
+            for _ in range(_TRIES):
+                leaving = self._leaving(offer, site)
+                block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
+                writes = [Put(offer.of.block(block_id), _body(block, 0), 0)]
+                for one in leaving:
+                    known = self._blocks[offer.of, one]
+                    writes.append(Put(offer.of.block(one), _body(known, N), known.stored))
+                done = False
+                try:
+                    self._items.write(writes)
+                    done = True
+                except ConditionFailed:
+                    if self._items.get(offer.of.block(block_id)) is not None:
+                        raise HeUnavailable(GARBAGE, "this block id has been used") from None
+                finally:
+                    # Where it was not done it is not known who changed them, or whether it was carried out.
+                    self._forget(offer.of, leaving, ())
+                    if done:
+                        self._read.add(offer.of)
+                if done:
+                    self._keep(offer.of, block_id, block)
+                    return block.salt
+            raise Unavailable("another adapter holder uses the same store all the time")
 
     def sites(self, offer: Offer, ranges: Sequence[Range]) -> list[SiteId]:
         """The site of each range, as `accept` would find it; nothing is accepted. Raises HeUnavailable."""
@@ -312,23 +320,24 @@ class AcceptLog:
         if offer.of not in self._read:
             self._read_all(offer.of)
         mine = {one: self._blocks[offer.of, one] for one in self._ids[offer.of, offer.tenant, site]}
+        for one in [one for one, block in mine.items() if block.next >= N]:
+            self._drop(offer.of, one)
         live = sorted((block.opened_s, one) for one, block in mine.items() if block.next < N)
-        leaving = [one for one, block in mine.items() if block.next >= N]
         over = live[: max(0, len(live) + 1 - MAX_LIVE)]
         if over and over[-1][0] > self._clock() - LIVE_S:
             raise HeUnavailable(
                 BUDGET_SPENT, f"{MAX_LIVE} blocks of {site} are open and not used up: use them, or come later"
             )
-        return [*(one for _, one in over), *leaving][: TRANSACTION_MAX_WRITES - 1]
+        return [one for _, one in over][: TRANSACTION_MAX_WRITES - 1]
 
     def _read_all(self, of: Epoch) -> None:
-        """Know every stored block of an epoch."""
+        """Know every stored block of an epoch that is not used up."""
         first, last = of.block(b""), f"{of.number:010d}0"
         begin = first.sort
         while found := self._items.query(first.partition, first=begin, last=last, limit=_BLOCKS_READ):
             for item in found:
                 block_id = bytes.fromhex(item.key.sort.partition("/")[2])
-                if (of, block_id) not in self._blocks:
+                if (of, block_id) not in self._blocks and int(cast(int, item.body["until"])) < N:
                     self._known(of, block_id, item)
             begin = found[-1].key.sort + "\0"
         self._read.add(of)
