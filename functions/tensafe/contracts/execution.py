@@ -69,11 +69,18 @@ def effective(adapter: ExecutionPolicy, request: ExecutionPolicy | None) -> Exec
     return request
 
 
+OWNERS_REFUSALS: Final = frozenset({"he_budget_spent", "he_not_allowed"})
+"""Codes by which an adapter holder says that it may not answer, where all others say that it cannot."""
+
+
 def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) -> ExecutionMode:
     """What an answer under `policy` is computed with; `failed` is the code if encryption was tried in vain.
 
-    Raises HeRefused where nothing may answer: then no token is generated or none is given out.
+    Raises HeRefused where nothing may answer: then no token is generated or none is given out. What the
+    adapter's owner refuses is not answered in the clear either.
     """
+    if failed in OWNERS_REFUSALS:
+        raise HeRefused(failed)
     if policy is not ExecutionPolicy.PLAINTEXT_ONLY and offer.encrypted and failed is None:
         return ExecutionMode.HE
     if policy is ExecutionPolicy.HE_REQUIRED:

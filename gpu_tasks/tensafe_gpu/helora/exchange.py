@@ -8,6 +8,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Final
 
@@ -135,7 +136,8 @@ class Exchange:
 def gather(asked: Sequence[Asked], *, poll_s: float = POLL_S) -> None:
     """Wait until each has ended, well or not: as long as the slowest takes, or may take."""
     for one in asked:
-        one.meanwhile()
+        with suppress(Exception):  # of one: the others are waited for, and it says so at its answer
+            one.meanwhile()
     left = list(asked)
     sleep_from = time.monotonic() + poll_s
     while left:

@@ -62,7 +62,7 @@ class Welcome(_Message):
     name: _Name
     version: Annotated[int, Field(ge=1)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    epoch: Annotated[int, Field(ge=1)]
+    epoch: Annotated[int, Field(ge=1, le=1 << 53)]
     base_model: _Name
     parameters: _Name
     tokens_per_site: Annotated[int, Field(ge=0)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
-from tensafe.contracts.errors import Gone
+from tensafe.contracts.errors import Gone, IntegrityError, Unavailable
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import CheckpointKind
@@ -153,6 +153,9 @@ class Weights:
             )
         except Gone:  # with the run: what is left of it is at the adapter holder
             return None
+        except (IntegrityError, Unavailable) as error:  # which the adapter holder may answer all the same
+            log.warning("kept weights cannot be read", extra={"error": type(error).__name__})
+            return None
 
     def _placed(self, placement: Placement, kept: Adapter | None) -> PrivateAdapter:
         holder = {
@@ -161,6 +164,7 @@ class Weights:
             "tenant": placement.holder_tenant,
             "adapter": placement.adapter,
             "version": str(placement.version),
+            **({} if placement.digest is None else {"digest": placement.digest}),
         }
         return PrivateAdapter(
             placement.adapter,

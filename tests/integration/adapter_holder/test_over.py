@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, VERSION_MISMATCH, HeUnavailable
+from tensafe_gpu.sampler.private.connecting import connect
 from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy
 from tests.support.holder_process import HolderProcess
 
@@ -112,6 +115,20 @@ def test_a_pass_right_after_its_weights_were_dropped_hears_why(tmp_path: Path, b
             private.products([(OUT, X)])
         assert raised.value.code == NOT_ALLOWED
         private.close()
+
+
+def test_an_adapter_holder_that_says_another_digest_ends_no_epoch_here(
+    holder: Holder, tmp_path: Path
+) -> None:
+    """Else whoever greets under somebody's digest would end that adapter's blocks at this sampler."""
+    given = {
+        "address": f"unix:{holder.socket}", "tenant": TENANT, "adapter": "a", "version": "1",
+        "burn_log": str(tmp_path / "its.db"),
+    }  # fmt: skip
+    for digest, known in ((holder.store.get("b", 1).digest, 0), (holder.store.get("a", 1).digest, 1)):
+        connect({**given, "digest": digest}).close()
+        with closing(sqlite3.connect(tmp_path / "its.db")) as read:
+            assert read.execute("SELECT count(*) FROM epochs").fetchone() == (known,)
 
 
 def test_only_so_much_is_open_at_once(

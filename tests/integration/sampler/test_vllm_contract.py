@@ -351,6 +351,7 @@ def test_rows_that_are_no_numbers_are_asked_as_zeros_and_end_their_request_alone
 
     from tensafe_gpu.helora.ports import NOT_FINITE, HeUnavailable
     from tensafe_gpu.sampler.private import injection
+    from tensafe_gpu.sampler.private.holders import Products
     from tensafe_gpu.sampler.private.placing import Placed, Target
     from tensafe_gpu.sampler.private.step import Account, Group
 
@@ -368,8 +369,8 @@ def test_rows_that_are_no_numbers_are_asked_as_zeros_and_end_their_request_alone
                 raise HeUnavailable(NOT_FINITE, "")
             return SimpleNamespace(asked=None, x=x)
 
-        def answered(self, _placed: Placed, pending: Any, _budget: object) -> np.ndarray:
-            return np.ascontiguousarray(pending.x[:, :2])
+        def answered(self, _placed: Placed, pending: Any, _budget: object) -> Products:
+            return Products(np.ascontiguousarray(pending.x[:, :2]))
 
         def fail(self, error: BaseException) -> str:
             raise error

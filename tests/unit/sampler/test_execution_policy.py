@@ -42,6 +42,8 @@ TABLE = [
     ((True, True), REQUIRED, None, HE),
     ((True, True), PREFERRED, DOWN, PLAIN),
     ((True, True), REQUIRED, DOWN, DOWN),
+    ((True, True), PREFERRED, "he_budget_spent", "he_budget_spent"),
+    ((True, True), PREFERRED, "he_not_allowed", "he_not_allowed"),
 ]
 
 

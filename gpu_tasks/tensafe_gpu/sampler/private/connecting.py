@@ -25,12 +25,14 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
 
     `adapter` and `version` say which one; `burn_log` is this sampler's file of used indices; tcp needs the
     files `tls_cert`, `tls_key` and `tls_ca`, and reads them again for a connection after they were replaced.
-    Raises HeUnavailable.
+    `digest` is what it has to say, if given: a stranger's word ends no epoch here. Raises HeUnavailable.
     """
     wanted = Wanted(holder["tenant"], holder["adapter"], int(holder["version"]))
     burn_log = _burn_log(holder["burn_log"])
     private = RemoteKeyHolder(_connector(holder), wanted, burn_log, TIMEOUTS)
     info = private.info()
+    if holder.get("digest") not in (None, info.digest):
+        return private  # which whoever compares them refuses
     try:
         burn_log.begin_epoch(f"{holder['address']} {info.name}@{info.version}", info.epoch, info.digest)
     except TensafeError as error:
