@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tensafe.auth.waits import SharedWaits
 from tests.contract.emulators import Wire, moto_in_process
 from tests.contract.test_edge_calls import edge_over
 from tests.support.templates import CORE, OBSERVABILITY, read_template, resources
@@ -79,6 +80,8 @@ def counted() -> dict[str, Calls]:
         found["finish"] = calls(
             lambda: (services.outcomes.payload(edge.run, 1, operation), world.complete(edge.run, operation))
         )
+        places = SharedWaits(services.ports.items, 10)
+        found["wait"] = calls(lambda: places.end("tenant", places.begin("tenant")))
         found["sweep"] = calls(lambda: (services.sweeper.sweep(), services.retention.purge()))
         return found
 
@@ -91,7 +94,8 @@ def per_thousand_operations(calls: Mapping[str, Calls], given: Mapping[str, Any]
     price, assume = given["prices"], given["assumptions"]
     reads = calls["submit"].read_units + calls["finish"].read_units + 4 * calls["credential"].read_units
     reads += math.ceil(assume["poll_s"] * assume["result_reads_per_poll_s"])
-    writes = calls["submit"].write_units + calls["finish"].write_units
+    reads += calls["wait"].read_units
+    writes = calls["submit"].write_units + calls["finish"].write_units + calls["wait"].write_units
     api_gb_s = assume["api_memory_gb"] * (assume["request_s"] + assume["poll_s"])
     authorizer_gb_s = 2 * assume["authorizer_memory_gb"] * assume["authorizer_s"]
     # The message is sent, received and deleted.
@@ -141,7 +145,7 @@ def page(calls: Mapping[str, Calls], given: Mapping[str, Any], idle: Mapping[str
     return f"""# What it costs
 
 Written by `tools/cost.py` (`make cost`); do not edit. Calls are counted over moto: one credential looked
-up, one operation submitted by a whole request to a warm process, and finished, and one sweep.
+up, one operation submitted by a whole request to a warm process, waited for, and finished, and one sweep.
 Prices are list prices of {given["region"]} in US dollars, given on {given["date"]} and not fetched; they and
 what is assumed stand in `tools/prices.toml`. No bill was ever compared with this. Not in it: requests of S3
 and KMS, a trainer's leases, heartbeats and snapshots, the ledger of private steps, and up to 4 calls more for
@@ -180,7 +184,10 @@ def resources_of_the_core() -> dict[str, int]:
     """How many metrics the core's alarms watch, and how many keys and queues it pays for."""
     core = read_template(CORE)
     return {
-        "alarm_metrics": len(resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm")),
+        "alarm_metrics": sum(
+            sum("MetricStat" in metric for metric in alarm["Metrics"]) if "Metrics" in alarm else 1
+            for alarm in resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm").values()
+        ),
         "keys": len(resources(core, "AWS::KMS::Key")),
         "queues_read": len(resources(core, "AWS::Lambda::EventSourceMapping")),
     }

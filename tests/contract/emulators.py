@@ -8,6 +8,7 @@ DynamoDB does, and is where tests put faults between the adapters and the servic
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -204,6 +205,7 @@ def moto_on_loopback() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DomainDispatcherApplication, "__call__", answer_alone)
+        socket.socket().close()  # where none may be opened: in the server's own thread nobody would be told
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         try:

@@ -1,6 +1,9 @@
 """CloudWatch's metric math over one period, as far as the templates use it: arithmetic, comparison, IF, FILL.
 
-A metric without a datapoint is None, and so is what is worked out from it, unless FILL gives it a number.
+A metric without a datapoint is None. Arithmetic takes it for 0 beside one that has a number (CloudWatch's
+user guide, "Using metric math"), and drops what is divided by it; what is compared with a constant stays
+None, unless FILL gives it a number. How FILL treats a metric that had no datapoint for hours the guide does
+not say, so no expression may hang on it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,10 @@ def _value(node: ast.expr, values: Mapping[str, Value]) -> Value:  # noqa: PLR09
     if isinstance(node, ast.Name):
         return values[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        return _of_both(_ARITHMETIC[type(node.op)], _value(node.left, values), _value(node.right, values))
+        left, right = _value(node.left, values), _value(node.right, values)
+        if (left is None and right is None) or (isinstance(node.op, ast.Div) and not right):
+            return None
+        return _ARITHMETIC[type(node.op)](left or 0.0, right or 0.0)
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
         compare = _COMPARISONS[type(node.ops[0])]
         return _of_both(compare, _value(node.left, values), _value(node.comparators[0], values))

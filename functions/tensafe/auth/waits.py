@@ -8,7 +8,9 @@ a place and once to give it back. What has ended already needs no place.
 from __future__ import annotations
 
 import logging
+import random
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol, cast
@@ -24,6 +26,8 @@ PLACE_S: Final = 32.0
 """After so long a place is free again though nobody gave it back: a function is ended after 28 s
 (`template.yaml`), and clocks may differ by some seconds."""
 _TRIES: Final = 16
+_PAUSE_S: Final = 0.02
+"""Between tries at most, so that those that come at the same moment do not go on meeting."""
 
 
 class Waits(Protocol):
@@ -64,8 +68,15 @@ class SharedWaits:
     refused though there would be room.
     """
 
-    def __init__(self, items: Items, limit: int, *, clock_ms: Callable[[], int] = now_ms) -> None:
-        self._items = items
+    def __init__(
+        self,
+        items: Items,
+        limit: int,
+        *,
+        clock_ms: Callable[[], int] = now_ms,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._items, self._sleep = items, sleep
         self._limit = limit
         self._clock_ms = clock_ms
 
@@ -89,14 +100,18 @@ class SharedWaits:
             return {name: ends_ms for name, ends_ms in places.items() if name != place}
 
         try:
-            self._change(tenant, leaving)
+            failure = None if self._change(tenant, leaving) else "ConditionFailed"
         except TensafeError as error:
-            log.warning("a place of those that wait is not given back", extra={"error": type(error).__name__})
+            failure = type(error).__name__
+        if failure is not None:
+            log.warning("a place of those that wait is not given back", extra={"error": failure})
 
     def _change(self, tenant: str, change: Callable[[dict[str, int]], dict[str, int]]) -> bool:
         """Whether it was written; False if others wrote each time."""
         key = tenant_item(tenant, "waits")
-        for _ in range(_TRIES):
+        for number in range(_TRIES):
+            if number:
+                self._sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - spreads load, keeps no secret
             item = self._items.get(key)
             now = self._clock_ms()
             taken = cast("dict[str, int]", item.body["places"]) if item else {}

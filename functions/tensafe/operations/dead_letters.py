@@ -215,6 +215,7 @@ class DeadLetters:
 
     def settle(self, stream: StreamRecord) -> None:
         """Decide about a run whose doorbell was given up: poison, or bad luck worth another ring."""
+        self._doorbell.heard(stream.stream_id)  # before anything is looked at, as the letter goes after that
         if stream.state is StreamState.BLOCKED:
             self.fail_waiting(stream.stream_id)  # whoever buried the operation died before this
             return

@@ -7,13 +7,14 @@ import tomllib
 import pytest
 
 from tests.project_files import ROOT
-from tools.cost import Calls, calls_of, page, per_idle_month, per_thousand_operations
+from tools.cost import Calls, calls_of, page, per_idle_month, per_thousand_operations, resources_of_the_core
 
 GIVEN = tomllib.loads((ROOT / "tools/prices.toml").read_text())
 CALLS = {
     "credential": Calls({"GetItem": 1}, read_units=1),
     "submit": Calls({"TransactWriteItems": 1, "SendMessage": 1}, write_units=6, read_units=2),
     "finish": Calls({"TransactWriteItems": 1}, write_units=4, read_units=0),
+    "wait": Calls({"GetItem": 2, "TransactWriteItems": 2}, write_units=4, read_units=2),
     "sweep": Calls({"Query": 32}, write_units=0, read_units=32),
 }
 
@@ -28,8 +29,8 @@ def test_a_transaction_is_paid_for_twice_and_by_the_kilobyte() -> None:
 
 def test_a_thousand_operations_cost_what_their_calls_do() -> None:
     rows = per_thousand_operations(CALLS, GIVEN)
-    assert rows["DynamoDB, 10 write units"] == pytest.approx(1000 * 10 * 0.625e-6)
-    assert rows["DynamoDB, 14 read units"] == pytest.approx(1000 * 14 * 0.125e-6)
+    assert rows["DynamoDB, 14 write units"] == pytest.approx(1000 * 14 * 0.625e-6)
+    assert rows["DynamoDB, 16 read units"] == pytest.approx(1000 * 16 * 0.125e-6)
     assert rows["SQS, 3 requests"] == pytest.approx(1000 * 3 * 0.5e-6)
     gb_s = 1.0 * 2.03 + 2 * 0.5 * 0.01
     assert rows["Lambda, 2 requests and their authorizer"] == pytest.approx(
@@ -47,5 +48,7 @@ def test_an_idle_month_pays_for_keys_alarms_and_the_sweeper() -> None:
 
 def test_the_page_says_where_its_prices_come_from() -> None:
     text = page(CALLS, GIVEN, {"x": 1.0})
+    metrics = resources_of_the_core()["alarm_metrics"]
+    assert f"alarms over {metrics} metrics" in (ROOT / "infra/cost.md").read_text()  # or `make cost` is due
     assert f"given on {GIVEN['date']} and not fetched" in text
     assert f"given on {GIVEN['date']} and not fetched" in (ROOT / "infra/cost.md").read_text()

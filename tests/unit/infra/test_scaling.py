@@ -88,7 +88,9 @@ def test_an_update_of_the_stack_leaves_the_count_to_scaling() -> None:
 
 
 def test_what_is_missing_stays_missing_unless_it_is_filled() -> None:
-    assert worked_out("a + b", {"a": 1.0, "b": None}) is None
+    assert worked_out("a + b", {"a": 1.0, "b": None}) == 1.0
+    assert worked_out("a + b", {"a": None, "b": None}) is None
+    assert worked_out("a / b", {"a": 1.0, "b": None}) is None
     assert worked_out("a - FILL(b, 0)", {"a": 1.0, "b": None}) == 1.0
     assert worked_out("IF(a > 0 AND FILL(b, 0) < 1, 1, 0)", {"a": 1.0, "b": None}) == 1.0
     assert worked_out("IF(b > 0, 1, 0)", {"b": None}) is None

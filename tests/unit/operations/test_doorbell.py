@@ -54,6 +54,16 @@ def test_a_message_that_was_heard_in_vain_is_no_reason_to_be_silent(either: Worl
         assert either.drain(TRAIN) == [{"stream": run.stream_id}]
 
 
+def test_a_dead_letter_that_was_settled_in_vain_is_no_reason_to_be_silent(either: World) -> None:
+    """Its message was received and died three times, and what it rang for was cancelled meanwhile."""
+    run = either.run()
+    for seq in (1, 2, 3):
+        either.services.submissions.cancel(run, either.submit(run, seq).seq)
+        (message,) = either.queues.receive(TRAIN, max_messages=10, visibility_s=60)
+        either.services.dead_letters.settle_message(message.body)
+        either.queues.delete(TRAIN, message.receipt)
+
+
 def test_who_rings_after_another_died_before_it_rang_is_heard(either: World) -> None:
     """The period is not rung for by the operation, but by its message."""
     run = either.run()
