@@ -170,6 +170,20 @@ def test_a_peer_that_takes_no_welcome_keeps_no_place(
     until(lambda: not holder.service.places._of_tenant)
 
 
+def test_a_host_that_is_gone_without_a_word_is_looked_for(holder: Holder, tmp_path: Path) -> None:
+    """Else its connections keep its tenant's places for an hour. The kernel tells of the timer."""
+    with reached(holder, tmp_path, "mtls") as (_, honest):
+        connection = Connection(honest, Wanted(TENANT, "a"), QUICK)
+        port = connection._sock.getpeername()[1]
+
+        def timers() -> list[str]:
+            rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            return [row[5][:2] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"]
+
+        until(lambda: timers() == ["02"])  # keepalive's, once nothing waits for an acknowledgement
+        connection.close()
+
+
 def until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not done():
