@@ -7,16 +7,14 @@ from typing import get_args
 import pytest
 
 from tensafe.storage.aws_clients import ATTEMPTS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Service, aws_client
+from tests.contract.emulators import aws_at
 
 
 @pytest.mark.parametrize("service", get_args(Service))
-def test_a_client_has_time_outs_and_retries_of_its_own(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")  # else it asks the instance's metadata, over the network
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    config = aws_client(service).meta.config
+def test_a_client_has_time_outs_and_retries_of_its_own(service: Service) -> None:
+    # boto3's own session keeps the first credentials that it finds, for every test after this one.
+    with aws_at(None):
+        config = aws_client(service).meta.config
     assert (config.connect_timeout, config.read_timeout) == (CONNECT_TIMEOUT_S, READ_TIMEOUT_S[service])
     assert config.retries == {"mode": "standard", "total_max_attempts": ATTEMPTS}
     assert CONNECT_TIMEOUT_S <= 2
