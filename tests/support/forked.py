@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 from collections.abc import Callable
@@ -11,15 +10,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def by_libc() -> int:
-    """A fork that Python does not hear of; it keeps the interpreter's lock, which the child so has too."""
-    return int(ctypes.PyDLL(None).fork())
-
-
-def in_child(work: Callable[[], T], fork: Callable[[], int] = os.fork) -> T:
+def in_child(work: Callable[[], T]) -> T:
     """What it returns, or raises, in a child that ends with it."""
     reading, writing = os.pipe()
-    child = fork()
+    child = os.fork()
     if child == 0:
         try:
             answer = pickle.dumps((True, work()))
