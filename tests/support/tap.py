@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tensafe_gpu.helora import frames
 from tensafe_gpu.helora.connection import unix_connector
-from tensafe_gpu.helora.frames import Kind
+from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
+from tensafe_gpu.helora.messages import unpack_ranges
 
 
 class Tap:
@@ -106,3 +107,15 @@ def split(stream: bytes, limits: Mapping[Kind, int], *, cut: bool = False) -> li
         begin = end
     assert begin == len(stream)
     return found
+
+
+def indices_sent(tap: Tap) -> list[tuple[bytes, int]]:
+    """(block id, index) of every token for which products were asked, also by frames that were cut."""
+    return [
+        (one.block_id, index)
+        for up, _ in tap.streams()
+        for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
+        if kind is Kind.PRODUCTS
+        for one in unpack_ranges(memoryview(payload))[0]
+        for index in range(one.first, one.first + one.count)
+    ]

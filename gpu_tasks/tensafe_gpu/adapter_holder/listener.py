@@ -18,7 +18,7 @@ from tensafe_gpu.adapter_holder import places
 from tensafe_gpu.adapter_holder.door import Door
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
 from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
-from tensafe_gpu.adapter_holder.standing import Standing
+from tensafe_gpu.adapter_holder.standing import LOOK_S, Standing
 from tensafe_gpu.helora.frames import (
     GREETING,
     TO_ADAPTER_HOLDER,
@@ -57,7 +57,7 @@ class Patience:
     greeting_s: float = 10.0
     idle_s: float = 3600.0
     frame_s: float = 30.0
-    look_s: float = 5.0
+    look_s: float = LOOK_S
 
 
 def unix_listener(path: Path) -> socket.socket:

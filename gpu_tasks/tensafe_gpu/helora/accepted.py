@@ -319,10 +319,14 @@ class AcceptLog:
         """Ids of blocks that make room for another one. Raises HeUnavailable if too many stay."""
         if offer.of not in self._read:
             self._read_all(offer.of)
-        mine = {one: self._blocks[offer.of, one] for one in self._ids[offer.of, offer.tenant, site]}
-        for one in [one for one, block in mine.items() if block.next >= N]:
-            self._drop(offer.of, one)
-        live = sorted((block.opened_s, one) for one, block in mine.items() if block.next < N)
+        live = []
+        for one in list(self._ids[offer.of, offer.tenant, site]):
+            block = self._blocks[offer.of, one]
+            if block.next < N:
+                live.append((block.opened_s, one))
+            else:
+                self._drop(offer.of, one)
+        live.sort()
         over = live[: max(0, len(live) + 1 - MAX_LIVE)]
         if over and over[-1][0] > self._clock() - LIVE_S:
             raise HeUnavailable(

@@ -13,15 +13,13 @@ import pytest
 
 from tensafe_gpu.helora.burned import RESERVE, BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
-from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.keystream import new_key
 from tensafe_gpu.helora.masks import PreparingBlock
-from tensafe_gpu.helora.messages import unpack_ranges
 from tensafe_gpu.helora.ports import STATE_FAILED, HeUnavailable
 from tests.support.forked import in_child
 from tests.support.helora import QUICK, TENANT, PlainReference, adapter_holder, peft_files, policy
-from tests.support.tap import Tap, split
+from tests.support.tap import Tap, indices_sent
 
 D, RANK = 64, 8
 OUT = "model.layers.0.self_attn.o"
@@ -92,14 +90,7 @@ def test_a_forked_key_holder_sends_nothing_under_the_masks_of_its_parent(
         assert np.array_equal(private.products([(OUT, tokens(4))])[0], plain.products([(OUT, tokens(4))])[0])
         private.close()
         tap.close()
-        sent = [
-            (one.block_id, one.first + index)
-            for up, _ in tap.streams()
-            for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
-            if kind is Kind.PRODUCTS
-            for one in unpack_ranges(memoryview(payload))[0]
-            for index in range(one.count)
-        ]
+        sent = indices_sent(tap)
     assert len({block for block, _ in sent}) == 2
     assert sorted(index for _, index in sent) == [0, 0, 1, 1, 2, 3]
     assert len(set(sent)) == len(sent) < RESERVE

@@ -21,12 +21,11 @@ from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
-from tensafe_gpu.helora.messages import unpack_ranges
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, STATE_FAILED, HeUnavailable
 from tests.project_files import ROOT
 from tests.support.helora import QUICK, TENANT, adapter_holder, peft_files, policy
 from tests.support.holder_process import HolderProcess
-from tests.support.tap import Tap, split
+from tests.support.tap import Tap, indices_sent, split
 
 RANK, WIDTH = 4, 48
 OUT = "model.layers.0.self_attn.o"
@@ -101,14 +100,7 @@ def test_wherever_either_side_is_killed_no_index_is_sent_or_answered_twice(
         asker.kill()
     holder.kill()
 
-    sent = [
-        (one.block_id, index)
-        for up, _ in tap.streams()
-        for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
-        if kind is Kind.PRODUCTS
-        for one in unpack_ranges(memoryview(payload))[0]
-        for index in range(one.first, one.first + one.count)
-    ]
+    sent = indices_sent(tap)
     tap.close()
     assert len(set(sent)) == len(sent) > 1000
     burned = burned_until(tmp_path / "burned.db")

@@ -18,7 +18,6 @@ from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleResult
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
-from tensafe_gpu.helora.messages import unpack_ranges
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.private.budget import PASS_S
 from tensafe_gpu.sampler.private.connecting import TIMEOUTS
@@ -27,7 +26,7 @@ from tests.integration.sampler.test_private import prompts
 from tests.support.holder_process import HolderProcess
 from tests.support.private_requests import ALL, NEW, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, served_integers
-from tests.support.tap import Tap, split
+from tests.support.tap import Tap, indices_sent, split
 
 pytestmark = pytest.mark.slow
 
@@ -125,14 +124,7 @@ def test_he_01_activations_beyond_all_measure_fail_their_own_request_and_nobody_
         )
         again, elsewhere = harness.together(sample(bad, private, "t"), sample(bad, private, "u"))
         opened = len(tap.streams())
-        used = [
-            (one.block_id, index)
-            for up, _ in tap.streams()
-            for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
-            if kind is Kind.PRODUCTS
-            for one in unpack_ranges(memoryview(payload))[0]
-            for index in range(one.first, one.first + one.count)
-        ]
+        used = indices_sent(tap)
     for refused in (first, again):
         assert isinstance(refused, HeRefused)
         assert refused.code == "he_activations_not_finite"

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,21 +93,32 @@ def operate(service: Service, *arguments: str) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def published(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    holder = HolderProcess(tmp_path_factory.mktemp("h"))
+@contextmanager
+def trained_and_published(
+    service: Service, holder: HolderProcess, tenant: str, *options: str
+) -> Iterator[Published]:
+    """A trained adapter of the tenant's, published with these options, and its twin in the vault."""
     tap = Tap(holder.data_dir / "tap", holder.socket)
-    key = make_key(service, "private-faces")
+    key = make_key(service, tenant)
     client = tinker.ServiceClient(base_url=service.url, api_key=key)
     training = client.create_lora_training_client(MODEL_NAME, rank=8, seed=3, train_unembed=False).result()
     train(training, 6)
     path, twin = (training.save_weights_for_sampler(name).result().path for name in ("mine", "twin"))
-    where = ("--holder-dir", str(holder.data_dir), "--holder", f"unix:{holder.data_dir / 'tap'}")
-    said = operate(service, "publish", path, *where, "--tokens-per-site", "600", "--private", "--yes")
+    said = operate(
+        service, "publish", path, "--holder-dir", str(holder.data_dir), *options, "--private", "--yes"
+    )
     yield Published(service, holder, tap, key, client, path, twin, said)
     client.close("success").result()
     tap.close()
     holder.kill()
+
+
+@pytest.fixture(scope="module")
+def published(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    holder = HolderProcess(tmp_path_factory.mktemp("h"))
+    options = ("--holder", f"unix:{holder.data_dir / 'tap'}", "--tokens-per-site", "600")
+    with trained_and_published(service, holder, "private-faces", *options) as found:
+        yield found
 
 
 @pytest.fixture

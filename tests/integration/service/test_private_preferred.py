@@ -15,12 +15,17 @@ import tinker
 
 from tensafe.audit.attestation import Statement
 from tests.integration.service.test_private import refusals, refused_since
-from tests.integration.service.test_private_faces import DRAW, TEXT, Published, operate, sampled
-from tests.integration.service.test_sdk import train
+from tests.integration.service.test_private_faces import (
+    DRAW,
+    TEXT,
+    Published,
+    operate,
+    sampled,
+    trained_and_published,
+)
 from tests.support.holder_process import HolderProcess
-from tests.support.native import make_key, problem
-from tests.support.service import MODEL_NAME, Service, tensafe
-from tests.support.tap import Tap
+from tests.support.native import problem
+from tests.support.service import Service, tensafe
 
 pytestmark = pytest.mark.one_machine("the adapter holder shares one machine; aws/test_private.py has AWS's")
 
@@ -32,19 +37,10 @@ ABSENT = "he_adapter_holder_absent"
 def preferred(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     """A trained adapter that is preferably evaluated by its holder, and may be applied in the clear."""
     holder = HolderProcess(tmp_path_factory.mktemp("h"))
-    tap = Tap(holder.data_dir / "tap", holder.socket)
-    key = make_key(service, "private-preferred")
-    client = tinker.ServiceClient(base_url=service.url, api_key=key)
-    training = client.create_lora_training_client(MODEL_NAME, rank=8, seed=3, train_unembed=False).result()
-    train(training, 6)
-    path, twin = (training.save_weights_for_sampler(name).result().path for name in ("mine", "twin"))
-    where = ("--holder-dir", str(holder.data_dir), "--holder", holder.address, "--tokens-per-site", "4000")
+    options = ("--holder", holder.address, "--tokens-per-site", "4000")
     kept = ("--policy", "HE_PREFERRED", "--keep-plaintext")
-    said = operate(service, "publish", path, *where, *kept, "--private", "--yes")
-    yield Published(service, holder, tap, key, client, path, twin, said)
-    client.close("success").result()
-    tap.close()
-    holder.kill()
+    with trained_and_published(service, holder, "private-preferred", *options, *kept) as found:
+        yield found
 
 
 def answers(published: Published, chat: openai.OpenAI) -> tuple[list[Any], list[Statement]]:
