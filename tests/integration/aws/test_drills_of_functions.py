@@ -206,6 +206,7 @@ def test_a_sweeper_that_is_not_called(service: AwsService, operator: AwsOperator
             assert not book.run("aws sqs receive-message").get("Messages")
             assert not alarm("sweep-failures").in_alarm([visible(service, "SweepFailures")])
             book.run("aws lambda put-function-concurrency")
+            book.run("aws lambda delete-function-concurrency")
             book.run("aws events enable-rule")
         finally:
             events.enable_rule(Name=rule)
