@@ -265,11 +265,7 @@ BENCHMARK = Benchmark(
     measures=(
         Measure("private_added_b1", "ms", at_most(15)),
         Measure("private_added_b16", "ms", at_most(1.5)),
-        *(
-            Measure(f"private_{part}_b{batch}", "ms")
-            for batch in BATCHES
-            for part in ("hook", "wire", "kernel")
-        ),
+        *(Measure(f"private_{part}_b{batch}", "ms") for batch in BATCHES for part in PARTS),
         *(Measure(f"private_native_step_b{batch}", "ms") for batch in BATCHES),
         Measure("private_holder_resident", "MB"),
     ),
