@@ -6,14 +6,14 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
 from tensafe_gpu.adapter_holder.store import AdapterStore
-from tensafe_gpu.helora.accepted import AcceptLog, Offer
+from tensafe_gpu.helora.accepted import AcceptLog, Offer, Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
@@ -31,6 +31,7 @@ from tensafe_gpu.helora.messages import (
     unpack_ranges,
     unpack_ring,
     unpack_rows,
+    unpack_whole_rows,
 )
 from tensafe_gpu.helora.online import answered
 from tensafe_gpu.helora.parameters import PARAMETERS
@@ -51,6 +52,8 @@ EvaluationType = Callable[[Int16Array, WordArray, WordArray], BlockEvaluation]
 
 _LOOK_AGAIN_S: Final = 0.5
 """A rotation or revocation by another process is seen within this time."""
+_MOST_KNOWN: Final = 4096
+"""Blocks of which a session remembers something."""
 
 
 class Over(HeUnavailable):
@@ -136,6 +139,8 @@ class Session:
         """Its id, the key of its shares, what it has so far."""
         self._share_keys: dict[bytes, bytes] = {}
         """By salt."""
+        self._sites: dict[bytes, SiteId] = {}
+        """Of blocks that were asked for, by id, which is opened once in an epoch."""
         self._ahead = RowsAhead()
 
     @property
@@ -152,6 +157,8 @@ class Session:
             return self._products(frame.payload)
         if frame.kind is Kind.BLOCK_ROWS:
             return self._rows(frame.payload)
+        if frame.kind is Kind.BLOCK_WHOLE_ROWS:
+            return self._whole_rows(frame.payload)
         if frame.kind is Kind.BLOCK_BEGIN:
             return self._begin(frame.payload)
         if frame.kind is Kind.DIRECT:
@@ -202,11 +209,18 @@ class Session:
 
     def _rows(self, payload: memoryview) -> Answer:
         block_id, first, words, seeds = unpack_rows(payload)
+        return self._added(block_id, first, lambda evaluation: evaluation.add(words, seeds))
+
+    def _whole_rows(self, payload: memoryview) -> Answer:
+        block_id, first, words = unpack_whole_rows(payload)
+        return self._added(block_id, first, lambda evaluation: evaluation.add_whole(words))
+
+    def _added(self, block_id: bytes, first: int, add: Callable[[BlockEvaluation], None]) -> Answer:
         if self._block is None or self._block[0] != block_id or self._block[2].next_feature != first:
             raise HeUnavailable(GARBAGE, "rows of a block that was not begun, or out of their order")
         _, share_key, evaluation = self._block
         try:
-            evaluation.add(words, seeds)
+            add(evaluation)
         except HeUnavailable:
             self._give_up_block()
             raise
@@ -219,7 +233,7 @@ class Session:
     def _products(self, payload: memoryview) -> Answer:
         ranges, rest = unpack_ranges(payload)
         # The words are checked before anything is metered: a frame that is refused costs nothing.
-        sites = self._service.accepted.sites(self._offer, ranges)
+        sites = self._sites_of(ranges)
         shapes = [(one.count, self._opened.widths[site]) for one, site in zip(ranges, sites, strict=True)]
         masked = unpack_ring(rest, shapes)
         salts = self._service.accepted.accept(self._offer, ranges)
@@ -231,6 +245,16 @@ class Session:
             self._ahead.note([rows])
         self._service.counters["tokens"] += sum(one.count for one in ranges)
         return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
+
+    def _sites_of(self, ranges: Sequence[Range]) -> list[SiteId]:
+        try:
+            return [self._sites[one.block_id] for one in ranges]
+        except KeyError:
+            sites = self._service.accepted.sites(self._offer, ranges)
+        if len(self._sites) > _MOST_KNOWN:
+            self._sites.clear()
+        self._sites |= zip((one.block_id for one in ranges), sites, strict=True)
+        return sites
 
     def _direct(self, payload: memoryview) -> Answer:
         shapes = self._opened.info.sites
@@ -249,7 +273,7 @@ class Session:
     def _share_key(self, site: SiteId, block_id: bytes, salt: bytes) -> bytes:
         key = self._share_keys.get(salt)
         if key is None:
-            if len(self._share_keys) > 4096:
+            if len(self._share_keys) > _MOST_KNOWN:
                 self._share_keys.clear()
             key = self._share_keys[salt] = self._opened.share_key(site, block_id, salt)
         return key

@@ -15,6 +15,8 @@ from tensafe_gpu.helora.residues import Uint32Array
 
 MOST_WORDS: Final = 1 << 15
 """Of a table; more are drawn when they are needed, since their drawing would last longer than the answer."""
+AT_LEAST: Final = 16
+"""Tokens of a table that are drawn at once: setting the cipher up takes as long as a row of a decode step."""
 _MOST_TABLES: Final = 1024
 """An adapter has a few hundred sites; what is beyond belongs to blocks that were given up."""
 
@@ -33,9 +35,13 @@ class _Drawn:
     first: int
     rows: Uint32Array = field(repr=False)
 
+    def has(self, first: int, tokens: int) -> bool:
+        """Whether these rows are among them."""
+        return self.first <= first and first + tokens <= self.first + len(self.rows)
+
 
 class RowsAhead:
-    """The next rows of each table, as many as were taken last. Not for several threads at once."""
+    """The next rows of each table, as many as were taken last or more. Not for several threads at once."""
 
     def __init__(self) -> None:
         self._drawn: dict[bytes, _Drawn] = {}
@@ -49,10 +55,12 @@ class RowsAhead:
         """
         if wanted.key in self._noted:
             self.draw()
-        drawn = self._drawn.pop(wanted.key, None)
-        if drawn is None or drawn.first != wanted.first or len(drawn.rows) < wanted.tokens:
+        drawn = self._drawn.get(wanted.key)
+        if drawn is None or not drawn.has(wanted.first, wanted.tokens):
+            self._drawn.pop(wanted.key, None)
             return ring_rows(*wanted)
-        return drawn.rows[: wanted.tokens]
+        begin = wanted.first - drawn.first
+        return drawn.rows[begin : begin + wanted.tokens]
 
     def note(self, used: Sequence[Rows]) -> None:
         """These rows were used: what follows them is to be drawn."""
@@ -60,12 +68,15 @@ class RowsAhead:
             self._noted[rows.key] = rows
 
     def draw(self) -> None:
-        """Draw what follows the rows that were noted."""
+        """Draw what follows the rows that were noted, where it is not there yet."""
         if len(self._drawn) > _MOST_TABLES:
             self._drawn.clear()
         for key, begin, taken, width in self._noted.values():
-            first = begin + taken
-            count = min(taken, N - first, MOST_WORDS // width)
+            first, drawn = begin + taken, self._drawn.get(key)
+            if drawn is not None and first < N and drawn.has(first, min(taken, N - first)):
+                continue
+            self._drawn.pop(key, None)
+            count = min(max(taken, AT_LEAST), N - first, MOST_WORDS // width)
             if count > 0:
                 self._drawn[key] = _Drawn(first, ring_rows(key, first, count, width))
         self._noted.clear()

@@ -132,6 +132,11 @@ class Connection:
         except OSError:
             return False
 
+    @property
+    def on_one_host(self) -> bool:
+        """Whether the peer is on this host, where bytes cost less than what makes them fewer."""
+        return self._sock.family == socket.AF_UNIX
+
     def ask(
         self, kind: Kind, parts: Sequence[bytes | memoryview], answer: Kind, most_bytes: int, timeout_s: float
     ) -> memoryview:

@@ -17,7 +17,7 @@ from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable
 from tensafe_gpu.helora.public_keys import encryptors
-from tensafe_gpu.helora.quantise import Int16Array
+from tensafe_gpu.helora.quantise import Float64Array, Int16Array
 from tensafe_gpu.helora.residues import below_primes, reduced, scaled_up
 from tensafe_gpu.helora.seal_library import seal
 from tensafe_gpu.helora.seal_memory import WordReader
@@ -57,16 +57,30 @@ class BlockEvaluation:
 
         Raises HeUnavailable for words out of range, too many features, and ciphertexts that are transparent.
         """
-        count, begin = len(words), self._next
-        if begin + count > self._a.shape[1] or not below_primes(words):
-            raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
-        block = np.empty((count, 2, len(PRIMES), N))
+        self._check(words)
+        block = np.empty((len(words), 2, len(PRIMES), N))
         block[:, 0] = words
-        for row in range(count):
+        for row in range(len(words)):
             ciphertext = ciphertext_from_seed(words[row], seeds[row].tobytes(), self._file)
             if ciphertext.size() != 2 or ciphertext.is_transparent():
                 raise HeUnavailable(PARAMETERS_REFUSED, "a ciphertext is transparent")
             block[row, 1] = self._reader.second(ciphertext)
+        self._add(block)
+
+    def add_whole(self, words: WordArray) -> None:
+        """As `add`, with second polynomials in place of seeds: uint32 [count, 2, 3, N]."""
+        self._check(words)
+        if not words[:, 1].any(axis=(1, 2)).all():
+            raise HeUnavailable(PARAMETERS_REFUSED, "a ciphertext is transparent")
+        self._add(words.astype(np.float64))
+
+    def _check(self, words: WordArray) -> None:
+        if self._next + len(words) > self._a.shape[1] or not below_primes(words):
+            raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
+
+    def _add(self, block: Float64Array) -> None:
+        """The next features' words, float64 [count, 2, 3, N]."""
+        count, begin = len(block), self._next
         self._sums += self._a[:, begin : begin + count] @ block.reshape(count, -1)
         self._next = begin + count
 

@@ -1,6 +1,6 @@
 """Frames: a header of 16 bytes and a payload whose length is checked before anything is read into memory.
 
-    magic "TSHE" | version u8 = 2 | kind u8 | reserved u16 = 0 | request u32 | payload bytes u32     little-
+    magic "TSHE" | version u8 = 3 | kind u8 | reserved u16 = 0 | request u32 | payload bytes u32     little-
     endian
 
 docs/helora-wire.md describes every kind. A peer has a bounded time for a whole frame once its first byte is
@@ -21,7 +21,7 @@ from typing import Final
 
 HEADER: Final = struct.Struct("<4sBBHII")
 MAGIC: Final = b"TSHE"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 class Kind(enum.IntEnum):
@@ -39,6 +39,7 @@ class Kind(enum.IntEnum):
     PRODUCTS_REPLY = 10
     DIRECT = 11
     DIRECT_REPLY = 12
+    BLOCK_WHOLE_ROWS = 13
     ERROR = 255
 
 
@@ -48,6 +49,7 @@ TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.B_REQUEST: 2,
     Kind.BLOCK_BEGIN: 2 * _MIB,
     Kind.BLOCK_ROWS: 8 * _MIB,
+    Kind.BLOCK_WHOLE_ROWS: 8 * _MIB,
     Kind.PRODUCTS: 256 * _MIB,
     Kind.DIRECT: 256 * _MIB,
 }

@@ -38,6 +38,7 @@ from tensafe_gpu.helora.messages import (
     pack_begin,
     pack_products,
     pack_rows,
+    pack_whole_rows,
     reply_bytes,
     unpack_b,
     unpack_reply,
@@ -295,10 +296,10 @@ class RemoteKeyHolder:
             connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, timeout_s)
             for first in range(0, shape.d_in, ROWS_PER_FRAME):
                 count = min(ROWS_PER_FRAME, shape.d_in - first)
-                rows = pack_rows(block.block_id, first, *block.encrypted(first, count))
+                kind, rows = _rows_of(block, first, count, whole=connection.on_one_host)
                 last = first + count == shape.d_in
                 answer = (Kind.BLOCK_REPLY, reply_bytes(shape.rank_rows)) if last else (Kind.ACCEPTED, 0)
-                payload = connection.ask(Kind.BLOCK_ROWS, rows, *answer, timeout_s)
+                payload = connection.ask(kind, rows, *answer, timeout_s)
             block_id, words = unpack_reply(payload, shape.rank_rows)
             if block_id != block.block_id:
                 raise FrameError("the reply of another block")
@@ -317,6 +318,16 @@ class RemoteKeyHolder:
         except FrameError as error:
             self._online.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder's B: {error}") from error
+
+
+def _rows_of(
+    block: PreparingBlock, first: int, count: int, *, whole: bool
+) -> tuple[Kind, list[bytes | memoryview]]:
+    """The frame of encrypted features [first, first + count)."""
+    if whole:
+        words = block.encrypted_whole(first, count)
+        return Kind.BLOCK_WHOLE_ROWS, pack_whole_rows(block.block_id, first, words)
+    return Kind.BLOCK_ROWS, pack_rows(block.block_id, first, *block.encrypted(first, count))
 
 
 def _rows(one: Slice, shape: SiteShape) -> Rows:

@@ -165,15 +165,23 @@ def pack_rows(block_id: bytes, first: int, words: WordArray, seeds: SeedArray) -
 
 def unpack_rows(payload: memoryview) -> tuple[bytes, int, WordArray, SeedArray]:
     """Raises FrameError."""
-    if len(payload) < _ROWS.size:
-        raise FrameError("rows end before their header")
-    block_id, first, count, zero = _ROWS.unpack_from(payload)
-    if zero or not 1 <= count <= ROWS_PER_FRAME:
-        raise FrameError(f"a frame of rows holds 1 to {ROWS_PER_FRAME} of them")
+    block_id, first, count = _rows_header(payload)
     _exactly(payload, _ROWS.size + count * (4 * _WORDS + SEED_BYTES))
     middle = _ROWS.size + count * 4 * _WORDS
     seeds = np.frombuffer(payload[middle:], dtype=np.uint8).reshape(count, SEED_BYTES)
     return block_id, first, _array(payload[_ROWS.size : middle], (count, len(PRIMES), N)), seeds
+
+
+def pack_whole_rows(block_id: bytes, first: int, words: WordArray) -> list[bytes | memoryview]:
+    """BLOCK_WHOLE_ROWS: block id, first feature u32, count u16, 0 u16, uint32 [count, 2, 3, N]."""
+    return [_ROWS.pack(block_id, first, len(words), 0), _words(words)]
+
+
+def unpack_whole_rows(payload: memoryview) -> tuple[bytes, int, WordArray]:
+    """Raises FrameError."""
+    block_id, first, count = _rows_header(payload)
+    _exactly(payload, _ROWS.size + count * 8 * _WORDS)
+    return block_id, first, _array(payload[_ROWS.size :], (count, 2, len(PRIMES), N))
 
 
 def reply_bytes(rows: int) -> int:
@@ -268,6 +276,16 @@ def unpack_b(payload: memoryview, site: int, shape: SiteShape) -> dict[str, Floa
             raise FrameError("B holds a value that is not finite")
         result[one.name], begin = matrix.astype(np.float32), end
     return result
+
+
+def _rows_header(payload: memoryview) -> tuple[bytes, int, int]:
+    """Block id, first feature, count. Raises FrameError."""
+    if len(payload) < _ROWS.size:
+        raise FrameError("rows end before their header")
+    block_id, first, count, zero = _ROWS.unpack_from(payload)
+    if zero or not 1 <= count <= ROWS_PER_FRAME:
+        raise FrameError(f"a frame of rows holds 1 to {ROWS_PER_FRAME} of them")
+    return block_id, first, count
 
 
 def _words(words: WordArray) -> memoryview:

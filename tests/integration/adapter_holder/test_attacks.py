@@ -36,7 +36,7 @@ from tensafe_gpu.helora.messages import (
     unpack_ranges,
     unpack_reply,
     unpack_ring,
-    unpack_rows,
+    unpack_whole_rows,
 )
 from tensafe_gpu.helora.online import unmasked
 from tensafe_gpu.helora.parameters import FLOOD, PARAMETERS, PRIMES, N, T
@@ -44,7 +44,7 @@ from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
 from tensafe_gpu.helora.residues import centred_mod_t
 from tensafe_gpu.helora.supply import Supply
 from tests.support.helora import QUICK, TENANT, adapter_holder, peft_files, policy
-from tests.support.helora_attacks import Secret, expanded, noise, solve_c1
+from tests.support.helora_attacks import Secret, noise, solve_c1
 from tests.support.helora_party import QK, parties
 
 D, ROWS = 64, 160
@@ -110,15 +110,14 @@ def exchange(build: type[BlockEvaluation], d: int, rows: int) -> Exchange:
         x[:, -1] = bound  # the scale is 1, and the integers are the activations
         party.private.products([(QK, x.astype(np.float32))])
 
-        frames = [unpack_rows(body) for body in party.sent(Kind.BLOCK_ROWS)]
-        words, seeds = (np.concatenate([frame[part] for frame in frames]) for part in (2, 3))
+        frames = [unpack_whole_rows(body) for body in party.sent(Kind.BLOCK_WHOLE_ROWS)]
         (reply,) = party.answered(Kind.BLOCK_REPLY)
         (products,), (answer,) = party.sent(Kind.PRODUCTS), party.answered(Kind.PRODUCTS_REPLY)
         return Exchange(
             a=party.a,
             secret=Remembering.last.secret,
             rho=Remembering.last.masks,
-            sent=expanded(words, seeds),
+            sent=np.concatenate([words for *_, words in frames]),
             reply=unpack_reply(reply, rows)[1],
             prepared=prepared,
             shares=party.shares(prepared.block_id, 0, N),

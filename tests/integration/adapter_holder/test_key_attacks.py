@@ -23,6 +23,7 @@ from tensafe_gpu.helora.messages import (
     pack_begin,
     pack_products,
     pack_rows,
+    pack_whole_rows,
     reply_bytes,
     unpack_reply,
     unpack_ring,
@@ -113,6 +114,33 @@ def test_shares_are_on_every_coefficient_and_are_all_that_hides_weights_sent_for
         assert abs(float(np.corrcoef(values[row], np.tile(a[row], N // D))[0, 1])) < 0.1
     left = (values + shares + T // 2) % T - T // 2
     assert np.array_equal(left, np.tile(a, N // D))
+
+
+def read_off_the_second_polynomials(party: Party) -> np.ndarray:
+    """The weights where a key holder has put units in place of random second polynomials, and no key's b."""
+    wire, block, unit = party.private._online, PreparingBlock(D, ROWS), 1 << 40
+    words = block.encrypted_whole(0, D)
+    words[:, 1] = 0
+    for feature in range(D):
+        for level, prime in enumerate(PRIMES):
+            words[feature, 1, level, feature] = unit % prime
+    begin = pack_begin(0, block.block_id, all_of(constant(0))(block, wire.nonce))
+    wire.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, 30)
+    rows = pack_whole_rows(block.block_id, 0, words)
+    payload = wire.ask(Kind.BLOCK_WHOLE_ROWS, rows, Kind.BLOCK_REPLY, reply_bytes(ROWS), 30)
+    seconds = [combined(row[1], PRIMES)[:D] for row in unpack_reply(payload, ROWS)[1]]
+    centred = [[(int(v) + Q // 2) % Q - Q // 2 for v in second] for second in seconds]
+    return np.array([[round(v / unit) for v in row] for row in centred])
+
+
+def test_second_polynomials_that_it_chooses_tell_it_nothing_but_for_the_element_that_it_does_not() -> None:
+    with parties(BlockEvaluation, D, ROWS) as party:
+        assert int((read_off_the_second_polynomials(party) == party.a).sum()) == 0
+        assert party.holder.service.accepted.spent("a", 1, 1) == {}
+    elements = np.stack([constant(0)] * KEYS)
+    planted = mock.patch.object(service, "common_elements", return_value=elements)
+    with parties(BlockEvaluation, D, ROWS) as party, planted:
+        assert np.array_equal(read_off_the_second_polynomials(party), party.a)
 
 
 TOLD = np.minimum(np.arange(TERNARY_PER_ANSWER - 1, N + TERNARY_PER_ANSWER - 1, TERNARY_PER_ANSWER), N - 1)

@@ -132,6 +132,8 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
     one = PreparingBlock(D, RANK)
     rows = messages.pack_rows(one.block_id, 0, *one.encrypted(0, 1))
     assert refused(Kind.BLOCK_ROWS, rows) == GARBAGE
+    whole = messages.pack_whole_rows(one.block_id, 0, one.encrypted_whole(0, 1))
+    assert refused(Kind.BLOCK_WHOLE_ROWS, whole) == GARBAGE
     again = messages.pack_begin(1, block.block_id, one.public_halves(connection.nonce))
     assert refused(Kind.BLOCK_BEGIN, again) == GARBAGE
     assert holder.service.accepted.spent("a", 1, 1) == spent
@@ -264,6 +266,8 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
             time.sleep(0.3)  # so that it is looked at, tickets of TLS and all
             assert private.connected()
         private.close()
+        counters = holder.service.counters
+        assert (counters["BLOCK_ROWS"], counters["BLOCK_WHOLE_ROWS"]) == (-(-D // 64), 0)
         for wrong in (
             {"name": "tenant-2", "tenant": TENANT},
             {"name": TENANT, "tenant": TENANT, "days": -1},
@@ -438,7 +442,7 @@ def test_a_capture_of_an_exchange_holds_nothing_that_the_adapter_holder_must_not
     assert [secret for secret in secrets if secret in up] == []
 
     kinds = [kind for stream, _ in tap.streams() for kind, _ in split(stream, dict(TO_ADAPTER_HOLDER))]
-    assert set(kinds) == {Kind.HELLO, Kind.B_REQUEST, Kind.BLOCK_BEGIN, Kind.BLOCK_ROWS, Kind.PRODUCTS}
+    assert set(kinds) == {Kind.HELLO, Kind.B_REQUEST, Kind.BLOCK_BEGIN, Kind.BLOCK_WHOLE_ROWS, Kind.PRODUCTS}
     for stream, _ in tap.streams():
         for kind, payload in split(stream, dict(TO_ADAPTER_HOLDER)):
             if kind is Kind.HELLO:

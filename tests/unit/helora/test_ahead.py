@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tensafe_gpu.helora import ahead as module
-from tensafe_gpu.helora.ahead import MOST_WORDS, Rows, RowsAhead
+from tensafe_gpu.helora.ahead import AT_LEAST, MOST_WORDS, Rows, RowsAhead
 from tensafe_gpu.helora.keystream import ring_rows
 from tensafe_gpu.helora.parameters import N
 
@@ -28,7 +28,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int, int, int]]:
     return calls
 
 
-@pytest.mark.parametrize("counts", [(1, 1, 1), (16, 16, 16), (1, 16, 4, 4, 16), (5, 700, 5)])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (16, 16, 16), (1, 16, 4, 4, 16), (5, 700, 5), (1,) * 40])
 @pytest.mark.parametrize("drawn_between", [True, False])
 def test_what_was_drawn_ahead_is_what_would_be_drawn(counts: tuple[int, ...], drawn_between: bool) -> None:
     ahead, first = RowsAhead(), 0
@@ -58,12 +58,25 @@ def test_what_was_noted_is_drawn_for_all_tables_when_one_of_them_is_asked(
     ahead.note([Rows(OTHER, 8, 2, WIDTH)])
     assert drawn == []
     ahead.taken(Rows(OTHER, 10, 2, WIDTH))
-    assert drawn == [(KEY, 4, 4, WIDTH), (OTHER, 10, 2, WIDTH)]
+    assert drawn == [(KEY, 4, AT_LEAST, WIDTH), (OTHER, 10, AT_LEAST, WIDTH)]
     ahead.taken(Rows(KEY, 4, 4, WIDTH))
     assert len(drawn) == 2
 
 
-@pytest.mark.parametrize("wanted", [Rows(OTHER, 4, 4, WIDTH), Rows(KEY, 8, 4, WIDTH), Rows(KEY, 4, 5, WIDTH)])
+def test_single_tokens_set_the_cipher_up_once_for_many(drawn: list[tuple[bytes, int, int, int]]) -> None:
+    ahead = RowsAhead()
+    for first in range(3 * AT_LEAST + 1):
+        rows = Rows(KEY, first, 1, WIDTH)
+        assert (ahead.taken(rows) == ring_rows(*rows)).all()
+        ahead.note([rows])
+        ahead.draw()
+    begins = [1, 1 + AT_LEAST, 1 + 2 * AT_LEAST, 1 + 3 * AT_LEAST]
+    assert drawn == [(KEY, 0, 1, WIDTH), *((KEY, first, AT_LEAST, WIDTH) for first in begins)]
+
+
+@pytest.mark.parametrize(
+    "wanted", [Rows(OTHER, 4, 4, WIDTH), Rows(KEY, 8, 4, WIDTH), Rows(KEY, 4, AT_LEAST + 1, WIDTH)]
+)
 def test_other_rows_are_drawn_for_themselves(wanted: Rows) -> None:
     ahead = RowsAhead()
     ahead.note([Rows(KEY, 0, 4, WIDTH)])

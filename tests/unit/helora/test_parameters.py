@@ -75,6 +75,31 @@ def test_words_at_their_prime_are_refused(block: PreparingBlock) -> None:
         evaluation.add(words[:1], seeds[:1])
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_words_at_their_prime_are_refused_in_both_halves_of_whole_ciphertexts(
+    block: PreparingBlock, half: int
+) -> None:
+    words = block.encrypted_whole(0, 8)
+    for level, prime in enumerate(PRIMES):
+        wrong = words.copy()
+        wrong[3, half, level, 17] = prime
+        with pytest.raises(HeUnavailable) as raised:
+            BlockEvaluation(A, *halves_of(block)).add_whole(wrong)
+        assert raised.value.code == PARAMETERS_REFUSED
+    evaluation = BlockEvaluation(A, *halves_of(block))
+    evaluation.add_whole(words)
+    with pytest.raises(HeUnavailable):
+        evaluation.add_whole(words[:1])
+
+
+def test_a_transparent_ciphertext_is_refused(block: PreparingBlock) -> None:
+    words = block.encrypted_whole(0, 8)
+    words[5, 1] = 0
+    with pytest.raises(HeUnavailable, match="transparent") as raised:
+        BlockEvaluation(A, *halves_of(block)).add_whole(words)
+    assert raised.value.code == PARAMETERS_REFUSED
+
+
 def test_a_public_key_out_of_range_is_refused(block: PreparingBlock) -> None:
     b, elements = halves_of(block)
     for wrong in (b | np.uint32(1 << 31), b[:, :3], b[:1]):

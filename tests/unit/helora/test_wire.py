@@ -43,7 +43,7 @@ def words(*shape: int, limit: int) -> np.ndarray:
 
 def frame(kind: Kind, parts: list, request: int = 5) -> bytes:
     payload = b"".join(bytes(part) for part in parts)
-    return frames.HEADER.pack(b"TSHE", 2, kind, 0, request, len(payload)) + payload
+    return frames.HEADER.pack(b"TSHE", 3, kind, 0, request, len(payload)) + payload
 
 
 WHOLE = {
@@ -51,12 +51,12 @@ WHOLE = {
         frame(
             Kind.HELLO, [messages.packed(Hello(parameters=PARAMETERS, tenant="t", adapter="a", version=2))]
         ),
-        b"TSHE\x02\x01\x00\x00\x05\x00\x00\x00\x64\x00\x00\x00"
+        b"TSHE\x03\x01\x00\x00\x05\x00\x00\x00\x64\x00\x00\x00"
         b'{"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tenant":"t","adapter":"a","version":2}',
     ),
     "welcome": (
         frame(Kind.WELCOME, [messages.packed(Welcome.of(INFO, NONCE))]),
-        b"TSHE\x02\x02\x00\x00\x05\x00\x00\x00\x75\x01\x00\x00"
+        b"TSHE\x03\x02\x00\x00\x05\x00\x00\x00\x75\x01\x00\x00"
         b'{"name":"a","version":2,"digest":"' + b"0" * 64 + b'","epoch":3,"base_model":"base",'
         b'"parameters":"bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1","tokens_per_site":9,"sites":[{"site":"s",'
         b'"d_in":3,"x_bound":7,"modules":[{"name":"m","rank":2,"d_out":1}]}],'
@@ -65,33 +65,33 @@ WHOLE = {
     "products": (
         frame(Kind.PRODUCTS, messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), words(2, 3, limit=T))])),
         bytes.fromhex(
-            "5453484502090000050000003400000001000000000102030405060708090a0b0c0d0e0f0700000002000000"
+            "5453484503090000050000003400000001000000000102030405060708090a0b0c0d0e0f0700000002000000"
             "00000000b179370e62f36e0c136da60ac4e6dd0875601507"
         ),
     ),
     "products reply": (
         frame(Kind.PRODUCTS_REPLY, messages.pack_products_reply([words(2, 2, limit=T)])),
-        bytes.fromhex("54534845020a0000050000001000000000000000b179370e62f36e0c136da60a"),
+        bytes.fromhex("54534845030a0000050000001000000000000000b179370e62f36e0c136da60a"),
     ),
     "B reply": (
         frame(Kind.B_REPLY, messages.pack_b(1, [np.array([[1.0, -2.5]], dtype=np.float32)])),
-        bytes.fromhex("5453484502040000050000000a00000001000000803f000020c0"),
+        bytes.fromhex("5453484503040000050000000a00000001000000803f000020c0"),
     ),
     "B request": (
         frame(Kind.B_REQUEST, [(3).to_bytes(2, "little")]),
-        bytes.fromhex("545348450203000005000000020000000300"),
+        bytes.fromhex("545348450303000005000000020000000300"),
     ),
-    "accepted": (frame(Kind.ACCEPTED, []), bytes.fromhex("54534845020800000500000000000000")),
+    "accepted": (frame(Kind.ACCEPTED, []), bytes.fromhex("54534845030800000500000000000000")),
     "refusal": (
         frame(Kind.ERROR, [messages.packed(Refusal(code="budget_spent", message="m"))]),
-        b'TSHE\x02\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
+        b'TSHE\x03\xff\x00\x00\x05\x00\x00\x00\x25\x00\x00\x00{"code":"budget_spent","message":"m"}',
     ),
 }
 
 DIGESTS = {
     "block begin": (
         frame(Kind.BLOCK_BEGIN, messages.pack_begin(1, BLOCK, words(2, 4, N, limit=PRIMES[0]))),
-        "0fcff081aefccd8533c05d9dc34d9bf65c82b29ecd0998af222698738740dbc3", 16 + 20 + 4 * 8 * N,
+        "024b0d9edde4eab7e9ac1f3cfe08fc8d1770fbcbdf34918408a4afb368480584", 16 + 20 + 4 * 8 * N,
     ),
     "block rows": (
         frame(
@@ -100,15 +100,21 @@ DIGESTS = {
                 BLOCK, 64, words(2, 3, N, limit=PRIMES[0]), words(2, 64, limit=256).astype(np.uint8)
             ),
         ),
-        "9054601e506944042d841b2c8e51c56226c3fb746b1c13a51818984aef36704d", 16 + 24 + 2 * (12 * N + 64),
+        "34adbffb720a06579a798896bed48ff6fe774d3355354ac4d4d6f89d8085102b", 16 + 24 + 2 * (12 * N + 64),
+    ),
+    "block whole rows": (
+        frame(
+            Kind.BLOCK_WHOLE_ROWS, messages.pack_whole_rows(BLOCK, 64, words(2, 2, 3, N, limit=PRIMES[0]))
+        ),
+        "30ed47a5b9babe8edda69f74bc54f379b15a0aad00575f1013d46cf4b44b4048", 16 + 24 + 2 * 24 * N,
     ),
     "block reply": (
         frame(Kind.BLOCK_REPLY, messages.pack_reply(BLOCK, words(1, 2, 3, N, limit=PRIMES[0]))),
-        "136f5cfeb527aeaa211b3e37649fd0df0b6c66c0b99723985e6d7060d51025ba", 16 + 16 + 24 * N,
+        "7ce479c397b3ec0d2cd11833fe197381016c8087364f6ac3f3d16f6f7d578ddb", 16 + 16 + 24 * N,
     ),
     "direct reply": (
         frame(Kind.DIRECT_REPLY, direct_messages.pack_direct_reply([words(1, 2, 3, N, limit=PRIMES[0])] * 2)),
-        "b77cb16ad93009b87a159d319fcb9f3b6037fb3a54f7d46233f646de6f968a85", 16 + 2 * 24 * N,
+        "4ea37a19a6fadfb1c9e6e9b1cd519b4889dd107feb5849371cd3a0a8fd5d6d28", 16 + 2 * 24 * N,
     ),
 }  # fmt: skip
 EXPANDED = "b55dd460aef64a00d8184fbd114355404288eea174811d26b5fa9473996ee6c4"
@@ -138,7 +144,7 @@ def test_the_document_names_what_the_program_holds_to() -> None:
     assert told == set(CODES) - {"not_prepared", "activations_not_finite", "state_failed"}  # never sent
 
 
-DIRECT_DIGEST = "46316791615201f004a7c18ca381648564074a18e98b6ec5a9811141bf2e1d2c"
+DIRECT_DIGEST = "84f5ee33c7c8f9f410e39006db0e3458f2d90be1606c45bd1eab999cd09561de"
 
 
 def test_a_direct_request_has_this_digest_and_no_other_length() -> None:
@@ -187,6 +193,14 @@ def test_what_is_packed_is_unpacked() -> None:
     assert (block, first) == (BLOCK, 64)
     assert np.array_equal(got_rows, rows)
     assert np.array_equal(got_seeds, seeds)
+    whole = words(2, 2, 3, N, limit=PRIMES[0])
+    block, first, got_rows = messages.unpack_whole_rows(view(messages.pack_whole_rows(BLOCK, 64, whole)))
+    assert (block, first) == (BLOCK, 64)
+    assert np.array_equal(got_rows, whole)
+    cut = view(messages.pack_whole_rows(BLOCK, 64, whole))
+    for wrong in (cut[:-1], cut[:20], cut[: -24 * N]):
+        with pytest.raises(FrameError):
+            messages.unpack_whole_rows(wrong)
     z = words(2, 3, limit=T)
     ranges, rest = messages.unpack_ranges(view(messages.pack_products([MaskedRange(Range(BLOCK, 7, 2), z)])))
     assert ranges == [Range(BLOCK, 7, 2)]
@@ -209,12 +223,12 @@ def test_a_block_begins_with_as_many_keys_as_its_site_needs() -> None:
     ("header", "reason"),
     [
         (frames.HEADER.pack(b"HTTP", 1, 1, 0, 0, 0), "not the HE-LoRA protocol"),
-        (frames.HEADER.pack(b"TSHE", 2, 1, 7, 0, 0), "not the HE-LoRA protocol"),
-        (frames.HEADER.pack(b"TSHE", 1, 1, 0, 0, 0), "version 1"),
-        (frames.HEADER.pack(b"TSHE", 2, 77, 0, 0, 0), "kind 77"),
-        (frames.HEADER.pack(b"TSHE", 2, Kind.WELCOME, 0, 0, 0), "kind 2"),
-        (frames.HEADER.pack(b"TSHE", 2, Kind.HELLO, 0, 0, 4097), "4097 bytes"),
-        (frames.HEADER.pack(b"TSHE", 2, Kind.PRODUCTS, 0, 0, 0xFFFFFFFF), "4294967295 bytes"),
+        (frames.HEADER.pack(b"TSHE", 3, 1, 7, 0, 0), "not the HE-LoRA protocol"),
+        (frames.HEADER.pack(b"TSHE", 2, 1, 0, 0, 0), "version 2"),
+        (frames.HEADER.pack(b"TSHE", 3, 77, 0, 0, 0), "kind 77"),
+        (frames.HEADER.pack(b"TSHE", 3, Kind.WELCOME, 0, 0, 0), "kind 2"),
+        (frames.HEADER.pack(b"TSHE", 3, Kind.HELLO, 0, 0, 4097), "4097 bytes"),
+        (frames.HEADER.pack(b"TSHE", 3, Kind.PRODUCTS, 0, 0, 0xFFFFFFFF), "4294967295 bytes"),
     ],
 )
 def test_headers_that_are_refused(header: bytes, reason: str) -> None:
