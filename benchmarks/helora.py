@@ -14,20 +14,28 @@ from benchmarks.spent import Spent, spent
 if TYPE_CHECKING:
     import numpy as np
 
+    from tensafe_gpu.adapter_holder.service import HolderService
+    from tensafe_gpu.helora.burned import BurnLog
+    from tensafe_gpu.helora.ports import KeyHolder
+
 RANK = 16
 MODELS = {"05b": (896, 24), "15b": (1536, 28)}
 """Width and layers; q, k and v are one site, o another."""
 TOKENS = 2000
+STEPS = 1000
+"""Tokens that go through all sites of a model."""
 _US, _MS = 1e6, 1e3
 
 
 def run(bench: Bench) -> Mapping[str, float]:
     """Thread CPU time of both parties, and time on the wall (`_wall`), all in one process on one core.
 
-    A module: quantise, mask, product, unmask for one token of 896, r = 16, no connection; with its part of a
-    block. Peers on the same A and x. A round: one token's q, k and v through a unix socket, both ends, one
-    index log each on the disk. Sustained: 1 / (layers x (rounds of both sites + a 4096th of a block of
-    both)). Floor: the arithmetic of that alone (`helora_floor`). Memory: `helora_memory`.
+    A module: quantise, mask, product, unmask for one token of 896, r = 16; with its part of a block. Peers
+    on the same A and x. In the service: a third of a round of q, k and v with all that both parties do for
+    it, frames and index logs on the disk included, sockets not. A round: that through a unix socket.
+    Sustained: blocks of all sites of all layers are prepared, tokens go through all of them, one at a time;
+    1 / (a token's part of the blocks + its rounds). Floor: the arithmetic of that alone (`helora_floor`).
+    Memory: `helora_memory`.
     """
     from benchmarks.helora_memory import memory  # noqa: PLC0415 - not needed to list benchmarks
 
@@ -110,6 +118,7 @@ def _masked(a: np.ndarray, x: np.ndarray) -> tuple[Spent, Spent]:
 
 
 def _model(name: str, folder: Path) -> Mapping[str, float]:
+    """Blocks of every site of every layer are prepared, then tokens go through all of them in their order."""
     import numpy as np  # noqa: PLC0415 - as above
 
     from benchmarks.helora_floor import primitives, site_token_s  # noqa: PLC0415
@@ -119,39 +128,63 @@ def _model(name: str, folder: Path) -> Mapping[str, float]:
 
     d, layers = MODELS[name]
     folder.mkdir()
-    burn_log = BurnLog(folder / "burned.db")
+    burn_log, results = BurnLog(folder / "burned.db"), dict[str, float]()
     with adapter_holder(folder / "holder") as holder:
-        _, adapter = holder.store.publish("a", peft_files(d, RANK), base_model="bench", policy=policy(10 * N))
+        files = peft_files(d, RANK, layers=layers)
+        _, adapter = holder.store.publish("a", files, base_model="bench", policy=policy(10 * N))
         private, plain = holder.key_holder(burn_log), PlainReference(adapter)
-        qkv, out = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o"
-        offline = spent(lambda: [private.prepare(site) for site in (qkv, out)]).times(layers / N)
-        x = np.random.default_rng(1).standard_normal((TOKENS, d)).astype(np.float32)
-
-        def rounds(site: str) -> Spent:
-            request = [(site, x[:100])]
+        sites = [shape.site for shape in private.info().sites]
+        assert len(sites) == 2 * layers
+        offline = spent(lambda: [private.prepare(site) for site in sites]).times(1 / N)
+        x = np.random.default_rng(1).standard_normal((STEPS, d)).astype(np.float32)
+        for site in sites:
+            request = [(site, x[:4])]
             assert np.array_equal(private.products(request)[0], plain.products(request)[0])
-            count = TOKENS - 100
-            products = spent(lambda: [private.products([(site, x[n : n + 1])]) for n in range(count)])
-            return products.times(1 / count)
-
-        online = {site: rounds(site) for site in (qkv, out)}
+        online = spent(
+            lambda: [private.products([(site, x[n : n + 1])]) for n in range(STEPS) for site in sites]
+        ).times(1 / STEPS)
+        if name == "05b":
+            (qkv,) = (site for site in sites if site.startswith("model.layers.0.") and site.endswith("qkv"))
+            rounds = _rounds(private, qkv, x)
+            results |= rounds.named("helora_online_round", _US)
+            results |= _in_service(holder.service, burn_log, qkv, x).named("helora_online_service", _US)
         private.close()
     burn_log.close()
-    sustained = offline + (online[qkv] + online[out]).times(layers)
+    sustained = offline + online
     by = primitives(3 * RANK, d)
     floor_s = layers * (site_token_s(d, 3 * RANK, by) + site_token_s(d, RANK, by))
-    results = {
+    results |= {
         **sustained.rates(f"helora_sustained_{name}"),
         **offline.named(f"helora_offline_{name}", _MS),
         f"helora_floor_{name}": 1 / floor_s,
         f"helora_floor_ratio_{name}": sustained.cpu_s / floor_s,
     }
     if name == "05b":
-        results |= online[qkv].named("helora_online_round", _US)
         results["helora_transform"] = by.transform_s * _US
         results["helora_product"] = 1e-9 / by.product_s
         results["helora_keystream"] = 1e-9 / by.keystream_s
     return results
+
+
+def _rounds(private: KeyHolder, site: str, x: np.ndarray) -> Spent:
+    """One round of one token, at one site again and again."""
+    for n in range(100):
+        private.products([(site, x[n : n + 1])])
+    return spent(lambda: [private.products([(site, x[n : n + 1])]) for n in range(len(x))]).times(1 / len(x))
+
+
+def _in_service(service: HolderService, burn_log: BurnLog, qkv: str, x: np.ndarray) -> Spent:
+    """A module's third of the round of q, k and v: all that both parties do, without sockets and threads."""
+    from benchmarks.helora_in_memory import InMemory  # noqa: PLC0415 - as above
+    from tensafe_gpu.helora.connection import Wanted  # noqa: PLC0415
+    from tensafe_gpu.helora.key_holder import RemoteKeyHolder  # noqa: PLC0415
+    from tests.support.helora import TENANT  # noqa: PLC0415
+
+    private = RemoteKeyHolder(lambda: InMemory.to(service), Wanted(TENANT, "a"), burn_log)
+    private.prepare(qkv)
+    took = _rounds(private, qkv, x).times(1 / 3)
+    private.close()
+    return took
 
 
 def _both(name: str, unit: str, *goal: Goal) -> tuple[Measure, Measure]:
@@ -164,6 +197,7 @@ BENCHMARK = Benchmark(
     summary="private adapters: online, sustained with preprocessing, memory, and other ways under encryption",
     measures=(
         *_both("helora_online_module", "us", at_most(50)),
+        *_both("helora_online_service", "us", at_most(50)),
         *_both("helora_online_round", "us"),
         *_both("helora_sustained_05b", "tokens/s", at_least(50)),
         Measure("helora_floor_05b", "tokens/s"),
