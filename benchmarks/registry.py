@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from benchmarks import (
     dealing,
     dp_table,
+    engines,
     footprint,
     get_info,
     helora,
@@ -43,6 +44,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     ledger.BENCHMARK,
     helora.BENCHMARK,
     private_decode.BENCHMARK,
+    engines.BENCHMARK,
 )
 
 
