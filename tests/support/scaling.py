@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tests.support.alarms import Alarm, alarm
 from tests.support.metric_math import worked_out
-from tests.support.templates import TASKS, Template, read_template
+from tests.support.templates import CORE, TASKS, Template, read_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class Scaling:
         return min(max(count, self._given(target["MinCapacity"])), self._given(target["MaxCapacity"]))
 
     def _given(self, value: int | Template) -> int:
-        """A number, or a parameter's default."""
+        """A number, or the default of the parameter that template.yaml hands on under the same name."""
         if isinstance(value, int):
             return value
-        return int(read_template(TASKS)["Parameters"][value["Ref"]]["Default"])
+        return int(read_template(CORE)["Parameters"][value["Ref"]]["Default"])
 
     def _resource(self, name: str) -> Template:
         found: Template = read_template(TASKS)["Resources"][name]["Properties"]

@@ -263,10 +263,21 @@ def _secret_names(container: Template) -> list[str]:
 
 
 def parameters_apart(parent: Template, logical_id: str, child: Template) -> list[str]:
-    """Parameters that a nested stack needs and is not given, or is given and does not have."""
-    given = set(parent["Resources"][logical_id]["Properties"]["Parameters"])
+    """Parameters of a nested stack that it is not given, or does not have, or that bound what it is given.
+
+    Whoever deploys reaches no nested stack: what its parent does not hand on is fixed, whatever its default,
+    and what the parent takes and it refuses is refused halfway through.
+    """
+    given = parent["Resources"][logical_id]["Properties"]["Parameters"]
     known: dict[str, Any] = child["Parameters"]
-    needed = {name for name, one in known.items() if "Default" not in one}
-    return [f"{name} is not given" for name in sorted(needed - given)] + [
-        f"{name} is unknown" for name in sorted(given - set(known))
-    ]
+    wrong = [f"{name} is not given" for name in sorted(set(known) - set(given))]
+    wrong += [f"{name} is unknown" for name in sorted(set(given) - set(known))]
+    for name, value in given.items():
+        taken = parent["Parameters"].get(value.get("Ref")) if isinstance(value, dict) else None
+        bounds = {key: known.get(name, {}).get(key) for key in _BOUNDS}
+        if taken and any(bound not in (None, taken.get(key)) for key, bound in bounds.items()):
+            wrong.append(f"{name} takes less than what is given")
+    return wrong
+
+
+_BOUNDS: Final = ("AllowedPattern", "AllowedValues", "MinValue", "MaxValue", "MinLength", "MaxLength")

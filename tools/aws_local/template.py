@@ -19,6 +19,7 @@ _PSEUDO: Final = {
     "AWS::Region": REGION,
     "AWS::URLSuffix": "amazonaws.com",
 }
+_NOTHING: Final = {"Ref": "AWS::NoValue"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +58,7 @@ class Scope:
     def value(self, given: Any) -> Any:  # noqa: ANN401 - whatever a template holds
         """`given` with its functions worked out. Raises KeyError for a name or function not known here."""
         if isinstance(given, list):
-            return [self.value(one) for one in given]
+            return [self.value(one) for one in given if self._chosen(one) != _NOTHING]
         if not isinstance(given, dict):
             return given
         if len(given) != 1 or not next(iter(given)).startswith(("Ref", "Fn::")):
@@ -72,9 +73,15 @@ class Scope:
         if function == "Fn::Sub" and isinstance(argument, str):
             return re.sub(r"\$\{([^}!]+)\}", lambda found: str(self._name(found[1])), argument)
         if function == "Fn::If":
-            condition, yes, no = argument
-            return self.value(yes if self._holds(self.template["Conditions"][condition]) else no)
+            return self.value(self._chosen({function: argument}))
         raise KeyError(f"{function} is not worked out here")
+
+    def _chosen(self, given: Any) -> Any:  # noqa: ANN401
+        """What a choice comes to, not worked out; anything else as it is."""
+        while isinstance(given, dict) and list(given) == ["Fn::If"]:
+            condition, yes, no = given["Fn::If"]
+            given = yes if self._holds(self.template["Conditions"][condition]) else no
+        return given
 
     def _name(self, name: str) -> Any:  # noqa: ANN401
         if name in _PSEUDO:
@@ -97,6 +104,8 @@ class Scope:
         ((function, argument),) = condition.items()
         if function == "Fn::Not":
             return not self._holds(argument[0])
+        if function == "Fn::Or":
+            return any(self._holds(one) for one in argument)
         if function == "Fn::Equals":
             left, right = (self.value(one) for one in argument)
             return bool(left == right)

@@ -15,9 +15,12 @@ from typer.core import TyperGroup
 
 from tensafe.cli.app import app
 from tests.project_files import ROOT
+from tests.support.templates import CORE, read_template
 
 RUNBOOKS = sorted((ROOT / "infra/runbooks").glob("*.md"))
 UsageError = typer.BadParameter.__base__
+NAMES_OF_AWS = {"ApproximateNumberOfMessagesNotVisible", "Enabled", "EventAgeExceeded"}
+"""What runbooks call by AWS's own names; the others of this form are parameters."""
 BUILT_INTO_THE_AWS_CLI = {("logs", "tail"): {"--since", "--filter-pattern"}}
 
 
@@ -92,3 +95,9 @@ def test_every_command_exists(path: Path) -> None:
 def test_what_does_not_exist_is_seen(line: str) -> None:
     (words,) = _commands(f"```sh\n{line}\n```")
     assert _problem(words)
+
+
+@pytest.mark.parametrize("path", RUNBOOKS, ids=lambda path: path.stem)
+def test_what_a_runbook_says_to_set_is_a_parameter_of_the_deployment(path: Path) -> None:
+    named = set(re.findall(r"`([A-Z][a-z]+[A-Za-z0-9]*)(?:=[^`]+)?`", path.read_text()))
+    assert named - NAMES_OF_AWS <= set(read_template(CORE)["Parameters"])

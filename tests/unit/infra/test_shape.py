@@ -233,6 +233,14 @@ PLANTED: dict[str, tuple[str, Callable[[Template, Template, Template], object]]]
         "parameters of the tasks",
         lambda core, tasks, seen: _p(core, "Tasks")["Parameters"].pop("VpcId"),
     ),
+    "a parameter that nobody who deploys can set": (
+        "parameters of the tasks",
+        lambda core, tasks, seen: _p(core, "Tasks")["Parameters"].pop("OnDemandShare"),
+    ),
+    "a parameter that is refused halfway": (
+        "parameters of the tasks",
+        lambda core, tasks, seen: core["Parameters"]["VolumeThroughputMiBs"].update(MaxValue=1000),
+    ),
     "a nested stack that is told too much": (
         "parameters of the alarms",
         lambda core, tasks, seen: _p(core, "Observability")["Parameters"].update(Queue="x"),
@@ -341,13 +349,13 @@ def test_an_instance_joins_the_cluster_once_it_has_the_models() -> None:
 
 
 def test_a_model_has_time_and_a_volume_that_it_loads_from_quickly() -> None:
-    tasks = read_template(TASKS)
+    core, tasks, _ = _all()
     limit = CloudSettings.model_fields["load_limit_s"].default
-    assert tasks["Parameters"]["LoadLimitS"]["Default"] == limit > 300  # what ECS itself may give
+    assert core["Parameters"]["LoadLimitS"]["Default"] == limit > 300  # what ECS itself may give
     for name in ("TrainerTask", "SamplerTask"):
         told = {one["Name"]: one["Value"] for one in _container(tasks, name)["Environment"]}
         assert told["TENSAFE_LOAD_LIMIT_S"] == {"Ref": "LoadLimitS"}
     (volume,) = _p(tasks, "InstanceTemplate")["LaunchTemplateData"]["BlockDeviceMappings"]
     assert volume["Ebs"]["Throughput"] == {"Ref": "VolumeThroughputMiBs"}
-    speed = tasks["Parameters"]["VolumeThroughputMiBs"]
+    speed = core["Parameters"]["VolumeThroughputMiBs"]
     assert 125 < speed["Default"] <= speed["MaxValue"] == 0.25 * 3000  # MiB/s for each of gp3's IOPS
