@@ -44,8 +44,10 @@ class Alarm:
     periods: int
     datapoints: int
     """So many of the last `periods` have to be in alarm."""
-    missing_breaches: bool
-    """Whether a period without data is in alarm."""
+    missing: str
+    """What a period without data is: breaching, notBreaching, or ignore, which leaves the state as it is."""
+    actions: Mapping[str, Sequence[Any]]
+    """What is told of it, by the state that it comes to."""
 
     @property
     def watched(self) -> Watched:
@@ -60,13 +62,19 @@ class Alarm:
         found = {name: one.over(given[name]) for name, one in self.all_watched.items()}
         value = worked_out(self.expression, found)
         if value is None:
-            return self.missing_breaches
+            return self.missing == "breaching"
         return {
             "GreaterThanThreshold": value > self.threshold,
             "GreaterThanOrEqualToThreshold": value >= self.threshold,
             "LessThanThreshold": value < self.threshold,
             "LessThanOrEqualToThreshold": value <= self.threshold,
         }[self.comparison]
+
+    def all_clear(self, values: Period) -> bool:
+        """Whether one period with these values is none in alarm, and its silence does not leave that open."""
+        given = values if isinstance(values, Mapping) else {"value": values}
+        silent = not any(list(one) for one in given.values())
+        return not self.in_alarm(values) and not (silent and self.missing == "ignore")
 
     def after(self, given: Sequence[Period]) -> bool:
         """Whether it is in alarm when these periods, the last ones of its life, have passed."""
@@ -75,6 +83,20 @@ class Alarm:
     def rings(self, given: Sequence[Period]) -> bool:
         """Whether it goes off at any time while these periods pass, one after the other."""
         return any(self.after(given[:end]) for end in range(1, len(given) + 1))
+
+    def tells(self, given: Sequence[Period]) -> list[str]:
+        """The states that somebody is told of while these periods pass, from the state OK on."""
+        state, told = "OK", []
+        for end in range(1, len(given) + 1):
+            last, new = given[max(0, end - self.periods) : end], state
+            if self.after(last):
+                new = "ALARM"
+            elif sum(map(self.all_clear, last)) > self.periods - self.datapoints:
+                new = "OK"
+            if new != state and self.actions[new]:
+                told.append(new)
+            state = new
+        return told
 
     def told(self, text: str, service: str = "tensafe") -> list[float]:
         """Its metric's values among the lines of a log, in CloudWatch's embedded format."""
@@ -120,7 +142,8 @@ def _read(one: Template) -> Alarm:
         expression,
         one["EvaluationPeriods"],
         one.get("DatapointsToAlarm", one["EvaluationPeriods"]),
-        one["TreatMissingData"] == "breaching",
+        one["TreatMissingData"],
+        {"ALARM": one.get("AlarmActions", ()), "OK": one.get("OKActions", ())},
     )
 
 
