@@ -1,12 +1,15 @@
-"""Which instances the GPU tasks get, worked out from what whoever deploys may say."""
+"""Which instances the GPU tasks get, by what whoever deploys may say, and how these come, stay and go."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.support.templates import CORE, TASKS, read_template
+from tests.support.template_capacity import capacity_apart
+from tests.support.templates import CORE, TASKS, Template, read_template
 from tools.aws_local.template import Scope
 
 DEFAULTS = {
@@ -46,3 +49,52 @@ def test_what_is_no_type_is_refused_before_anything_is_made(name: str) -> None:
     for list_or_nothing in ("g6e.2xlarge,g6e.4xlarge", "g6e.2xlarge g6e.4xlarge", "g6e", "ami-1"):
         assert not taken(list_or_nothing)
     assert taken("") is (name == "OtherInstanceType")
+
+
+def _p(tasks: Template, name: str) -> Any:
+    return tasks["Resources"][name]["Properties"]
+
+
+def _provider(tasks: Template) -> Any:
+    return _p(tasks, "CapacityProvider")["AutoScalingGroupProvider"]
+
+
+def _agent_told(tasks: Template, old: str, new: str) -> None:
+    script = _p(tasks, "InstanceTemplate")["LaunchTemplateData"]["UserData"]["Fn::Base64"]["Fn::Sub"]
+    assert old in script[0]
+    script[0] = script[0].replace(old, new)
+
+
+PLANTED: dict[str, Callable[[Template], object]] = {
+    "running tasks that nobody counts": lambda t: _p(t, "Cluster").pop("ClusterSettings"),
+    "instances that nobody starts": lambda t: _provider(t)["ManagedScaling"].update(Status="DISABLED"),
+    "instances that are kept in reserve": lambda t: _provider(t)["ManagedScaling"].update(TargetCapacity=50),
+    "instances scaled in with their tasks": lambda t: _provider(t).pop("ManagedTerminationProtection"),
+    "a protection that the group does not give": lambda t: _p(t, "Instances").update(
+        NewInstancesProtectedFromScaleIn=False
+    ),
+    "instances that go without being drained": lambda t: _provider(t).update(ManagedDraining="DISABLED"),
+    "a group that is not the provider's": lambda t: _provider(t).update(AutoScalingGroupArn="arn:other"),
+    "an instance that is always there": lambda t: _p(t, "Instances").update(MinSize="1"),
+    "a cluster with another provider": lambda t: _p(t, "ClusterCapacity").update(
+        CapacityProviders=["FARGATE"]
+    ),
+    "a service without the provider": lambda t: _p(t, "SamplerService").pop("CapacityProviderStrategy"),
+    "tasks that are not told of Spot": lambda t: _agent_told(
+        t, "SPOT_INSTANCE_DRAINING=true", "SPOT_INSTANCE_DRAINING=false"
+    ),
+    "instances of another cluster": lambda t: _agent_told(t, "=${ServiceName}", "=default"),
+    "an agent that gives no GPU": lambda t: _agent_told(t, "ECS_ENABLE_GPU_SUPPORT=true\n", ""),
+    "an agent that ends a task too soon": lambda t: _agent_told(t, "TIMEOUT=120s", "TIMEOUT=30s"),
+}
+
+
+def test_instances_come_stay_and_go_as_scaling_and_spot_need_it() -> None:
+    assert capacity_apart(read_template(TASKS)) == []
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_bug_of_the_capacity_is_seen(name: str) -> None:
+    tasks = read_template(TASKS)
+    PLANTED[name](tasks)
+    assert len(capacity_apart(tasks)) == 1
