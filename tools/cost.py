@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tensafe.auth.waits import SharedWaits
+from tensafe.metrics.port import Metric
 from tests.contract.emulators import Wire, moto_in_process
 from tests.contract.test_edge_calls import edge_over
 from tests.support.templates import CORE, OBSERVABILITY, read_template, resources
@@ -108,12 +109,19 @@ def per_thousand_operations(calls: Mapping[str, Calls], given: Mapping[str, Any]
         f"DynamoDB, {reads} read units": reads * price["dynamodb_read_units_per_million"] / 1e6,
         f"SQS, {messages} requests": messages * price["sqs_fifo_per_million"] / 1e6,
         "logs": 2 * assume["log_bytes_per_request"] * price["logs_per_gb"] / 1e9,
+        "X-Ray, 4 traces": 4 * price["xray_traces_per_million"] / 1e6,
     }
     return {name: 1000 * dollars for name, dollars in one.items()}
 
 
 def per_idle_month(
-    calls: Mapping[str, Calls], given: Mapping[str, Any], *, alarm_metrics: int, keys: int, queues_read: int
+    calls: Mapping[str, Calls],
+    given: Mapping[str, Any],
+    *,
+    alarm_metrics: int,
+    custom_metrics: int,
+    keys: int,
+    queues_read: int,
 ) -> dict[str, float]:
     """Dollars for 30 days in which nobody comes and no GPU runs."""
     price, assume = given["prices"], given["assumptions"]
@@ -125,8 +133,7 @@ def per_idle_month(
         f"{keys} KMS keys": keys * price["kms_key_per_month"],
         f"alarms over {alarm_metrics} metrics": alarm_metrics * price["alarm_metric_per_month"],
         "dashboard": price["dashboard_per_month"],
-        f"{assume['custom_metrics']} metrics of the service": assume["custom_metrics"]
-        * price["custom_metric_per_month"],
+        f"{custom_metrics} metrics of the service": custom_metrics * price["custom_metric_per_month"],
         "the sweeper, once a minute": MONTH_MINUTES * (lambda_each + sweep_gb_s * price["lambda_per_gb_s"]),
         f"its {sweep.read_units} reads": MONTH_MINUTES
         * sweep.read_units
@@ -134,6 +141,7 @@ def per_idle_month(
         / 1e6,
         "Lambda's polls of the dead queues": polls * price["sqs_standard_per_million"] / 1e6,
         "logs": MONTH_MINUTES * assume["log_bytes_per_sweep"] * price["logs_per_gb"] / 1e9,
+        "X-Ray, a trace of each sweep": MONTH_MINUTES * price["xray_traces_per_million"] / 1e6,
     }
 
 
@@ -166,7 +174,9 @@ A GPU at ${hour:.2f} an hour that does {done} operations in it adds ${1000 * hou
 {_table(idle, 2)}
 
 No task runs then. Stored data cost extra, the table, its backup and the bucket by their size; so do the
-scaling alarms of the GPU tasks, where those are deployed.
+scaling alarms of the GPU tasks, where those are deployed. A metric costs while it is told: of the
+service's, an idle month has the age of operations alone. X-Ray is priced as if it kept every call; Lambda
+hands it the first of each second and 5 % of the others, and `Tracing=PassThrough` none.
 """
 
 
@@ -181,23 +191,28 @@ def _table(rows: Mapping[str, float], digits: int) -> str:
 
 
 def resources_of_the_core() -> dict[str, int]:
-    """How many metrics the core's alarms watch, and how many keys and queues it pays for."""
+    """Metrics that the core's alarms watch, those that are told of its own, its keys, the queues it reads."""
     core = read_template(CORE)
     return {
         "alarm_metrics": sum(
             sum("MetricStat" in metric for metric in alarm["Metrics"]) if "Metrics" in alarm else 1
             for alarm in resources(read_template(OBSERVABILITY), "AWS::CloudWatch::Alarm").values()
         ),
+        "custom_metrics": len(Metric) + len(resources(core, "AWS::Logs::MetricFilter")),
         "keys": len(resources(core, "AWS::KMS::Key")),
         "queues_read": len(resources(core, "AWS::Lambda::EventSourceMapping")),
     }
 
 
-def main() -> None:
+def written() -> str:
+    """The page as it has to be now."""
     given = tomllib.loads((ROOT / "tools/prices.toml").read_text(encoding="utf-8"))
     calls = counted()
-    idle = per_idle_month(calls, given, **resources_of_the_core())
-    PAGE.write_text(page(calls, given, idle), encoding="utf-8")
+    return page(calls, given, per_idle_month(calls, given, **resources_of_the_core()))
+
+
+def main() -> None:
+    PAGE.write_text(written(), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 

@@ -6,8 +6,19 @@ import tomllib
 
 import pytest
 
+from tensafe.metrics.port import Metric
 from tests.project_files import ROOT
-from tools.cost import Calls, calls_of, page, per_idle_month, per_thousand_operations, resources_of_the_core
+from tests.support.templates import CORE, OBSERVABILITY, read_template
+from tools.cost import (
+    PAGE,
+    Calls,
+    calls_of,
+    page,
+    per_idle_month,
+    per_thousand_operations,
+    resources_of_the_core,
+    written,
+)
 
 GIVEN = tomllib.loads((ROOT / "tools/prices.toml").read_text())
 CALLS = {
@@ -39,16 +50,34 @@ def test_a_thousand_operations_cost_what_their_calls_do() -> None:
 
 
 def test_an_idle_month_pays_for_keys_alarms_and_the_sweeper() -> None:
-    rows = per_idle_month(CALLS, GIVEN, alarm_metrics=11, keys=4, queues_read=2)
+    rows = per_idle_month(CALLS, GIVEN, alarm_metrics=11, custom_metrics=8, keys=4, queues_read=2)
+    assert rows["8 metrics of the service"] == pytest.approx(2.4)
+    assert rows["X-Ray, a trace of each sweep"] == pytest.approx(43_200 * 5e-6)
     assert rows["4 KMS keys"] == 4
     assert rows["alarms over 11 metrics"] == pytest.approx(1.1)
     assert rows["its 32 reads"] == pytest.approx(43_200 * 32 * 0.125e-6)
     assert rows["Lambda's polls of the dead queues"] == pytest.approx(2 * 15 * 43_200 * 0.4e-6)
 
 
+def test_what_the_service_tells_is_counted_where_it_is_declared() -> None:
+    """Every metric of its own that an alarm or the dashboard has is paid for."""
+    seen = read_template(OBSERVABILITY)["Resources"]
+    alarms = {one["Properties"].get("MetricName") for one in seen.values() if one["Type"].endswith("Alarm")}
+    ours = {*Metric, "Gateway5xx"}
+    assert {"Gateway5xx", *Metric} - {Metric.OPERATIONS_ENDED} <= alarms
+    assert resources_of_the_core()["custom_metrics"] == len(ours)
+
+
+def test_x_ray_is_priced_as_long_as_it_is_on_by_default() -> None:
+    assert read_template(CORE)["Parameters"]["Tracing"]["Default"] == "Active"
+    rows = per_thousand_operations(CALLS, GIVEN)
+    assert rows["X-Ray, 4 traces"] == pytest.approx(1000 * 4 * 5e-6)
+
+
 def test_the_page_says_where_its_prices_come_from() -> None:
-    text = page(CALLS, GIVEN, {"x": 1.0})
-    metrics = resources_of_the_core()["alarm_metrics"]
-    assert f"alarms over {metrics} metrics" in (ROOT / "infra/cost.md").read_text()  # or `make cost` is due
-    assert f"given on {GIVEN['date']} and not fetched" in text
-    assert f"given on {GIVEN['date']} and not fetched" in (ROOT / "infra/cost.md").read_text()
+    assert f"given on {GIVEN['date']} and not fetched" in page(CALLS, GIVEN, {"x": 1.0})
+
+
+@pytest.mark.slow
+def test_the_page_is_what_is_counted_now() -> None:
+    assert PAGE.read_text(encoding="utf-8") == written(), "run: make cost"
