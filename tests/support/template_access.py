@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -252,32 +251,6 @@ def _is_named(condition: Template, part: str) -> bool:
     name = f"kms:EncryptionContext:{part}"
     compared = condition.get("StringEquals", {}) | condition.get("StringLike", {})
     return condition.get("Null", {}).get(name) == "false" or name in compared
-
-
-def public_buckets(template: Template) -> list[str]:
-    """Buckets that are not closed to the public, not versioned, or without their policy's two refusals."""
-    wrong = []
-    policies = {
-        referred(properties["Bucket"]): properties["PolicyDocument"]["Statement"]
-        for properties in resources(template, "AWS::S3::BucketPolicy").values()
-    }
-    for name, properties in resources(template, "AWS::S3::Bucket").items():
-        blocked = properties.get("PublicAccessBlockConfiguration", {})
-        if [blocked.get(key) for key in _BLOCKS] != [True] * 4:
-            wrong.append(f"{name}: public access is not blocked")
-        if properties.get("VersioningConfiguration") != {"Status": "Enabled"}:
-            wrong.append(f"{name}: not versioned")
-        statements = policies.get(name, [])
-        wrong += [f"{name}: allows {one['Sid']}" for one in statements if one["Effect"] != "Deny"]
-        conditions = json.dumps([one["Condition"] for one in statements if one["Effect"] == "Deny"])
-        if '"aws:SecureTransport": "false"' not in conditions:
-            wrong.append(f"{name}: takes requests without TLS")
-        if '"StringNotEquals": {"s3:x-amz-server-side-encryption-aws-kms-key-id"' not in conditions:
-            wrong.append(f"{name}: takes objects under another key")
-    return wrong
-
-
-_BLOCKS: Final = ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets")
 
 
 def shared_roles(template: Template) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import template_access as rules
 from tests.support.template_access import key_statement, policy_statement, properties
+from tests.support.template_buckets import public_buckets
 from tests.support.templates import (
     CORE,
     OBSERVABILITY,
@@ -38,7 +39,7 @@ def test_every_reason_is_still_needed() -> None:
         rules.open_keys,
         rules.contexts_unchecked,
         rules.storage_keys_apart,
-        rules.public_buckets,
+        public_buckets,
         rules.shared_roles,
         rules.tables_unprotected,
         rules.unencrypted_logs,
@@ -119,21 +120,53 @@ PLANTED: dict[str, tuple[Rule, Callable[[Template], object]]] = {
         lambda t: key_statement(t, "DataKey", "Administer")["Action"].remove("kms:RevokeGrant"),
     ),
     "a public bucket": (
-        rules.public_buckets,
+        public_buckets,
         lambda t: properties(t, "BlobBucket")["PublicAccessBlockConfiguration"].update(
             BlockPublicPolicy=False
         ),
     ),
     "a bucket that anybody reads": (
-        rules.public_buckets,
+        public_buckets,
         lambda t: policy_statement(t, "BlobBucketPolicy").update(Effect="Allow"),
     ),
+    "a bucket without TLS": (
+        public_buckets,
+        lambda t: properties(t, "BlobBucketPolicy")["PolicyDocument"]["Statement"].pop(0),
+    ),
+    "a bucket with TLS for reads alone": (
+        public_buckets,
+        lambda t: policy_statement(t, "BlobBucketPolicy").update(Action="s3:GetObject"),
+    ),
+    "a bucket whose objects need no TLS": (
+        public_buckets,
+        lambda t: policy_statement(t, "AdapterBucketPolicy").update(
+            Resource=[{"Fn::GetAtt": ["AdapterBucket", "Arn"]}]
+        ),
+    ),
+    "a bucket that needs TLS of one role": (
+        public_buckets,
+        lambda t: policy_statement(t, "BlobBucketPolicy").update(
+            Principal={"AWS": {"Fn::GetAtt": ["ApiRole", "Arn"]}}
+        ),
+    ),
+    "a bucket that refuses TLS": (
+        public_buckets,
+        lambda t: policy_statement(t, "BlobBucketPolicy")["Condition"]["Bool"].update(
+            {"aws:SecureTransport": "true"}
+        ),
+    ),
+    "a bucket that takes the other domain's key": (
+        public_buckets,
+        lambda t: policy_statement(t, "BlobBucketPolicy", 1)["Condition"]["StringNotEquals"].update(
+            {"s3:x-amz-server-side-encryption-aws-kms-key-id": {"Fn::GetAtt": ["AdapterKey", "Arn"]}}
+        ),
+    ),
     "a bucket that takes any key": (
-        rules.public_buckets,
+        public_buckets,
         lambda t: properties(t, "BlobBucketPolicy")["PolicyDocument"]["Statement"].pop(1),
     ),
     "a bucket without versions": (
-        rules.public_buckets,
+        public_buckets,
         lambda t: properties(t, "BlobBucket").pop("VersioningConfiguration"),
     ),
     "two functions with one role": (
