@@ -70,6 +70,20 @@ def test_key_01_an_adapter_holder_without_its_kms_key_does_not_start(key: str | 
     assert ("not set: TENSAFE_KMS_KEY_ID" if key is None else "by its ARN") in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["authorizer", "sampler", "adapter_holder"])
+def test_key_01_on_aws_no_variable_stands_for_a_key_of_kms(name: str, tmp_path: Path) -> None:
+    """Not the one that accepts a key file on one machine, and not a key file beside the table."""
+    (tmp_path / "key.json").write_text("{}")
+    told = {"TENSAFE_ACCEPT_LOCAL_KEY": "true", "TENSAFE_KEY_FILE": str(tmp_path / "key.json")}
+    if name == "authorizer":
+        ended = function(name, TENSAFE_KMS_KEY_ID=None, **told)
+    else:
+        more = ("--listen", "unix:/none") if name == "adapter_holder" else ("--model", "acme/tiny")
+        ended = start("-m", f"tensafe_gpu.{name}", *more, TENSAFE_KMS_KEY_ID=None, **told)
+    assert ended.returncode != 0
+    assert "not set: TENSAFE_KMS_KEY_ID" in ended.stderr
+
+
 def test_key_01_an_adapter_holder_in_production_takes_no_key_file_for_it(tmp_path: Path) -> None:
     from tensafe_gpu.adapter_holder.composition import initialise
 
