@@ -57,7 +57,7 @@ def _answer(services: Services, message: Message) -> None:
 
 def _drawn(count: int) -> SampleResult:
     drawn = Sequence(np.full(count, 65, np.int32), np.zeros(count, np.float32), "length")
-    return SampleResult((drawn,), execution=Execution(ExecutionMode.NONE))
+    return SampleResult((drawn,), execution=Execution(ExecutionMode.NONE, prompt_tokens=2))
 
 
 def _sampled(services: Services, stream: StreamRecord, operation: Operation, raw: bytes) -> Result:

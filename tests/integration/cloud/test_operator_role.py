@@ -26,6 +26,8 @@ from tests.support.operator_calls import allowed, may_use, recorded
 from tests.support.runbooks import RUNBOOKS
 
 __all__ = ["run", "tensafe"]
+THE_PUBLISHERS: Final = {("adapters", "rotate")}
+"""Of the roles that publish: test_adapters.py runs it as them."""
 BUILT_INTO_THE_AWS_CLI: Final = {"logs:Tail": "logs:FilterLogEvents"}
 
 
@@ -89,7 +91,7 @@ def test_the_role_is_as_large_as_the_commands(
         command("runs erase s-9:train:0 --yes")
     # Each of them, and all that a runbook names, has been run.
     for path in RUNBOOKS.glob("*.md"):
-        assert ours(path.read_text(encoding="utf-8")) <= done, path.name
+        assert ours(path.read_text(encoding="utf-8")) - THE_PUBLISHERS <= done, path.name
     may = allowed()
     assert {call for call in found.calls if not call[0].startswith("kms:")} - may == set()
     assert {call[0] for call in found.calls if call[0].startswith("kms:")} == {"kms:GetPublicKey"}
