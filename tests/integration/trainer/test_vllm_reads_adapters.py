@@ -48,7 +48,6 @@ def generate(job: Path) -> dict[str, list[dict[str, list[float]]]]:
 
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
 def test_sampled_logprobs_are_the_trainers(tmp_path, family, tied):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
     path = tiny_model(tmp_path / "model", family, tied=tied, hidden=128)
     engine = Engine(BaseModel.load(path))
     runs = {
