@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+import tensafe_gpu.sampler
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +59,7 @@ def test_model_runner() -> None:
     assert "self.requests: dict[str, CachedRequestState]" in source(GPUModelRunner.__init__)
     assert callable(GPUModelRunner.get_model)
     assert "self.model_runner" in source(Worker)
+    assert re.search(r"self\.device = device\b", source(GPUModelRunner.__init__))
 
 
 def test_tokens_of_unfinished_prompts_are_thrown_away_and_their_generators_set_back() -> None:
@@ -91,6 +96,15 @@ def test_lora_manager() -> None:
     assert parameters(LoRAModelManager.get_adapter) == ["self", "adapter_id"]
     assert "self.loras" in source(LoRAModel.__init__)
     assert "self.punica_wrapper" in source(BaseLayerWithLoRA.set_mapping)
+
+
+def test_an_adapter_s_request_has_a_number() -> None:
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.request import LoRARequest
+
+    asked = LoRARequest(lora_name="a", lora_int_id=3, lora_path="p")
+    assert (asked.lora_name, asked.lora_int_id, asked.lora_path) == ("a", 3, "p")
+    assert "is_prefill" in parameters(LoRAMapping)
 
 
 def test_punica_wrapper() -> None:
@@ -148,6 +162,49 @@ def test_front_end() -> None:
         assert callable(getattr(AsyncLLM, name)), name
     assert isinstance(AsyncLLM.errored, property)
     assert issubclass(EngineDeadError, Exception)
+
+
+def test_vllm_01_the_loggers_that_are_shut_are_those_that_quote_requests() -> None:
+    """By name: a logger of another name would put stop strings and token ids into the logs."""
+    from vllm.v1.engine import core
+
+    from tensafe_gpu.sampler.engine_logging import SHUT
+
+    modules = [importlib.import_module(name) for name in SHUT]
+    assert [module.logger.name for module in modules] == list(SHUT)
+    assert all(isinstance(module.logger, logging.Logger) for module in modules)
+    dumping, decoding = modules
+    assert core.dump_engine_exception is dumping.dump_engine_exception
+    assert set(re.findall(r"(\w+)\.(?:error|exception)\(", source(dumping))) == {"logger"}
+    assert '"Dumping scheduler output for model execution: %s"' in source(dumping)
+    assert 'logger.exception("Encountered invalid token id: %r", next_token_id)' in source(decoding)
+
+
+def imported() -> set[tuple[str, str]]:
+    """(module, name) of everything that the sampler imports of vLLM."""
+    package = Path(inspect.getfile(tensafe_gpu.sampler)).parent
+    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    of_vllm = [node for node in froms if f"{node.module}.".startswith("vllm.")]
+    return {(str(node.module), one.name) for node in of_vllm for one in node.names}
+
+
+def test_vllm_01_all_that_is_imported_is_there_and_named_in_the_document() -> None:
+    assert len(imported()) > 20
+    gone = [f"{of}.{name}" for of, name in imported() if not hasattr(importlib.import_module(of), name)]
+    assert gone == []
+    text = DOCUMENT.read_text()
+    assert [name for _, name in sorted(imported()) if f"`{name}`" not in text] == []
+
+
+def test_vllm_01_environment_variables_that_are_set_are_read() -> None:
+    from vllm import envs
+
+    from tensafe_gpu.sampler import environment, launch
+
+    named = set(re.findall(r"VLLM_[A-Z0-9_]+", source(environment) + source(launch)))
+    assert named >= {"VLLM_USE_V2_MODEL_RUNNER", "VLLM_LOGGING_CONFIG_PATH"}
+    assert named - set(envs.environment_variables) == set()
 
 
 def test_vllm_01_layers_are_replaced_by_name() -> None:
@@ -454,5 +511,25 @@ def test_the_document_names_each_attribute() -> None:
         "embedding_modules",
         "errored",
         "_zero_block_ids",
+        "device",
+        "lora_int_id",
+        "vllm.logging_utils.dump_input",
+        "vllm.v1.engine.detokenizer",
     ):
         assert f"`{name}`" in text or f"`.{name}`" in text, name
+
+
+def test_each_attribute_that_the_document_lists_is_asserted_here() -> None:
+    """As a word of this file outside of that list, or among what is imported or replaced."""
+    from tensafe_gpu.sampler.engine_logging import SHUT
+    from tensafe_gpu.sampler.private.injection import LAYERS
+
+    text = DOCUMENT.read_text()
+    table = text[text.index("Not public; each is asserted") : text.index("The second model runner")]
+    cells = [cell for row in re.findall(r"^\| (.+?) \| (.+?) \|", table, re.MULTILINE) for cell in row]
+    listed = {name for cell in cells for name in re.findall(r"`([A-Za-z_.]+)[`(]", cell)}
+    asserted = Path(__file__).read_text().partition("def test_the_document_names_each_attribute")[0]
+    words = {*re.findall(r"\w+", asserted), *LAYERS, *(name for _, name in imported())}
+    assert len(listed) > 60
+    unasserted = {name for name in listed if name.rpartition(".")[2] not in words}
+    assert unasserted - set(SHUT) == set()
