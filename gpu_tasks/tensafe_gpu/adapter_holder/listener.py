@@ -21,7 +21,6 @@ from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
 from tensafe_gpu.adapter_holder.standing import LOOK_S, Standing
 from tensafe_gpu.helora.frames import (
     GREETING,
-    TO_ADAPTER_HOLDER,
     Frame,
     FrameError,
     Kind,
@@ -239,7 +238,7 @@ class Listener:
         look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
         while True:
             try:
-                return receive(sock, TO_ADAPTER_HOLDER, idle_s=look_s, frame_s=self._patience.frame_s)
+                return receive(sock, session.limits, idle_s=look_s, frame_s=self._patience.frame_s)
             except PeerIdle:
                 silent_s += look_s
                 if silent_s >= self._patience.idle_s:

@@ -6,7 +6,7 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tensafe.contracts.errors import Gone, NotFound
@@ -19,6 +19,7 @@ from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
+from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.messages import (
     Hello,
     Welcome,
@@ -142,6 +143,8 @@ class Session:
         self._sites: dict[bytes, SiteId] = {}
         """Of blocks that were asked for, by id, which is opened once in an epoch."""
         self._ahead = RowsAhead()
+        self.limits: Mapping[Kind, int] = request_limits(opened.info)
+        """Of the frames that it answers."""
 
     @property
     def offer(self) -> Offer:

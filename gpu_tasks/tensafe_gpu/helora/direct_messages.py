@@ -40,6 +40,16 @@ def pack_direct(key_id: bytes, b: WordArray, entries: Sequence[DirectEntry]) -> 
     return parts
 
 
+def direct_bytes(layouts: Sequence[DirectLayout]) -> int:
+    """Of a DIRECT; `layouts` by entry."""
+    return _HEAD + _KEY + sum(_entry_bytes(one) for one in layouts)
+
+
+def most_direct_bytes(layouts: Sequence[DirectLayout]) -> int:
+    """Of a DIRECT to these sites."""
+    return _HEAD + _KEY + MAX_ENTRIES * max(_entry_bytes(one) for one in layouts)
+
+
 def unpack_direct(
     payload: memoryview, layouts: Sequence[DirectLayout]
 ) -> tuple[bytes, WordArray, list[DirectEntry]]:
@@ -93,6 +103,10 @@ def unpack_direct_reply(payload: memoryview, layouts: Sequence[DirectLayout]) ->
         result.append(words.reshape(layout.groups, 2, len(PRIMES), N))
         begin += size
     return result
+
+
+def _entry_bytes(layout: DirectLayout) -> int:
+    return _PAIR.size + layout.chunks * (_POLYNOMIAL + SEED_BYTES)
 
 
 def _reply_sizes(layouts: Sequence[DirectLayout]) -> list[int]:

@@ -12,7 +12,16 @@ from contextlib import suppress
 from math import inf
 from typing import Final
 
-from tensafe_gpu.helora.frames import HEADER, Frame, Kind, PeerGone, PeerSlow, frame_pieces, parse_header
+from tensafe_gpu.helora.frames import (
+    HEADER,
+    Frame,
+    Kind,
+    PeerGone,
+    PeerSlow,
+    frame_pieces,
+    parse_header,
+    room,
+)
 from tensafe_gpu.helora.ports import Asked
 
 POLL_S: Final = 0.0008
@@ -125,7 +134,7 @@ class Exchange:
             return
         if self._begun is None:
             kind, number, size = parse_header(bytes(self._header), self._limits)
-            self._begun = Frame(kind, number, memoryview(bytearray(size)))
+            self._begun = Frame(kind, number, room(size))
             self._into = self._begun.payload
             self._deadline = min(time.monotonic() + self._timeout_s, self._until)
         if not self._into:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 HEADER: Final = struct.Struct("<4sBBHII")
 MAGIC: Final = b"TSHE"
 VERSION: Final = 3
@@ -44,16 +46,17 @@ class Kind(enum.IntEnum):
 
 
 _MIB: Final = 1 << 20
+_AT_ONCE: Final = 1 << 16
 TO_ADAPTER_HOLDER: Final[Mapping[Kind, int]] = {
     Kind.HELLO: 4096,
     Kind.B_REQUEST: 2,
     Kind.BLOCK_BEGIN: 2 * _MIB,
     Kind.BLOCK_ROWS: 8 * _MIB,
     Kind.BLOCK_WHOLE_ROWS: 8 * _MIB,
-    Kind.PRODUCTS: 256 * _MIB,
+    Kind.PRODUCTS: 1025 * _MIB,
     Kind.DIRECT: 256 * _MIB,
 }
-"""What a key holder may send, and how long at most."""
+"""What a key holder may send, and how long at most, whatever the adapter; see `limits`."""
 GREETING: Final = {kind: min(size, TO_ADAPTER_HOLDER[Kind.HELLO]) for kind, size in TO_ADAPTER_HOLDER.items()}
 """Of that, before it has been greeted: who has shown nothing gets no memory."""
 TO_KEY_HOLDER: Final[Mapping[Kind, int]] = {
@@ -133,9 +136,16 @@ def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, f
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
-    payload = memoryview(bytearray(size))
+    payload = room(size)
     _fill(sock, payload, deadline)
     return Frame(kind, request, payload)
+
+
+def room(size: int) -> memoryview:
+    """Where a payload goes, to be filled as a whole. A large one is not touched here: the kernel gives its
+    memory as bytes arrive, so that a header alone costs none.
+    """
+    return memoryview(bytearray(size)) if size <= _AT_ONCE else np.empty(size, dtype=np.uint8).data
 
 
 def parse_header(header: bytes, limits: Mapping[Kind, int]) -> tuple[Kind, int, int]:

@@ -24,12 +24,14 @@ from tensafe_gpu.helora.direct import DirectRequest, layout_of
 from tensafe_gpu.helora.direct_messages import (
     MAX_ENTRIES,
     DirectEntry,
+    direct_bytes,
     direct_reply_bytes,
     pack_direct,
     unpack_direct_reply,
 )
 from tensafe_gpu.helora.exchange import gather, wait_for
 from tensafe_gpu.helora.frames import FrameError, Kind
+from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
     ROWS_PER_FRAME,
@@ -44,6 +46,7 @@ from tensafe_gpu.helora.messages import (
     unpack_reply,
 )
 from tensafe_gpu.helora.online import masked
+from tensafe_gpu.helora.parameters import MAX_TOKENS
 from tensafe_gpu.helora.ports import (
     GARBAGE,
     HOLDER_ABSENT,
@@ -85,6 +88,7 @@ class RemoteKeyHolder:
         self._timeouts = timeouts or Timeouts()
         self._online = Connection(connector, wanted, self._timeouts)
         self._info = self._online.info
+        self._limits = request_limits(self._info)
         self._wanted = Wanted(wanted.tenant, wanted.adapter, self._info.version)
         self._offline: Connection | None = None
         self._online_lock, self._offline_lock = threading.Lock(), threading.Lock()
@@ -118,6 +122,10 @@ class RemoteKeyHolder:
         for site, x in sites:
             if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
                 raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
+        if sum(len(x) for _, x in sites) > MAX_TOKENS:
+            raise ValueError(
+                f"a request takes at most {MAX_TOKENS} tokens: ask for the others in another one"
+            )
         self._check_original()
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
         self._online_lock.acquire()  # until `answers`
@@ -156,13 +164,18 @@ class RemoteKeyHolder:
     ) -> Sequence[Float32Array]:
         """As `products`, bit for bit, with nothing prepared: one round, and about 10 ms a token and site.
 
-        Raises HeUnavailable; ValueError for more than 256 tokens in all.
+        Raises HeUnavailable; ValueError for more than 256 tokens in all, or than a frame holds at this width.
         """
         if not 1 <= sum(len(x) for _, x in sites) <= MAX_ENTRIES:
             raise ValueError(f"the direct mode takes 1 to {MAX_ENTRIES} tokens at once")
+        shapes = [self._shapes[site][1] for site, x in sites for _ in x]
+        layouts = [layout_of(shape.d_in, shape.rank_rows) for shape in shapes]
+        most = self._limits[Kind.DIRECT]
+        if direct_bytes(layouts) > most:
+            raise ValueError(f"the direct mode takes fewer tokens of this width at once: {most} bytes")
         self._check_original()
         quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
-        entries, layouts = [], []
+        entries = []
         with self._online_lock:
             connection = self._standing()
             with closing(DirectRequest()) as request:  # its id is drawn when the nonce is there
@@ -170,7 +183,6 @@ class RemoteKeyHolder:
                     index, shape = self._shapes[site]
                     layout = layout_of(shape.d_in, shape.rank_rows)
                     entries += [DirectEntry(index, *request.encrypted(layout, token)) for token in x_q]
-                    layouts += [layout] * len(x_q)
                 parts = pack_direct(request.key_id, request.public_half(connection.nonce), entries)
                 wait_s = self._timeouts.online_s + _DIRECT_TOKEN_S * len(entries)
                 most = direct_reply_bytes(layouts)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.frames import FrameError
 from tensafe_gpu.helora.masks import BLOCK_ID_BYTES, SeedArray
-from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PRIMES, N, T
+from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PRIMES, N, T
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, ModuleShape, SiteShape
 from tensafe_gpu.helora.public_keys import NONCE_BYTES, keys_of_block
 from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
@@ -141,6 +141,11 @@ def pack_begin(site: int, block_id: bytes, b: WordArray) -> list[bytes | memoryv
     return [_BEGIN.pack(site, 0) + block_id, _words(b)]
 
 
+def begin_bytes(d_in: int) -> int:
+    """Of a BLOCK_BEGIN for a site of this width."""
+    return _BEGIN.size + BLOCK_ID_BYTES + 4 * keys_of_block(d_in) * (len(PRIMES) + 1) * N
+
+
 def unpack_begin(payload: memoryview, widths: Sequence[int]) -> tuple[int, bytes, WordArray]:
     """`widths`: d_in by site number. Raises FrameError."""
     if len(payload) < _BEGIN.size:
@@ -151,7 +156,7 @@ def unpack_begin(payload: memoryview, widths: Sequence[int]) -> tuple[int, bytes
     if site >= len(widths):
         raise FrameError("a site's number is out of range")
     shape = (keys_of_block(widths[site]), len(PRIMES) + 1, N)
-    _exactly(payload, _BEGIN.size + BLOCK_ID_BYTES + 4 * shape[0] * shape[1] * N)
+    _exactly(payload, begin_bytes(widths[site]))
     rest = payload[_BEGIN.size :]
     return site, bytes(rest[:BLOCK_ID_BYTES]), _array(rest[BLOCK_ID_BYTES:], shape)
 
@@ -163,10 +168,15 @@ def pack_rows(block_id: bytes, first: int, words: WordArray, seeds: SeedArray) -
     return [_ROWS.pack(block_id, first, len(words), 0), _words(words), seeds.tobytes()]
 
 
+def rows_bytes(count: int) -> int:
+    """Of a BLOCK_ROWS with so many features."""
+    return _ROWS.size + count * (4 * _WORDS + SEED_BYTES)
+
+
 def unpack_rows(payload: memoryview) -> tuple[bytes, int, WordArray, SeedArray]:
     """Raises FrameError."""
     block_id, first, count = _rows_header(payload)
-    _exactly(payload, _ROWS.size + count * (4 * _WORDS + SEED_BYTES))
+    _exactly(payload, rows_bytes(count))
     middle = _ROWS.size + count * 4 * _WORDS
     seeds = np.frombuffer(payload[middle:], dtype=np.uint8).reshape(count, SEED_BYTES)
     return block_id, first, _array(payload[_ROWS.size : middle], (count, len(PRIMES), N)), seeds
@@ -177,10 +187,15 @@ def pack_whole_rows(block_id: bytes, first: int, words: WordArray) -> list[bytes
     return [_ROWS.pack(block_id, first, len(words), 0), _words(words)]
 
 
+def whole_rows_bytes(count: int) -> int:
+    """Of a BLOCK_WHOLE_ROWS with so many features."""
+    return _ROWS.size + count * 8 * _WORDS
+
+
 def unpack_whole_rows(payload: memoryview) -> tuple[bytes, int, WordArray]:
     """Raises FrameError."""
     block_id, first, count = _rows_header(payload)
-    _exactly(payload, _ROWS.size + count * 8 * _WORDS)
+    _exactly(payload, whole_rows_bytes(count))
     return block_id, first, _array(payload[_ROWS.size :], (count, 2, len(PRIMES), N))
 
 
@@ -217,6 +232,11 @@ def pack_products(parts: Sequence[MaskedRange]) -> list[bytes | memoryview]:
     return [head, *(_words(part.z) for part in parts)]
 
 
+def most_products_bytes(d_in: int) -> int:
+    """Of a PRODUCTS whose sites are no wider than this."""
+    return 4 + MAX_RANGES * _RANGE.size + 4 * MAX_TOKENS * d_in
+
+
 def pack_products_reply(parts: Sequence[WordArray]) -> list[bytes | memoryview]:
     """PRODUCTS_REPLY: for each range of the request, uint32 [count, R] below t."""
     return [_words(part) for part in parts]
@@ -232,6 +252,8 @@ def unpack_ranges(payload: memoryview) -> tuple[list[Range], memoryview]:
     ranges = [Range(*_RANGE.unpack_from(payload, 4 + index * _RANGE.size)) for index in range(count)]
     if any(not 1 <= one.count <= N or one.first + one.count > N for one in ranges):
         raise FrameError("a range leaves its block")
+    if count > 1 and sum(one.count for one in ranges) > MAX_TOKENS:
+        raise FrameError(f"a request for products holds at most {MAX_TOKENS} tokens")
     return ranges, payload[4 + count * _RANGE.size :]
 
 

@@ -31,5 +31,7 @@ MAX_D_IN: Final = 1 << 16
 MAX_ROWS: Final = 1 << 12
 MAX_RANK: Final = 128
 """Of one module: no adapter holder publishes more, and no key holder opens more."""
+MAX_TOKENS: Final = N
+"""Of all ranges of one request for products: more than a forward pass has (sampler/launch.py)."""
 PARAMETERS: Final = "bfv/n4096/q30.30.30.19/t28/flood-gap/tc128/1"
 """Said by both sides before anything else, and signed in attestations."""

@@ -172,7 +172,8 @@ class KeyHolder(Protocol):
     def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
         """As `products`, without waiting for the answer; until it is taken nobody else is answered.
 
-        It is given up when it was waited for `limit_s`, however it comes along. Raises HeUnavailable.
+        It is given up when it was waited for `limit_s`, however it comes along. Raises HeUnavailable;
+        ValueError for more than 4096 tokens in all.
         """
         ...
 

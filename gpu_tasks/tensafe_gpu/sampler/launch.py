@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.contracts.sampling import MAX_TOPK_LOGPROBS
+from tensafe_gpu.helora.parameters import MAX_TOKENS
 from tensafe_gpu.sampler.engine_logging import logging_configuration
 from tensafe_gpu.sampler.environment import (
     CONNECT_VARIABLE,
@@ -72,6 +73,15 @@ class EngineSettings:
             raise ConfigurationError(
                 "max_loras must be at least 1 and at most max_resident_adapters", field="max_loras"
             )
+        if self.key_holder is not None and self.step_tokens > MAX_TOKENS:
+            raise ConfigurationError(
+                f"with private adapters at most {MAX_TOKENS} sequences run at once", field="max_sequences"
+            )
+
+    @property
+    def step_tokens(self) -> int:
+        """The most that one forward pass has: an adapter holder is asked for all of them at once."""
+        return max(_BATCHED_TOKENS, self.max_sequences)
 
     @property
     def rank_limit(self) -> int | None:
@@ -87,7 +97,7 @@ class EngineSettings:
             "max_model_len": self.max_context_tokens,
             "kv_cache_memory_bytes": self.kv_cache_bytes or (_CPU_CACHE_BYTES if on_cpu else None),
             "max_num_seqs": self.max_sequences,
-            "max_num_batched_tokens": max(_BATCHED_TOKENS, self.max_sequences),
+            "max_num_batched_tokens": self.step_tokens,
             "enforce_eager": not compiled and (on_cpu or self.key_holder is not None),
             "block_size": _CPU_BLOCK_TOKENS if on_cpu else None,
             **self._lora_arguments(),

@@ -16,7 +16,7 @@ from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
 from tensafe_gpu.helora.messages import MAX_RANGES, Hello, MaskedRange, Refusal, Welcome
-from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, PARAMETERS, PRIMES, N, T
+from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PARAMETERS, PRIMES, N, T
 from tensafe_gpu.helora.ports import CODES, AdapterInfo, ModuleShape, SiteShape
 from tensafe_gpu.helora.public_keys import keys_of_block
 from tensafe_gpu.helora.seal_library import KEY_PRIMES
@@ -259,6 +259,24 @@ def test_ranges_that_leave_their_block_are_refused(first: int, count: int) -> No
     parts = messages.pack_products([MaskedRange(Range(BLOCK, first, count), words(1, 3, limit=T))])
     with pytest.raises(FrameError):
         messages.unpack_ranges(memoryview(b"".join(bytes(part) for part in parts)))
+
+
+def test_a_request_for_products_has_no_more_tokens_than_a_block() -> None:
+    z = np.zeros((MAX_TOKENS // 2, 1), dtype="<u4")
+    for more in (0, 1):
+        last = np.zeros((len(z) + more, 1), dtype="<u4")
+        parts = [MaskedRange(Range(bytes([at]) * 16, 0, len(one)), one) for at, one in enumerate((z, last))]
+        payload = memoryview(b"".join(bytes(part) for part in messages.pack_products(parts)))
+        if more:
+            with pytest.raises(FrameError, match="at most 4096 tokens"):
+                messages.unpack_ranges(payload)
+        else:
+            assert len(messages.unpack_ranges(payload)[0]) == 2
+
+
+def test_the_format_leaves_room_for_the_widest_site() -> None:
+    assert messages.most_products_bytes(MAX_D_IN) <= TO_ADAPTER_HOLDER[Kind.PRODUCTS]
+    assert messages.most_products_bytes(896) == 98308 + 16384 * 896
 
 
 def test_masked_words_out_of_range_are_refused() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.helora.parameters import MAX_TOKENS
 from tensafe_gpu.sampler.engine_logging import EngineFormatter, logging_configuration
 from tensafe_gpu.sampler.environment import configure_environment
+from tensafe_gpu.sampler.launch import EngineSettings
 
 REPORT = """
 import json, os, sys
@@ -128,3 +130,18 @@ def test_vllm_01_without_vllm_nothing_stands_in_for_it(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ImportError: sampling needs vLLM: pip install 'tensafe[sampler]'" in done.stderr
+
+
+def test_a_pass_beside_private_adapters_fits_into_one_request(tmp_path: Path) -> None:
+    """Of an adapter holder, which takes no more tokens at once: it is not found out in a pass."""
+    (tmp_path / "config.json").write_text("{}")
+    for sequences, key_holder, refused in ((4096, "m:f", False), (4097, "m:f", True), (4097, None, False)):
+        settings = (tmp_path, "auto", 64, 1, 8, 1, sequences)
+        if refused:
+            with pytest.raises(ConfigurationError, match="at most 4096 sequences"):
+                EngineSettings(*settings, key_holder=key_holder)  # type: ignore[arg-type]
+        else:
+            made = EngineSettings(*settings, key_holder=key_holder)  # type: ignore[arg-type]
+            assert made.step_tokens == sequences
+    usual = EngineSettings(tmp_path, "auto", 64, 1, 8, 1, 8, key_holder="m:f")
+    assert usual.step_tokens == 2048 <= MAX_TOKENS

@@ -1,0 +1,142 @@
+"""A greeted peer gets no memory for what it announces: bytes bring their own, and its adapter bounds them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import struct
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from socket import socket
+
+import numpy as np
+import pytest
+
+from tensafe_gpu.adapter_holder.places import MAX_OF_TENANT
+from tensafe_gpu.helora.burned import BurnLog
+from tensafe_gpu.helora.connection import Connection, Wanted, unix_connector
+from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind, receive
+from tensafe_gpu.helora.limits import request_limits
+from tensafe_gpu.helora.parameters import MAX_TOKENS
+from tensafe_gpu.helora.ports import GARBAGE, AdapterInfo
+from tests.support.helora import QUICK, TENANT, PlainReference, adapter_holder, peft_files, policy
+from tests.support.holder_process import HolderProcess
+
+WIDTH, RANK = 896, 16
+OUT = "model.layers.0.self_attn.o"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HolderProcess]:
+    folder = tmp_path_factory.mktemp("memory")
+    (folder / "peft").mkdir()
+    for name, content in peft_files(WIDTH, RANK).items():
+        (folder / "peft" / name).write_bytes(content)
+    process = HolderProcess(folder / "holder")
+    process.publish("a", folder / "peft", base_model="base", tenant=TENANT, tokens_per_site=10_000)
+    yield process
+    process.kill()
+
+
+def greeted(holder: HolderProcess) -> tuple[socket, AdapterInfo]:
+    connection = Connection(unix_connector(holder.socket), Wanted(TENANT, "a"), QUICK)
+    return connection._sock, connection.info
+
+
+def announced(kind: Kind, size: int) -> bytes:
+    return HEADER.pack(b"TSHE", VERSION, kind, 0, 2, size)
+
+
+def read_by(sock: socket) -> None:
+    """Until the adapter holder has read all that was sent."""
+    until = time.monotonic() + 20
+    while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:
+        assert time.monotonic() < until, "nobody reads"
+        time.sleep(0.01)
+
+
+def resident(holder: HolderProcess) -> int:
+    assert holder.process is not None
+    (line,) = [
+        one
+        for one in Path(f"/proc/{holder.process.pid}/status").read_text().splitlines()
+        if one.startswith("VmRSS:")
+    ]
+    return int(line.split()[1]) * 1024
+
+
+def told(sock: socket) -> tuple[str, str]:
+    body = json.loads(bytes(receive(sock, TO_KEY_HOLDER, idle_s=5, frame_s=5).payload))
+    return body["code"], body["message"]
+
+
+def test_headers_alone_take_no_memory(holder: HolderProcess) -> None:
+    """Every place of a tenant, and each announces the longest frame that its adapter allows."""
+    with ExitStack() as stack:
+        peers = [greeted(holder) for _ in range(MAX_OF_TENANT)]
+        for sock, _ in peers:
+            stack.enter_context(sock)
+        before, announcing = resident(holder), 0
+        for number, (sock, info) in enumerate(peers):
+            kind = (Kind.PRODUCTS, Kind.DIRECT)[number % 2]
+            size = request_limits(info)[kind]
+            sock.sendall(announced(kind, size))
+            announcing += size
+        for sock, _ in peers:
+            read_by(sock)
+        time.sleep(0.5)
+        assert announcing > 1000 * MIB
+        assert resident(holder) - before < 32 * MIB
+
+
+def test_memory_comes_with_the_bytes(holder: HolderProcess) -> None:
+    sock, info = greeted(holder)
+    with sock:
+        before = resident(holder)
+        sock.sendall(announced(Kind.DIRECT, request_limits(info)[Kind.DIRECT]))
+        sent = 0
+        for part in (4 * MIB, 8 * MIB, 8 * MIB):
+            sock.setblocking(True)
+            sock.sendall(bytes(part))
+            read_by(sock)
+            sent += part
+            assert resident(holder) - before < sent + 8 * MIB
+        assert resident(holder) - before > sent // 2  # so what is measured is where they are
+
+
+@pytest.mark.parametrize("kind", [one for one in TO_ADAPTER_HOLDER if one is not Kind.HELLO])
+def test_a_frame_longer_than_the_adapter_makes_it_ends_the_connection(
+    holder: HolderProcess, kind: Kind
+) -> None:
+    """The byte too many never comes: whoever waited for it would say that it took too long."""
+    sock, info = greeted(holder)
+    most = request_limits(info)[kind]
+    assert most == TO_ADAPTER_HOLDER[kind] if kind is Kind.B_REQUEST else most < TO_ADAPTER_HOLDER[kind]
+    with sock:
+        sock.sendall(announced(kind, most + 1))
+        code, message = told(sock)
+    assert code == GARBAGE
+    assert f"at most {most}" in message
+
+
+def test_the_longest_frames_of_a_key_holder_are_within_the_limits(tmp_path: Path) -> None:
+    """As many tokens as a request takes, over two sites; one more is refused before anything is sent."""
+    with adapter_holder(tmp_path / "h") as holder, closing(BurnLog(tmp_path / "burned.db")) as burn_log:
+        _, adapter = holder.store.publish("a", peft_files(64, 8), base_model="base", policy=policy())
+        plain = PlainReference(adapter)
+        sites = [shape.site for shape in adapter.info.sites]
+        x = np.random.default_rng(3).standard_normal((MAX_TOKENS // 2 + 1, 64)).astype(np.float32)
+        with closing(holder.key_holder(burn_log)) as private:
+            for site in sites:
+                private.prepare(site)
+            with pytest.raises(ValueError, match="at most 4096 tokens"):
+                private.products([(sites[0], x), (sites[1], x[1:])])
+            request = [(site, x[1:]) for site in sites]
+            for mine, theirs in zip(private.products(request), plain.products(request), strict=True):
+                assert np.array_equal(mine, theirs)
+            request = [(sites[0], x[:256])]
+            assert np.array_equal(private.direct_products(request)[0], plain.products(request)[0])
