@@ -44,7 +44,7 @@ from tensafe_gpu.helora.ports import (
     HeUnavailable,
     SiteId,
 )
-from tensafe_gpu.helora.public_keys import BLOCK_KEY, NONCE_BYTES, common_elements
+from tensafe_gpu.helora.public_keys import BLOCK_KEY, NONCE_BYTES, check_half, common_elements
 from tensafe_gpu.helora.quantise import Int16Array
 from tensafe_gpu.helora.seal_stream import WordArray
 
@@ -203,7 +203,8 @@ class Session:
         index, block_id, b = unpack_begin(payload, [shape.d_in for shape in self._opened.info.sites])
         site = self._site(index)
         self._give_up_block()
-        # First what is bounded: who is refused costs nothing more.
+        check_half(b)  # before its id is used up
+        # Then what is bounded: who is refused costs nothing more.
         salt = self._service.accepted.open_block(self._offer, site, block_id)
         elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
         evaluation = self._service.evaluation(self._opened.adapter.sites[site].a, b, elements)
@@ -263,8 +264,13 @@ class Session:
         shapes = self._opened.info.sites
         layouts = [layout_of(shape.d_in, shape.rank_rows) for shape in shapes]
         key_id, b, entries = unpack_direct(payload, layouts)
-        elements = direct_elements(self._nonce, key_id)
         sites = [shapes[entry.site].site for entry in entries]
+        # As for products: a frame that is refused costs nothing.
+        check_half(b)
+        for site, entry in zip(sites, entries, strict=True):
+            with self._opened.direct_lock:
+                self._opened.direct(site).check(entry.words)
+        elements = direct_elements(self._nonce, key_id)
         self._service.accepted.meter(self._offer, Counter(sites))
         self._service.counters["direct tokens"] += len(entries)
         parts = []

@@ -145,13 +145,17 @@ class DirectSite:
             raise HeUnavailable(PARAMETERS_REFUSED, "this site is too large for the direct mode")
         self._plains = [[self._transformed(one) for one in group] for group in polynomials]
 
+    def check(self, words: WordArray) -> None:
+        """Raise HeUnavailable for words that `answer` would refuse."""
+        if words.shape != (self.layout.chunks, len(PRIMES), N) or not below_primes(words):
+            raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
+
     def answer(self, words: WordArray, seeds: SeedArray, b: WordArray, elements: WordArray) -> WordArray:
         """One token: uint32 [chunks, 3, N] and seeds -> uint32 [groups, 2, 3, N]. Raises HeUnavailable
         for bad words. The halves of the request's public key are uint32 [4, N] and [1, 4, N].
         """
         layout = self.layout
-        if words.shape != (layout.chunks, len(PRIMES), N) or not below_primes(words):
-            raise HeUnavailable(PARAMETERS_REFUSED, "ciphertexts with words out of range, or too many")
+        self.check(words)
         (encryptor,) = encryptors(b[np.newaxis], elements, self._file)
         inputs = [self._input(words[row], seeds[row].tobytes()) for row in range(layout.chunks)]
         sums = [self._sum(inputs, group) for group in self._plains]

@@ -85,13 +85,20 @@ def halves(keys: Any, elements: WordArray, file: MemoryFile) -> WordArray:  # no
     return result
 
 
+def check_half(b: WordArray) -> None:
+    """Of uint32 [..., 4, N] from the other side. Raises HeUnavailable for words out of range."""
+    if not (b < _primes()).all():
+        raise HeUnavailable(PARAMETERS_REFUSED, "a public key with words out of range")
+
+
 def encryptors(b: WordArray, elements: WordArray, file: MemoryFile) -> list[Any]:
     """Adapter holder: a SEAL encryptor for each key (b, a), both uint32 [count, 4, N].
 
     Raises HeUnavailable for another shape, or words out of range; b may be anything else.
     """
-    if b.shape != elements.shape or not (b < _primes()).all():
-        raise HeUnavailable(PARAMETERS_REFUSED, "a public key with words out of range")
+    if b.shape != elements.shape:
+        raise HeUnavailable(PARAMETERS_REFUSED, "public keys of another number")
+    check_half(b)
     pairs = zip(b, elements, strict=True)
     return [seal.Encryptor(shared_context(), public_key_from(np.stack(pair), file)) for pair in pairs]
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,16 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu.adapter_holder import places, service
 from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
+from tensafe_gpu.helora import direct as direct_module
 from tensafe_gpu.helora import frames, key_holder
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.direct import DirectRequest, layout_of
+from tensafe_gpu.helora.direct_messages import DirectEntry, pack_direct
 from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.masks import PreparingBlock
-from tensafe_gpu.helora.parameters import PARAMETERS
+from tensafe_gpu.helora.parameters import PARAMETERS, PRIMES
 from tensafe_gpu.helora.ports import (
     GARBAGE,
     HOLDER_ABSENT,
@@ -36,6 +39,7 @@ from tensafe_gpu.helora.ports import (
 )
 from tensafe_gpu.helora.quantise import quantised_tokens
 from tensafe_gpu.helora.renewal import of_files
+from tensafe_gpu.helora.seal_library import KEY_PRIMES
 from tensafe_gpu.helora.tls import client_context, secured, server_context
 from tests.support.certificates import Authority
 from tests.support.helora import TENANT, Holder, adapter_holder, over_tls, peft_files, policy
@@ -105,13 +109,18 @@ def test_whoever_does_not_speak_the_protocol_is_told_and_dropped(
     holder.key_holder(burn_log).close()  # and everybody else goes on
 
 
-def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> None:
-    """Rows without a block, an index again, a block id again, a foreign block: refused, nothing metered."""
+def test_frames_out_of_place_cost_nothing(
+    holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without a block, an index again, a block id again, a foreign block, words out of range: refused,
+    nothing metered, no block's id used up.
+    """
     private = holder.key_holder(burn_log)
     private.prepare(OUT)
     x = np.ones((3, D), dtype=np.float32)
     private.products([(OUT, x)])
-    spent = holder.service.accepted.spent("a", 1, 1)
+    accepted = holder.service.accepted
+    spent, opened = accepted.spent("a", 1, 1), len(accepted._blocks)
     connection = private._online
     block = private._supplies[OUT]._cursors[0].block
     z = np.zeros((1, D), dtype=np.uint32)
@@ -136,7 +145,29 @@ def test_frames_out_of_place_cost_nothing(holder: Holder, burn_log: BurnLog) -> 
     assert refused(Kind.BLOCK_WHOLE_ROWS, whole) == GARBAGE
     again = messages.pack_begin(1, block.block_id, one.public_halves(connection.nonce))
     assert refused(Kind.BLOCK_BEGIN, again) == GARBAGE
-    assert holder.service.accepted.spent("a", 1, 1) == spent
+    half = one.public_halves(connection.nonce)
+    wrong = half.copy()
+    wrong[-1, -1, -1] = KEY_PRIMES[-1]
+    assert refused(Kind.BLOCK_BEGIN, messages.pack_begin(1, one.block_id, wrong)) == PARAMETERS_REFUSED
+    with closing(DirectRequest()) as request:
+        layout = layout_of(D, RANK)
+        token = request.encrypted(layout, np.ones(D, dtype=np.int32))
+        key = request.public_half(connection.nonce)
+
+        def direct(words: np.ndarray, b: np.ndarray) -> list:
+            entries = [DirectEntry(1, *token), DirectEntry(1, words, token[1])]
+            return pack_direct(request.key_id, b, entries)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(direct_module, "_MAX_NOISE", 1)
+            assert refused(Kind.DIRECT, direct(token[0], key)) == PARAMETERS_REFUSED  # too large a site
+        words = token[0].copy()
+        words[-1, -1, -1] = PRIMES[-1]
+        assert refused(Kind.DIRECT, direct(words, key)) == PARAMETERS_REFUSED
+        assert refused(Kind.DIRECT, direct(token[0], wrong[-1])) == PARAMETERS_REFUSED
+    assert accepted.spent("a", 1, 1) == spent
+    assert len(accepted._blocks) == opened
+    connection.ask(Kind.BLOCK_BEGIN, messages.pack_begin(1, one.block_id, half), Kind.ACCEPTED, 0, 5)
     private.products([(OUT, x)])
     private.close()
 
