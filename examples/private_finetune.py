@@ -217,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Run the demo; 0 if the report was written, 1 if it may not write there or is refused."""
     arguments = parse()
-    console = Console()
+    console = Console(emoji=False)  # ":train:" is a part of names
     end_on_signals()
     try:
         output = fresh_folder(arguments.output)

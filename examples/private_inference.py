@@ -45,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="hub id or local path of a Llama, Qwen2 or Qwen3 model")
     model = parser.parse_args().model
-    console = Console()
+    console = Console(emoji=False)  # ":train:" is a part of names
     end_on_signals()
     if model:
         name, path = model_name(model), model

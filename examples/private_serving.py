@@ -65,7 +65,10 @@ def publish_and_sample(
             "adapters", "publish", path, "--private", "--yes", "--holder-dir", str(holder.data_dir),
             "--holder", holder.address, "--tokens-per-site", str(TOKENS_PER_SITE),
         )  # fmt: skip
-        console.print(f"published: {published['policy']}; the weights are with the adapter holder alone")
+        console.print(
+            f"published: {published['policy']}; the adapter holder has the weights and answers with them"
+        )
+        console.print(f"other copies here: {published['other_copies']}", markup=False, soft_wrap=True)
         began = time.monotonic()
         ask(client, path, prompts[:1])
         opening_s = time.monotonic() - began

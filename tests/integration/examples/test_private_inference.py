@@ -1,0 +1,44 @@
+"""The example of private inference, from its command to its last line, on a tiny model."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from private_finetune import PROMPTS
+from tests.project_files import ROOT
+from tests.support.tiny_models import tiny_model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_adapter_is_trained_moved_and_answers_encrypted(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "my model", "qwen3", hidden=64, heads=2, kv_heads=1, layers=1, max_context=512)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "private_inference.py"), "--model", "./my model"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout
+    assert done.returncode == 0, said[-3000:] + done.stderr[-3000:]
+    count = len(PROMPTS)
+    assert "published: HE_REQUIRED" in said
+    assert f"{count} of {count} encrypted answers are the quantised adapter's in every token" in said
+    assert f"{count} attestations verified" in said
+    assert all(prompt in said for prompt in PROMPTS)
+    assert [said.count(f"  {kind}: ") for kind in ("plain", "private")] == [count] * 2
+    assert "can compute that site's weights exactly" in said.replace("\n", " ")  # what the budget gives away
+    # The run was not erased, so what it saved is still here: the example says so, and how they go.
+    assert re.search(
+        r"other copies here: in what is kept of run (s-[0-9a-f]+:train:\d+): tensafe runs erase \1", said
+    )
+    assert "alone" not in said.partition("published:")[2].partition("greedy answers")[0]
