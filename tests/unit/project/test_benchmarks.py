@@ -88,6 +88,7 @@ def test_names_are_unique_and_every_goal_of_the_service_has_a_measure() -> None:
         "function_warm_p50": "<= 5",
         "ledger_verify_rows_per_s": ">= 10000",
         "helora_online_module": "<= 50",
+        "helora_online_service": "<= 50",
         "helora_sustained_05b": ">= 50",
         "helora_sustained_15b": ">= 25",
         "private_added_b1": "<= 15",
