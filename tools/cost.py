@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from tensafe.auth.waits import SharedWaits
 from tensafe.metrics.port import Metric
+from tensafe_gpu.trainer.worker_settings import WorkerSettings
 from tests.contract.emulators import Wire, moto_in_process
 from tests.contract.test_edge_calls import edge_over
 from tests.support.templates import CORE, OBSERVABILITY, read_template, resources
@@ -52,6 +53,8 @@ def calls_of(called: Sequence[str], sent: Sequence[Mapping[str, Any]]) -> Calls:
             write += _kilobytes(request)
         elif name in ("GetItem", "Query"):
             read += 1
+        elif name == "BatchGetItem":
+            read += sum(len(table["Keys"]) for table in request["RequestItems"].values())
     return Calls(Counter(names), write, read)
 
 
@@ -76,11 +79,18 @@ def counted() -> dict[str, Calls]:
             "credential": calls(lambda: edge.services.callers.authenticate(edge.key)),
             "submit": calls(lambda: edge.optim_step(2)),
         }
-        operation = world.op(edge.run, 1)
         services = world.services
-        found["finish"] = calls(
-            lambda: (services.outcomes.payload(edge.run, 1, operation), world.complete(edge.run, operation))
-        )
+
+        def finish() -> None:
+            """What the trainer's loop does, held to it by tests/contract/test_trainer_calls.py."""
+            ((operation, payload),) = services.outcomes.ahead(edge.run.stream_id, 1, 1)
+            services.outcomes.payload(edge.run, 1, operation, payload)
+            world.complete(edge.run, operation)
+
+        found["finish"] = calls(finish)
+        found["look"] = calls(lambda: services.outcomes.ahead(edge.run.stream_id, 3, 1))
+        lease = world.claim(edge.run)
+        found["heartbeat"] = calls(lambda: services.leases.extend(lease))
         places = SharedWaits(services.ports.items, 10)
         found["wait"] = calls(lambda: places.end("tenant", places.begin("tenant")))
         found["sweep"] = calls(lambda: (services.sweeper.sweep(), services.retention.purge()))
@@ -145,19 +155,37 @@ def per_idle_month(
     }
 
 
+def per_waiting_hour(calls: Mapping[str, Calls], given: Mapping[str, Any]) -> dict[str, float]:
+    """Dollars for an hour in which a trainer holds one run and has nothing to do.
+
+    It looks at its queue and at the run's log, and extends the run's lease and message.
+    """
+    price, settings = given["prices"], WorkerSettings()
+    looks, beats = 3600 / settings.look_every_s, 3600 / settings.heartbeat_s
+    reads = looks * calls["look"].read_units + beats * calls["heartbeat"].read_units
+    writes = beats * calls["heartbeat"].write_units
+    return {
+        f"SQS, {looks:.0f} looks at the queue": looks * price["sqs_fifo_per_million"] / 1e6,
+        f"SQS, {beats:.0f} extensions of a message": beats * price["sqs_fifo_per_million"] / 1e6,
+        f"DynamoDB, {reads:.0f} read units": reads * price["dynamodb_read_units_per_million"] / 1e6,
+        f"DynamoDB, {writes:.0f} write units": writes * price["dynamodb_write_units_per_million"] / 1e6,
+    }
+
+
 def page(calls: Mapping[str, Calls], given: Mapping[str, Any], idle: Mapping[str, float]) -> str:
     """The document."""
-    thousand = per_thousand_operations(calls, given)
+    thousand, waiting = per_thousand_operations(calls, given), per_waiting_hour(calls, given)
     hour, done = given["prices"]["gpu_instance_per_hour"], given["assumptions"]["operations_per_gpu_hour"]
     counts = "\n".join(f"| {name} | {_called(one)} |" for name, one in calls.items())
     return f"""# What it costs
 
 Written by `tools/cost.py` (`make cost`); do not edit. Calls are counted over moto: one credential looked
-up, one operation submitted by a whole request to a warm process, waited for, and finished, and one sweep.
+up, one operation submitted by a whole request to a warm process, waited for, and finished when it came alone,
+one look of a trainer at a log that has nothing, one heartbeat of a lease, and one sweep.
 Prices are list prices of {given["region"]} in US dollars, given on {given["date"]} and not fetched; they and
 what is assumed stand in `tools/prices.toml`. No bill was ever compared with this. Not in it: requests of S3
-and KMS, a trainer's leases, heartbeats and snapshots, the ledger of private steps, and up to 4 calls more for
-an operation of a client that submits seldom (docs/aws.md, "Calls").
+and KMS, a trainer's claims and snapshots, the ledger of private steps, and up to 4 calls more for an
+operation of a client that submits seldom (docs/aws.md, "Calls").
 
 | counted | calls |
 |---|---|
@@ -168,6 +196,11 @@ an operation of a client that submits seldom (docs/aws.md, "Calls").
 {_table(thousand, 5)}
 
 A GPU at ${hour:.2f} an hour that does {done} operations in it adds ${1000 * hour / done:.2f}, most of it.
+
+A trainer that holds one run and waits for an hour adds ${sum(waiting.values()):.4f}, and each further run its
+looks and heartbeats; a run that nobody uses is let go after {WorkerSettings().idle_release_s:.0f} s:
+
+{_table(waiting, 5)}
 
 ## An idle month: ${sum(idle.values()):.2f}
 

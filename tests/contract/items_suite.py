@@ -191,6 +191,30 @@ class ItemsSuite:
         items.write(fits)
         assert len(items.query(partition)) == 10
 
+    def test_many_are_read_at_once_in_the_order_that_was_asked(self, items: Items, partition: str) -> None:
+        past = int(time.time()) - 1
+        other = f"{partition}-2"
+        items.write([Put(Key(partition, "b"), {"n": 1}, 0, b"sealed"), Put(Key(other, "a"), {"n": 2}, 0)])
+        items.write([Put(Key(partition, "old"), {}, 0, expires_at_s=past)])
+        keys = [Key(other, "a"), Key(partition, "absent"), Key(partition, "old"), Key(partition, "b")]
+        assert items.get_all(keys) == [items.get(key) for key in keys]
+        assert [item and item.body.get("n") for item in items.get_all(keys)] == [2, None, None, 1]
+
+    def test_limits_of_reading_many(self, items: Items, partition: str) -> None:
+        keys = [Key(partition, f"{n:03d}") for n in range(101)]
+        items.write([Put(key, {"n": n}, 0) for n, key in enumerate(keys[:100])])
+        assert [item and item.body["n"] for item in items.get_all(keys[:100])] == list(range(100))
+        for wrong in ([], keys, [keys[0], keys[0]]):
+            with pytest.raises(InvalidRequest):
+                items.get_all(wrong)
+
+    def test_more_is_read_at_once_than_an_answer_holds(self, items: Items, partition: str) -> None:
+        """DynamoDB's ends at 16 MB; the port's does not."""
+        keys = [Key(partition, f"{n:02d}") for n in range(45)]
+        for n, key in enumerate(keys):
+            items.write([Put(key, {}, 0, bytes([n]) * 380_000)])
+        assert [item and item.sealed[0] for item in items.get_all(keys)] == list(range(45))
+
     def test_query_is_in_byte_order(self, items: Items, partition: str) -> None:
         names = ["Z", "a", "a-", "a/1", "a/10", "a/2", "a0", "aa", "b", "0", "00"]
         items.write([Put(Key(partition, name), {}, 0) for name in names])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.aws_clients import ATTEMPTS, Backoff
-from tensafe.storage.dynamodb_items import DynamoDbItems, _bound
+from tensafe.storage.dynamodb_items import DynamoDbItems, _bound, _key
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Items, Key, Put, StorageError
 from tests.contract.emulators import (
     LOST,
@@ -140,6 +140,7 @@ class TestOutages:
     ) -> None:
         calls = (
             lambda: items.get(A),
+            lambda: items.get_all([A, B]),
             lambda: items.query("p"),
             lambda: items.write([Delete(A, None)]),
         )
@@ -168,7 +169,31 @@ class TestReads:
         items.get(A)
         items.query("p")
         items.query("p", first="a", last="b", descending=True)
-        assert [one["ConsistentRead"] for one in wire.sent] == [True] * 3
+        items.get_all([A, B])
+        asked = wire.sent.pop()["RequestItems"][TABLE]
+        assert [one["ConsistentRead"] for one in [*wire.sent, asked]] == [True] * 4
+
+    def test_what_was_left_out_of_an_answer_is_asked_for_again(self, client: Any, wire: Wire) -> None:
+        pauses: list[float] = []
+        items = DynamoDbItems(client, TABLE, backoff=Backoff(sleep=pauses.append))
+        items.write([Put(A, {"n": 1}, 0), Put(B, {"n": 2}, 0)])
+        (of_b,) = client.batch_get_item(RequestItems={TABLE: {"Keys": [_key(B)]}})["Responses"][TABLE]
+        left = {TABLE: {"Keys": [_key(A)], "ConsistentRead": True}}
+        wire.forget()
+        wire.break_next((200, {"Responses": {TABLE: [of_b]}, "UnprocessedKeys": left}))
+        assert items.get_all([A, B]) == [Item(A, 1, {"n": 1}), Item(B, 1, {"n": 2})]
+        assert [one["RequestItems"] for one in wire.sent][1:] == [left]
+        assert len(pauses) == 1
+
+    def test_nothing_but_what_was_left_out_is_unavailable_and_never_absent(
+        self, client: Any, wire: Wire
+    ) -> None:
+        items = DynamoDbItems(client, TABLE, backoff=Backoff(tries=3, sleep=lambda _: None))
+        items.write([Put(A, {}, 0)])
+        left = {TABLE: {"Keys": [_key(A)], "ConsistentRead": True}}
+        wire.break_next(*[(200, {"Responses": {}, "UnprocessedKeys": left})] * 3)
+        with pytest.raises(Unavailable, match="keep up"):
+            items.get_all([A])
 
     def test_expired_items_that_are_still_there_do_not_hide_live_ones(
         self, items: Items, client: Any

@@ -168,14 +168,15 @@ class TestCalls:
         run = world.run()
         assert calls(wire, lambda: world.submit(run, 1)) == SUBMITTED
         (message,) = world.queues.receive(TRAIN, visibility_s=60, wait_s=1)
-        (operation,) = world.services.outcomes.operations(run.stream_id, first_seq=1)
 
         def finish() -> None:
-            world.services.outcomes.payload(run, 1, operation)
+            ((operation, payload),) = world.services.outcomes.ahead(run.stream_id, 1, 1)
+            world.services.outcomes.payload(run, 1, operation, payload)
             world.complete(run, operation)
             world.queues.delete(TRAIN, message.receipt)
 
-        assert calls(wire, finish) == {"GetItem": 1, "TransactWriteItems": 2, "DeleteMessage": 1}
+        # The trainer's own loop is counted in test_trainer_calls.py.
+        assert calls(wire, finish) == {"BatchGetItem": 1, "TransactWriteItems": 2, "DeleteMessage": 1}
 
     def test_while_a_trainer_holds_the_run_no_message_is_sent(self, world: AwsWorld, wire: Wire) -> None:
         run = world.run()

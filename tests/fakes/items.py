@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tensafe.storage.checks import check_query, check_writes, decode_body
+from tensafe.storage.checks import check_keys, check_query, check_writes, decode_body
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Key, Put, Write
 
 
@@ -32,6 +32,10 @@ class MemoryItems:
         with self._lock:
             stored = self._live(key)
             return None if stored is None else stored.copy()
+
+    def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        check_keys(keys)
+        return [self.get(key) for key in keys]
 
     def query(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _TIMEOUT_S = 20.0
-_READS = {"get", "query", "head", "depth"}
+_READS = {"get", "get_all", "query", "head", "depth"}
 Call = tuple[str, bool]
 """The port that is called, and whether the call only reads."""
 

@@ -36,6 +36,8 @@ class Recorded:
             for item in given["TransactItems"]:
                 ((kind, inner),) = item.items()
                 self.calls.add((_WRITES[kind], _table(inner["TableName"])))
+        elif (service, operation) == ("dynamodb", "BatchGetItem"):
+            self.calls |= {("dynamodb:BatchGetItem", _table(name)) for name in given["RequestItems"]}
         elif service == "dynamodb":
             self.calls.add((f"dynamodb:{operation}", _table(given["TableName"])))
         elif service == "sqs":

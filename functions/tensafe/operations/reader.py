@@ -52,6 +52,21 @@ class LogReader:
         )
         return [Operation.from_item(stream_id, seq_of(item), item) for item in items]
 
+    def ahead(self, stream_id: str, first_seq: int, limit: int) -> list[tuple[Operation, Item | None]]:
+        """Operations from `first_seq` up to the first that is not there, `limit` (1 to 50) at most; one read.
+
+        Each with its stored payload, for `payload`; None where that is gone, or came a moment later.
+        """
+        seqs = range(first_seq, first_seq + limit)
+        keys = [of(stream_id, seq) for seq in seqs for of in (layout.op_item, layout.payload_item)]
+        items = self._items.get_all(keys)
+        found: list[tuple[Operation, Item | None]] = []
+        for seq, operation, payload in zip(seqs, items[::2], items[1::2], strict=True):
+            if operation is None:
+                break
+            found.append((Operation.from_item(stream_id, seq, operation), payload))
+        return found
+
     def first_open(self, stream_id: str) -> Operation | None:
         """The operation that a worker of this run would take next; reads from the last snapshot on."""
         first = snapshot_seq(self._items.get(layout.stream_item(stream_id, "snapshot"))) + 1
@@ -62,15 +77,21 @@ class LogReader:
             first = page[-1].seq + 1
         return None
 
-    def payload(self, stream: StreamRecord, seq: int, operation: Operation | None = None) -> bytes:
+    def payload(
+        self,
+        stream: StreamRecord,
+        seq: int,
+        operation: Operation | None = None,
+        stored: Item | None = None,
+    ) -> bytes:
         """The payload in clear, if it belongs to the operation as it is recorded.
 
-        `operation` is its record, for who has just read it.
+        `operation` and `stored` are its record and itself, for who has just read them.
 
         Raises Gone if a snapshot has passed it or the stream is erased, IntegrityError if somebody altered
         it or made the operation another kind.
         """
-        item = self._items.get(layout.payload_item(stream.stream_id, seq))
+        item = stored or self._items.get(layout.payload_item(stream.stream_id, seq))
         operation = operation or self.peek(stream.stream_id, seq)
         if item is None or operation is None:
             raise Gone(f"the payload of operation {seq} has been discarded")

@@ -23,6 +23,7 @@ from tensafe.storage.ports import (
 )
 
 DEDUP_WINDOW_S: Final = 300
+READ_MAX_ITEMS: Final = 100
 RECEIVE_MAX_MESSAGES: Final = 10
 RECEIVE_MAX_WAIT_S: Final = 20.0
 DELAY_MAX_S: Final = 900.0
@@ -94,6 +95,14 @@ def _item_bytes(put: Put, text: str, index: int) -> int:
             f"an item is at most {ITEM_MAX_BYTES} bytes, not {size_bytes}", field=f"writes.{index}"
         )
     return size_bytes
+
+
+def check_keys(keys: Sequence[Key]) -> None:
+    """InvalidRequest for no key, too many, or one twice."""
+    if not 1 <= len(keys) <= READ_MAX_ITEMS:
+        raise InvalidRequest(f"a read is of 1 to {READ_MAX_ITEMS} items, not {len(keys)}", field="keys")
+    if len(set(keys)) < len(keys):
+        raise InvalidRequest("two of these keys are the same", field="keys")
 
 
 def check_query(partition: str, first: str, last: str | None, limit: int) -> None:

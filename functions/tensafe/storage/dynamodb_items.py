@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.aws_clients import AwsClient, Backoff, aws_errors_made_ours
-from tensafe.storage.checks import check_query, check_writes, decode_body
+from tensafe.storage.checks import check_keys, check_query, check_writes, decode_body
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Key, Put, StorageError, Write
 
 _log = logging.getLogger(__name__)
@@ -65,10 +65,23 @@ class DynamoDbItems:
         with aws_errors_made_ours("item store"):
             answer = self._client.get_item(TableName=self._table, Key=_key(key), ConsistentRead=True)
         attributes = answer.get("Item")
-        if attributes is None:
-            return None
-        item = _item(attributes)
-        return None if item.expires_at_s is not None and item.expires_at_s <= self._now() else item
+        return None if attributes is None else self._live(_item(attributes))
+
+    def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        check_keys(keys)
+        found: dict[Key, Item] = {}
+        asked = [_key(key) for key in keys]
+        for _ in self._backoff:
+            wanted = {self._table: {"Keys": asked, "ConsistentRead": True}}
+            with aws_errors_made_ours("item store"):
+                answer = self._client.batch_get_item(RequestItems=wanted)
+            items = [_item(attributes) for attributes in answer["Responses"].get(self._table, [])]
+            found |= {item.key: item for item in items}
+            left = answer.get("UnprocessedKeys", {}).get(self._table)
+            if not left:
+                return [self._live(found[key]) if key in found else None for key in keys]
+            asked = left["Keys"]  # an answer ends at 16 MB, or where the table is throttled
+        raise Unavailable("the item store does not keep up; try again")
 
     def query(
         self,
@@ -137,6 +150,9 @@ class DynamoDbItems:
                 return {"Delete": action | {"Key": _key(write.key)}}
             case Check():
                 return {"ConditionCheck": action | {"Key": _key(write.key)}}
+
+    def _live(self, item: Item) -> Item | None:
+        return None if item.expires_at_s is not None and item.expires_at_s <= self._now() else item
 
     def _now(self) -> int:
         return int(self._clock())

@@ -139,6 +139,12 @@ class Items(Protocol):
     def get(self, key: Key) -> Item | None:
         """The item, or None; sees every write acknowledged before the call."""
 
+    def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """1 to 100 distinct items in one request, in the order of `keys`: each as `get` finds it.
+
+        Of items that one transaction wrote it may find some and not yet the others.
+        """
+
     def query(
         self,
         partition: str,

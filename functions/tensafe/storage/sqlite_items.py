@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tensafe.storage.checks import check_query, check_writes, decode_body
+from tensafe.storage.checks import check_keys, check_query, check_writes, decode_body
 from tensafe.storage.ports import Check, ConditionFailed, Delete, Item, Key, Put, Write
 from tensafe.storage.sqlite_database import PAGE_SIZE_BYTES, Database, Schema
 from tensafe.storage.sqlite_group import GroupCommit
@@ -83,6 +83,16 @@ class SqliteItems:
         with self._database.reading() as connection:
             row = connection.execute(GET, values).fetchone()
         return None if row is None else _item(key.partition, row)
+
+    def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        check_keys(keys)
+        now, found = self._now(), list[Item | None]()
+        with self._database.reading() as connection:
+            for key in keys:
+                values = {"partition": key.partition, "sort": key.sort, "now": now}
+                row = connection.execute(GET, values).fetchone()
+                found.append(None if row is None else _item(key.partition, row))
+        return found
 
     def query(
         self,

@@ -48,6 +48,10 @@ class HotRun:
     lost: bool = False
     received_s: float | None = None
     """When the message in hand was received; None while a new one waits in the queue."""
+    ahead: int = 1
+    """How many operations the next look at the log asks for."""
+    looked_behind_s: float = float("-inf")
+    """When it was last looked at what waits behind an operation that is missing."""
     begun: Operation | None = None
     """The operation that was begun last, as it stood then."""
 

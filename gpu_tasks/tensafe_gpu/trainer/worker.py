@@ -22,10 +22,11 @@ from tensafe.operations.leases import LeaseLost
 from tensafe.operations.records import Failure, Operation, StreamState
 from tensafe.operations.streams import now_ms
 from tensafe.services import Services
-from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
+from tensafe.storage.ports import ConditionFailed, Item, Message, StaleReceipt
 from tensafe_gpu.trainer.execute import Executed, Executor
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.hot_runs import HotRuns
+from tensafe_gpu.trainer.looks import Looks
 from tensafe_gpu.trainer.private_steps import PrivateSteps
 from tensafe_gpu.trainer.restoring import Restorer
 from tensafe_gpu.trainer.snapshots import Prepared, Snapshots
@@ -37,6 +38,8 @@ __all__ = ["TrainerWorker", "WorkerSettings"]
 log = logging.getLogger(__name__)
 
 _PAGE: Final = 32
+_LOOKS_BEHIND: Final = 10
+"""Times that what lies behind a missing operation is looked at before that is overdue."""
 _BUSY_VISIBILITY_S: Final = 5.0
 _STORAGE_PAUSE_S: Final = 1.0
 
@@ -65,6 +68,9 @@ class TrainerWorker:
         self._settings = (settings or WorkerSettings()).for_lease(services.leases.lease_s)
         self._stop = threading.Event()
         self._busy = False
+        self._clock = clock
+        topic, every_s = layout.submitted_topic(self._queue), self._settings.look_every_s
+        self._looks = Looks(services.ports.bell, topic, every_s, clock)
         self._hot = HotRuns(
             services,
             self._queue,
@@ -96,18 +102,21 @@ class TrainerWorker:
                         log.exception("storage failed; trying again")
                         worked = stop.wait(_STORAGE_PAUSE_S)
                     if not worked:
-                        bell.wait(topic, since=seen, timeout_s=1.0)
+                        bell.wait(topic, since=seen, timeout_s=self._settings.look_every_s)
             finally:
                 self.release_all()
 
     def step(self) -> bool:
-        """Take new runs, apply some operations of each, retire idle ones; whether any work was done."""
+        """Take new runs, apply some operations of each, retire idle ones; whether any work was done.
+
+        While some runs have work, the queue and the others are looked at once a second (`Looks`).
+        """
         try:
-            self._receive()
-            worked = False
-            for run in self._hot.all():
-                worked |= self._guarded(run)
-            return worked
+            runs = self._looks.again(self._hot.all())
+            if runs is None:
+                self._receive()
+                runs = self._hot.all()
+            return self._looks.worked([run for run in runs if self._guarded(run)])
         finally:
             self._busy = False
 
@@ -126,9 +135,12 @@ class TrainerWorker:
             return
         if held_bytes > self._settings.max_hot_bytes // 2:
             room = 1  # how large a run is shows when it has been restored
+        asked = min(10, room)
         messages = self._services.ports.queues.receive(
-            self._queue, visibility_s=self._settings.visibility_s, max_messages=min(10, room)
+            self._queue, visibility_s=self._settings.visibility_s, max_messages=asked
         )
+        if len(messages) == asked:
+            self._looks.more_wait()
         for message in messages:
             with correlated(request_id_in(message.body)):
                 try:
@@ -210,17 +222,19 @@ class TrainerWorker:
         return False
 
     def _drain(self, run: HotRun) -> bool:
-        page = self._services.outcomes.operations(run.stream.stream_id, first_seq=run.next_seq, limit=_PAGE)
+        found = self._services.outcomes.ahead(run.stream.stream_id, run.next_seq, run.ahead)
+        if not found:
+            run.ahead = 1
+            return self._missing(run)
+        # Mostly one comes alone; where more wait, few reads bring them all.
+        run.ahead = min(2 * run.ahead, _PAGE) if len(found) == run.ahead else 1
         worked = False
-        for operation in page:
+        for operation, payload in found:
             if self._stop.is_set():
                 break
-            if operation.seq > run.next_seq:
-                return self._missing(run, operation) or worked
-            if not operation.state.final:
-                worked = True
-                if not self._apply(run, operation):
-                    break  # it was cancelled meanwhile: look at the log again
+            worked = True
+            if not operation.state.final and not self._apply(run, operation, payload):
+                break  # it was cancelled meanwhile: look at the log again
             run.next_seq = operation.seq + 1
             run.last_worked_s = time.monotonic()
             if run.lost:
@@ -228,7 +242,7 @@ class TrainerWorker:
             self._snapshot_if_due(run)
         return worked
 
-    def _apply(self, run: HotRun, operation: Operation) -> bool:
+    def _apply(self, run: HotRun, operation: Operation, stored: Item | None) -> bool:
         """Run one operation and make its outcome durable; False if it was cancelled before it began."""
         span = self._services.tracer.span(
             "train",
@@ -238,9 +252,9 @@ class TrainerWorker:
             kind=operation.kind.value,
         )
         with correlated(operation.request_id, operation.traceparent), span:
-            return self._applied(run, operation)
+            return self._applied(run, operation, stored)
 
-    def _applied(self, run: HotRun, operation: Operation) -> bool:
+    def _applied(self, run: HotRun, operation: Operation, stored: Item | None) -> bool:
         outcomes, began = self._services.outcomes, time.monotonic()
         try:
             operation = outcomes.start(operation, [run.lease.check], owner=self._owner)
@@ -250,7 +264,7 @@ class TrainerWorker:
             raise
         run.begun = operation
         self._busy = True
-        payload = outcomes.payload(run.stream, operation.seq, operation)
+        payload = outcomes.payload(run.stream, operation.seq, operation, stored)
         try:
             executed = self._executor.execute(run, operation, payload)
         except TensafeError as error:
@@ -294,8 +308,18 @@ class TrainerWorker:
                 self._services.artifacts.delete(executed.artifact)
             raise
 
-    def _missing(self, run: HotRun, waiting: Operation) -> bool:
-        """A seq below `waiting` has not arrived. Once it is overdue, fail `waiting` and go on."""
+    def _missing(self, run: HotRun) -> bool:
+        """The next seq has not arrived. Once one behind it has waited for it too long, fail that one."""
+        now_s = self._clock()
+        if now_s - run.looked_behind_s < self._settings.missing_seq_s / _LOOKS_BEHIND:
+            return False
+        run.looked_behind_s = now_s
+        behind = self._services.outcomes.operations(run.stream.stream_id, first_seq=run.next_seq, limit=1)
+        if not behind:
+            return False
+        (waiting,) = behind
+        if waiting.seq == run.next_seq:
+            return self._drain(run)  # it has just arrived
         waited_s = (now_ms() - waiting.created_ms) / 1000
         if waited_s < self._settings.missing_seq_s:
             return False

@@ -11,6 +11,8 @@ class WorkerSettings:
 
     visibility_s: float = 60.0
     heartbeat_s: float = 8.0
+    look_every_s: float = 1.0
+    """Between two looks at the queue, and at the log of a run that has no work, unless a bell rings."""
     idle_snapshot_s: float = 2.0
     idle_release_s: float = 60.0
     snapshot_every_s: float = 30.0

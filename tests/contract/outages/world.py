@@ -39,6 +39,9 @@ class Switch:
     def get(self, key: Key) -> Item | None:
         return self.inner.get(key)
 
+    def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        return self.inner.get_all(keys)
+
     def query(self, partition: str, **options: Any) -> list[Item]:
         return self.inner.query(partition, **options)
 

@@ -16,6 +16,7 @@ from tools.cost import (
     page,
     per_idle_month,
     per_thousand_operations,
+    per_waiting_hour,
     resources_of_the_core,
     written,
 )
@@ -25,6 +26,8 @@ CALLS = {
     "credential": Calls({"GetItem": 1}, read_units=1),
     "submit": Calls({"TransactWriteItems": 1, "SendMessage": 1}, write_units=6, read_units=2),
     "finish": Calls({"TransactWriteItems": 1}, write_units=4, read_units=0),
+    "look": Calls({"BatchGetItem": 1}, read_units=2),
+    "heartbeat": Calls({"GetItem": 1, "TransactWriteItems": 1}, write_units=4, read_units=1),
     "wait": Calls({"GetItem": 2, "TransactWriteItems": 2}, write_units=4, read_units=2),
     "sweep": Calls({"Query": 32}, write_units=0, read_units=32),
 }
@@ -36,6 +39,19 @@ def test_a_transaction_is_paid_for_twice_and_by_the_kilobyte() -> None:
     calls = calls_of(called, [{"TransactItems": [small, large]}, {}, {"Item": "x" * 2000}, {}])
     assert (calls.write_units, calls.read_units) == (2 * 1 + 2 * 2 + 2, 1)
     assert calls.count("SendMessage") == 1
+
+
+def test_of_a_read_of_many_each_item_is_paid_for() -> None:
+    asked = {"RequestItems": {"items": {"Keys": [{}, {}, {}]}}}
+    assert calls_of(["DynamoDB.BatchGetItem"], [asked]).read_units == 3
+
+
+def test_a_waiting_hour_pays_for_looks_and_heartbeats() -> None:
+    rows = per_waiting_hour(CALLS, GIVEN)
+    assert rows["SQS, 3600 looks at the queue"] == pytest.approx(3600 * 0.5e-6)
+    assert rows["SQS, 450 extensions of a message"] == pytest.approx(450 * 0.5e-6)
+    assert rows["DynamoDB, 7650 read units"] == pytest.approx((3600 * 2 + 450) * 0.125e-6)
+    assert rows["DynamoDB, 1800 write units"] == pytest.approx(450 * 4 * 0.625e-6)
 
 
 def test_a_thousand_operations_cost_what_their_calls_do() -> None:

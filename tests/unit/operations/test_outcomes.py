@@ -8,7 +8,7 @@ from tensafe.contracts.errors import Gone, IntegrityError, NotFound
 from tensafe.operations import completions, layout
 from tensafe.operations.outcomes import RESULT_TTL_S
 from tensafe.operations.records import Failure, OpKind, OpState, Result
-from tensafe.storage.ports import ConditionFailed, Put
+from tensafe.storage.ports import ConditionFailed, Delete, Put
 from tests.unit.operations.world import World
 
 
@@ -165,3 +165,23 @@ def test_a_run_s_log_does_not_expire(memory: World) -> None:
     memory.services.submissions.reject(run, 3, OpKind.SAVE, NotFound("no"))
     memory.later(10 * RESULT_TTL_S)
     assert [one.seq for one in memory.log(run)] == [0, 1, 2, 3]
+
+
+def test_what_is_ahead_comes_with_its_payloads_and_ends_at_the_first_that_is_not_there(either: World) -> None:
+    run, outcomes = either.run(), either.services.outcomes
+    for seq in (1, 2, 4):
+        either.submit(run, seq, b"%d" % seq)
+    assert outcomes.ahead(run.stream_id, 3, 5) == []
+    assert [operation.seq for operation, _ in outcomes.ahead(run.stream_id, 1, 1)] == [1]
+    found = outcomes.ahead(run.stream_id, 1, 5)
+    assert [operation for operation, _ in found] == [either.op(run, seq) for seq in (1, 2)]
+    for operation, _ in found:
+        either.items.write([Delete(layout.payload_item(run.stream_id, operation.seq), None)])
+    assert [outcomes.payload(run, one.seq, one, stored) for one, stored in found] == [b"1", b"2"]
+
+
+def test_a_payload_that_a_look_missed_is_read(either: World) -> None:
+    """A read of many is not of one moment: the operation may be there, and its payload not yet."""
+    run = either.run()
+    operation = either.submit(run, 1, b"late")
+    assert either.services.outcomes.payload(run, 1, operation, None) == b"late"

@@ -144,6 +144,7 @@ def test_a_result_that_cannot_be_written_is_no_failure_with_a_grown_sum(
 ) -> None:
     """The run is dropped and restored: its state agrees with what a replay of the log gives."""
     rig.begin(optimizer=private())
+    rig.drain()
     rig.submit(1, forward_backward(units=(1, 2)))
 
     def refused(*_: Any) -> Any:
