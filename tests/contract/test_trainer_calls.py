@@ -16,6 +16,7 @@ from tensafe.operations.records import OpState
 from tensafe.storage.process_bell import ProcessBell
 from tensafe_gpu.trainer.__main__ import build_worker
 from tensafe_gpu.trainer.base_model import BaseModel
+from tensafe_gpu.trainer.looks import RECENT_S
 from tensafe_gpu.trainer.worker import TrainerWorker, WorkerSettings
 from tests.contract.emulators import Wire, moto_in_process
 from tests.contract.test_rooms_on_aws import AwsWorld
@@ -130,6 +131,7 @@ def test_operations_that_wait(trainer: Trainer, waiting: int) -> None:
 
 def test_a_run_at_work_costs_nothing_for_the_others(trainer: Trainer) -> None:
     trainer.hold(OTHER)
+    trainer.now_s += RECENT_S
     trainer.submit(1, 2, 3)
     calls = trainer.drained()
     # 3 reads of the run at work (1, then 2, then none), and one of the other, that found nothing.
@@ -143,9 +145,21 @@ def test_a_trainer_that_waits(trainer: Trainer) -> None:
     assert trainer.calls(trainer.worker.step) == {"BatchGetItem": 2, "ReceiveMessage": 1}
 
 
+def test_runs_that_work_in_turns_wait_for_no_look(trainer: Trainer) -> None:
+    """What a client sends within seconds of its last operation is found by the next step."""
+    trainer.hold(OTHER)
+    for seq in range(1, 6):
+        for run_id in (RUN, OTHER):
+            trainer.submit(seq, run_id=run_id)
+            assert trainer.worker.step()
+            assert trainer.world.op(trainer.world.stream(run_id), seq).state.final
+            trainer.now_s += 0.1
+
+
 def test_a_run_that_works_for_long_does_not_keep_others_waiting(trainer: Trainer) -> None:
     """What another run was given, and a run that nobody holds, within a second."""
     trainer.hold(OTHER)
+    trainer.now_s += RECENT_S
     trainer.submit(1)
     assert trainer.worker.step()
     trainer.submit(1, run_id=OTHER)

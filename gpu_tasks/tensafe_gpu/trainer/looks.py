@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from tensafe.storage.ports import Bell
 from tensafe_gpu.trainer.hot_run import HotRun
 
+RECENT_S: Final = 5.0
+"""A client that trains comes again within this time; its next operation should not wait for a look."""
+
 
 class Looks:
-    """After a step that worked: at the runs that did, for what has come behind.
+    """After a step that worked: at the runs that did so lately, for what has come behind.
 
     At the queue and at every run when nothing worked, when the bell has rung, and every `every_s`.
     """
@@ -19,17 +23,17 @@ class Looks:
         self._topic = topic
         self._every_s = every_s
         self._clock = clock
-        self._worked: list[HotRun] = []
+        self._worked_s: dict[str, float] = {}
+        """When a run worked last, by its id."""
+        self._at_work = False
         self._rung = 0
         self._looked_s = float("-inf")
 
     def again(self, held: Iterable[HotRun]) -> list[HotRun] | None:
         """Those of the held runs that this step looks at; None: at everything, and that counts as done."""
-        worked = {id(run) for run in self._worked}
-        at_work = [run for run in held if id(run) in worked]
         rung, now = self._bell.count(self._topic), self._clock()
-        if at_work and rung == self._rung and now - self._looked_s < self._every_s:
-            return at_work
+        if self._at_work and rung == self._rung and now - self._looked_s < self._every_s:
+            return [run for run in held if now - self._worked_s.get(_name(run), -RECENT_S) < RECENT_S]
         self._rung, self._looked_s = rung, now
         return None
 
@@ -37,7 +41,14 @@ class Looks:
         """The queue may have more than was taken: the next step looks at it."""
         self._looked_s = float("-inf")
 
-    def worked(self, runs: list[HotRun]) -> bool:
+    def worked(self, runs: Sequence[HotRun]) -> bool:
         """These did, in the step that ends; whether there are any."""
-        self._worked = runs
-        return bool(runs)
+        now = self._clock()
+        self._worked_s = {name: at for name, at in self._worked_s.items() if now - at < RECENT_S}
+        self._worked_s |= {_name(run): now for run in runs}
+        self._at_work = bool(runs)
+        return self._at_work
+
+
+def _name(run: HotRun) -> str:
+    return run.stream.stream_id

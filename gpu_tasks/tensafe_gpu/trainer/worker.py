@@ -109,7 +109,8 @@ class TrainerWorker:
     def step(self) -> bool:
         """Take new runs, apply some operations of each, retire idle ones; whether any work was done.
 
-        While some runs have work, the queue and the others are looked at once a second (`Looks`).
+        While some runs have work, the queue and those that had none for a while are looked at once a second
+        (`Looks`).
         """
         try:
             runs = self._looks.again(self._hot.all())
