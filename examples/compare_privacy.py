@@ -230,7 +230,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Compare; 0 if the page was written, 1 if it may not write there."""
-    arguments, console = parse(), Console(emoji=False)
+    arguments, console = parse(), Console()
     end_on_signals()
     try:
         output = fresh_folder(arguments.output)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tensafe.operations.placements import Placement
     from tensafe.services import Services
 
+_CREST = 8.0
+"""As `tensafe_gpu.helora.quantise.CREST`, which is not part of this package; a test compares them."""
 app = typer.Typer(
     help="Publish, list, show, rotate and revoke private adapters; keep the samplers' certificate.",
     no_args_is_help=True,
@@ -51,7 +53,14 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
     private: Annotated[
         bool, typer.Option("--private", help="Needed: these weights are moved, and their checkpoint erased.")
     ] = False,
-    holder_tenant: Annotated[str, typer.Option(metavar="T", help="For whom it is evaluated.")] = "sampler",
+    holder_tenant: Annotated[
+        str,
+        typer.Option(
+            metavar="T",
+            help="For whom it is evaluated: what this service's samplers are called there, the common name "
+            "of their one certificate.",
+        ),
+    ] = "sampler",
     policy: Annotated[
         ExecutionPolicy, typer.Option(help="The least that an answer may do.")
     ] = DEFAULT_PRIVATE,
@@ -243,10 +252,13 @@ def _at_the_holder(placement: Placement, said: dict[str, Any]) -> Row:
 
 
 def _rounding(sites: list[dict[str, float]]) -> str:
-    """What the integers of the protocol cost at most, as the adapter holder measured it per site."""
+    """What the integers of the protocol cost at most: the error of the weights is measured, that of
+    activations follows from their bound, for the crest factor that `helora/quantise.py` assumes.
+    """
     weights, activations = (max(site[error] for site in sites) for error in ("error_a", "error_x"))
     return (
-        f"weights to a relative error of {weights:.1e}, activations to {activations:.1e}, at the worst of "
+        f"weights to a relative error of {weights:.1e}, measured; activations to {activations:.1e}, assumed "
+        f"that a token's largest is {_CREST:g} times their root mean square; at the worst of "
         f"{len(sites)} sites"
     )
 
@@ -269,6 +281,7 @@ def _row(placement: Placement) -> Row:
         "base_model": placement.base_model,
         "policy": placement.policy.value,
         "holder": placement.address,
+        "holder_tenant": placement.holder_tenant,
         "adapter": placement.adapter,
         "version": placement.version,
         "epoch": placement.epoch,

@@ -26,6 +26,7 @@ from tensafe.services import Services
 from tensafe_gpu.adapter_holder.composition import directory_store
 from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
 from tensafe_gpu.adapter_holder.peft_sites import read_peft
+from tensafe_gpu.helora.quantise import CREST
 from tests.support.helora import peft_files
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,9 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
     first = publish(tensafe, holder, "mine")
     rounding = first.pop("rounding")
     assert rounding.endswith("of 1 sites")
+    assert "measured; activations" in rounding
+    assert f"assumed that a token's largest is {CREST:g} times" in rounding
+    assert first["holder_tenant"] == "sampler"  # as a sampler's certificate is called (docs/helora.md)
     assert publish(tensafe, holder, "mine") == first  # again is fine
     assert "budget of 100" in publish(tensafe, holder, "mine", code=1, tokens_per_site="200")
     other = publish(tensafe, holder, "mine", "--keep-plaintext", code=1, policy="HE_PREFERRED")
