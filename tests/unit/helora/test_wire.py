@@ -15,10 +15,14 @@ from tensafe_gpu.helora.accepted import Range
 from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
+from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.messages import MAX_RANGES, Hello, MaskedRange, Refusal, Welcome
-from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PARAMETERS, PRIMES, N, T
+from tensafe_gpu.helora.online import answered, masked, unmasked
+from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PARAMETERS, PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import CODES, AdapterInfo, ModuleShape, SiteShape
 from tensafe_gpu.helora.public_keys import keys_of_block
+from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.residues import scaled_up
 from tensafe_gpu.helora.seal_library import KEY_PRIMES
 from tensafe_gpu.helora.seal_stream import MemoryFile, ciphertext_from_seed, ciphertext_words
 from tests.project_files import ROOT
@@ -142,6 +146,58 @@ def test_the_document_names_what_the_program_holds_to() -> None:
         assert str(number) in text, number
     told = {code for code in CODES if f"`{code}`" in text}
     assert told == set(CODES) - {"not_prepared", "activations_not_finite", "state_failed"}  # never sent
+
+
+A = [[1, -2, 3, -4, 5], [-127, 0, 64, 1, -1]]
+X = [-2.0, 0.625, 0.875, -0.375, 0.125]
+X_Q = [-8, 2, 4, -2, 0]
+RHO, SHARE = [268435455, 5, 0, 123456789, 2], [3, 268435455]
+Z, Y = [268435447, 7, 4, 123456787, 2], [43043760, 123458185]
+DECRYPTED = [43043752, 123456915]
+SUMS = [8, 1270]
+SCALED = {
+    0: [0, 0, 0],
+    1: [536334381, 536277034, 804614178],
+    2: [1072668763, 1072554069, 535535684],
+    123456789: [995126803, 775676995, 178066556],
+    134217728: [536825856, 536834048, 536846336],
+    268435455: [537317331, 537391062, 269078494],
+}
+"""floor(Q rho / t) modulo each prime."""
+
+
+def times(vector: list[int]) -> list[int]:
+    """A times a vector, in Python's integers."""
+    return [sum(a * one for a, one in zip(row, vector, strict=True)) for row in A]
+
+
+def test_a_token_in_numbers() -> None:
+    """What the words of PRODUCTS and PRODUCTS_REPLY mean, step by step, and with Python's integers."""
+    x_q, scales = quantised_tokens(np.array([X], dtype=np.float32), 8)
+    assert x_q.tolist() == [X_Q] == [[round(one * 8 / 2) for one in X]]  # Python rounds half to even
+    z = masked(x_q, np.array([RHO], dtype=np.uint32))
+    assert z.tolist() == [Z] == [[(one + rho) % T for one, rho in zip(X_Q, RHO, strict=True)]]
+    y = answered(np.array(A, dtype=np.float64).T, z, np.array([SHARE], dtype=np.uint32))
+    assert y.tolist() == [Y] == [[(one - s) % T for one, s in zip(times(Z), SHARE, strict=True)]]
+    assert [(one - s) % T for one, s in zip(times(RHO), SHARE, strict=True)] == DECRYPTED
+    sums = unmasked(y, PreparedBlock(BLOCK, bytes(32), np.array([DECRYPTED], dtype=np.uint32)), 0)
+    assert sums.tolist() == [SUMS] == [times(X_Q)]
+    assert (dequantised(sums, scales) @ np.array([[1.0], [-2.5]])).tolist() == [[-791.75]]
+
+
+def test_masks_are_scaled_to_these_residues() -> None:
+    messages = np.array(list(SCALED), dtype=np.uint32)
+    found = np.array([residues.copy() for residues in scaled_up(messages)])
+    assert found.T.tolist() == list(SCALED.values())
+    assert list(SCALED.values()) == [[Q * rho // T % prime for prime in PRIMES] for rho in SCALED]
+
+
+def test_the_document_has_the_same_numbers() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    for vector in (*A, X, X_Q, RHO, SHARE, Z, Y, DECRYPTED, SUMS):
+        assert f"({', '.join(f'{one:g}' if isinstance(one, float) else str(one) for one in vector)})" in text
+    for rho, residues in SCALED.items():
+        assert f"| {' | '.join(map(str, [rho, *residues]))} |" in text, rho
 
 
 DIRECT_DIGEST = "84f5ee33c7c8f9f410e39006db0e3458f2d90be1606c45bd1eab999cd09561de"
