@@ -145,10 +145,13 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
     With `record` it writes what it sees into that file, with `unprepared` it never prepares anything, with
     `swollen` a row of a long prompt is once beyond all measure. With `dropped` the layer of that name adds
     nothing from now on, as if a compiler had left its operator out; with `left_out` no request's row at
-    that position has a delta, as if the map of rows were wrong.
+    that position has a delta, as if the map of rows were wrong; with `by_id` rows are found by vLLM's number
+    of their adapter, which is the map that matches nothing.
     """
     _drop(holder.get("dropped"))
     _leave_out(holder.get("left_out"))
+    if "by_id" in holder:
+        _map_by_id()
     if "address" in holder:
         from tensafe_gpu.sampler.private import connecting
 
@@ -211,6 +214,16 @@ def _leave_out(position: str | None) -> None:
                 yield replace(span, start=span.start + row + 1, position=span.position + row + 1)
 
     extension.spans_of = shortened
+
+
+def _map_by_id() -> None:
+    from tensafe_gpu.sampler.private import extension
+
+    def by_id(batch: Sequence[str], requests: Mapping[str, Any], *more: Any) -> Iterator[Any]:
+        numbered = {name: one for name, one in requests.items() if one.lora_request is not None}
+        return _SPANS["spans_of"](batch, numbered, *more)
+
+    extension.spans_of = by_id
 
 
 _SPANS: dict[str, Callable[..., Iterator[Any]]] = {}

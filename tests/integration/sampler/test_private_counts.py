@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,10 +14,12 @@ from tensafe.contracts.errors import HeRefused
 from tensafe.contracts.execution import Execution
 from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingParams
 from tensafe_gpu.sampler import launch
+from tensafe_gpu.sampler.private import serving
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
-from tests.integration.sampler.conftest import AdapterFactory, Harness
+from tensafe_gpu.sampler.private.counting import Counts, counted
+from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
 from tests.support.private_evaluator import Evaluator
-from tests.support.private_requests import PART, greedy, tokens_of
+from tests.support.private_requests import NEW, PART, greedy, tokens_of
 from tests.support.quantised_reference import QuantisedReference, quantised_sites
 
 pytestmark = pytest.mark.slow
@@ -91,6 +94,33 @@ def test_he_01_an_answer_with_a_row_that_was_left_out_is_not_given(
     harness.run(harness.engine.forget(private(evaluator).identity))  # opened again, it leaves nothing out
     request = greedy(PROMPT)
     checked(evaluator, request, harness.run(harness.engine.sample(request, private(evaluator))))
+
+
+def test_he_01_a_map_of_rows_by_id_answers_as_the_base_model_and_is_found(
+    harness: Harness, evaluator: Evaluator, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The private adapter is in no row: the engine generates, and what it generated is not given out."""
+    kept: list[tuple[Mapping[str, Any], list[int]]] = []
+
+    def keeping(report: Mapping[str, Any], output: Any, sites: int) -> Counts:
+        kept.append((report, list(output.outputs[0].token_ids)))
+        return counted(report, output, sites)
+
+    monkeypatch.setattr(serving, "counted", keeping)
+    request, before = greedy(PROMPT[:9]), evaluator.evaluated()
+    adapter = private(evaluator, by_id="yes")
+    with pytest.raises(HeRefused) as refused:
+        harness.run(harness.engine.sample(request, adapter))
+    assert refused.value.code == "he_not_evaluated"
+    ((report, generated),) = kept
+    assert (report["failure"], report["tokens"], report["evaluated"]) == (None, 0, {})
+    assert evaluator.evaluated() == before
+    assert generated == reference.greedy(PROMPT[:9], None, NEW)
+    harness.run(harness.engine.forget(adapter.identity))
+    harness.run(harness.engine.forget(private(evaluator).identity))  # opened again, the map is by name
+    result = harness.run(harness.engine.sample(request, private(evaluator)))
+    checked(evaluator, request, result)
+    assert tokens_of(result) != generated
 
 
 def cache_bytes(model_path: str, blocks: int) -> int:
