@@ -16,6 +16,7 @@ import pytest
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe.operations import completions, layout
 from tensafe.operations.doorbell import queue_specs
+from tensafe.operations.leases import Lease
 from tensafe.operations.records import Operation, OpKind, OpState, Result
 from tensafe.operations.submissions import Submission
 from tensafe.operations.window import SEQ_WINDOW
@@ -23,7 +24,7 @@ from tensafe.services import Services
 from tensafe.storage.aws_clients import Service, aws_client
 from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.kms_ring import KmsRing
-from tensafe.storage.ports import ConditionFailed, KeyRing
+from tensafe.storage.ports import Check, ConditionFailed, KeyRing
 from tensafe.storage.process_bell import ProcessBell
 from tensafe.storage.s3_blobs import S3Blobs
 from tensafe.storage.sqs_queues import SqsQueues
@@ -37,6 +38,7 @@ from tests.contract.emulators import (
     shared_client,
 )
 from tests.fakes import MemoryKeyRing
+from tests.support.fencing import late_writes_are_rejected
 from tests.support.ministack import ON_EMULATOR
 from tests.unit.operations.world import BASE, LEASE_S, TRAIN, World
 
@@ -114,6 +116,18 @@ def test_a_run_from_its_first_operation_to_its_erasure(either: AwsWorld) -> None
     assert world.items.get(run.scope.key_item) is None
     with pytest.raises((Gone, NotFound)):
         world.services.outcomes.payload(run, 1)
+
+
+def test_a_dead_workers_late_write_is_rejected(either: AwsWorld) -> None:
+    late_writes_are_rejected(either)
+
+
+def test_a_build_without_fencing_is_caught(either: AwsWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease whose condition holds for everybody."""
+    always = property(lambda lease: Check(layout.stream_item(lease.stream_id, "nothing"), 0))
+    monkeypatch.setattr(Lease, "check", always)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        late_writes_are_rejected(either)
 
 
 def test_a_message_that_was_given_up_rings_again(either: AwsWorld) -> None:

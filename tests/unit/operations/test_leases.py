@@ -9,11 +9,8 @@ import pytest
 
 from tensafe.operations import layout
 from tensafe.operations.leases import LeaseLost
-from tensafe.operations.records import Failure, Result
-from tensafe.storage.ports import ConditionFailed
+from tests.support.fencing import late_writes_are_rejected
 from tests.unit.operations.world import LEASE_S, TRAIN, World
-
-RESULT = Result("application/json", b"{}")
 
 
 def test_a_lease_is_exclusive_until_it_expires(either: World) -> None:
@@ -56,23 +53,7 @@ def test_racing_claims_have_one_winner(either: World) -> None:
 
 
 def test_who_lost_the_lease_can_start_complete_or_fail_nothing(either: World) -> None:
-    run = either.run()
-    outcomes = either.services.outcomes
-    operation = either.submit(run, 1)
-    lost = either.claim(run, "trainer-a")
-    running = outcomes.start(operation, [lost.check])
-    either.later(LEASE_S)
-    kept = either.claim(run, "trainer-b")
-    with pytest.raises(ConditionFailed):
-        outcomes.start(running, [lost.check])
-    with pytest.raises(ConditionFailed):
-        outcomes.complete(run, running, Result("application/json", b"x" * 100_000), [lost.check])
-    with pytest.raises(ConditionFailed):
-        outcomes.fail(run, running, Failure("no", "no", "user"), [lost.check])
-    assert either.op(run, 1) == running
-    assert either.blob_keys() == set()
-    outcomes.complete(run, running, RESULT, [kept.check])
-    assert either.op(run, 1).state.final
+    late_writes_are_rejected(either)
 
 
 def test_who_lost_the_lease_cannot_extend_release_or_abandon(memory: World) -> None:
