@@ -90,7 +90,9 @@ def test_names_are_unique_and_every_goal_of_the_service_has_a_measure() -> None:
         "helora_online_module": "<= 50",
         "helora_online_service": "<= 50",
         "helora_sustained_05b": ">= 50",
+        "helora_sustained_05b_b16": ">= 50",
         "helora_sustained_15b": ">= 25",
+        "helora_sustained_15b_b16": ">= 25",
         "private_added_b1": "<= 15",
         "private_added_b16": "<= 1.5",
     }
