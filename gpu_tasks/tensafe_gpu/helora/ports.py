@@ -15,7 +15,7 @@ adapter's scaling (alpha / r), the scales of A_q's rows and the epoch's basis ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Protocol
 
@@ -87,11 +87,11 @@ class SiteShape:
     d_in: int
     modules: tuple[ModuleShape, ...]
     x_bound: int
+    rank_rows: int = field(init=False, repr=False, compare=False)
+    """R, the rows of all its A together."""
 
-    @property
-    def rank_rows(self) -> int:
-        """R, the rows of all its A together."""
-        return sum(module.rank for module in self.modules)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank_rows", sum(module.rank for module in self.modules))
 
     def rows(self, module: str) -> slice:
         """The rows of one module in this site's products. Raises KeyError."""

@@ -72,6 +72,8 @@ def ask_for(layer: str, x: torch.Tensor) -> Waiting:
 
 def add_answers(waiting: Waiting, y: torch.Tensor) -> None:
     """`y[rows] += B' · products(x[rows])` for what was asked; y [tokens, width], sums are float32."""
+    if not waiting:  # a layer without a site
+        return
     with suppress(Exception):  # what then has not ended says so itself
         gather([pending.asked for _, _, pending in waiting if pending.asked is not None])
     for group, placed, pending in waiting:
