@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -146,9 +145,11 @@ class Connection:
         """
         self._request = (self._request + 1) & 0xFFFFFFFF
         limits = _limits(answer, most_bytes)
-        with self._failing():
+        try:
             send(self._sock, kind, self._request, parts, timeout_s)
             return self._answer(receive(self._sock, limits, idle_s=timeout_s, frame_s=timeout_s), answer)
+        except (PeerSlow, PeerGone, FrameError) as error:
+            raise self._ended_by(error) from error
 
     def begin(
         self,
@@ -168,8 +169,10 @@ class Connection:
 
     def ended(self, exchange: Exchange, answer: Kind) -> memoryview:
         """The payload of its answer, without waiting. Raises HeUnavailable."""
-        with self._failing():
+        try:
             return self._answer(exchange.frame(), answer)
+        except (PeerSlow, PeerGone, FrameError) as error:
+            raise self._ended_by(error) from error
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
@@ -187,25 +190,17 @@ class Connection:
             raise FrameError("the answer belongs to another request")
         return frame.payload
 
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Raise what ends the connection as one of the port's codes."""
-        try:
-            yield
-        except PeerSlow as error:
-            self.close()
-            raise HeUnavailable(TIMEOUT, "the adapter holder did not answer in time") from error
-        except PeerGone as error:
-            self.close()
-            raise _gone(error) from error
-        except OtherVersion as error:
-            self.close()
-            raise HeUnavailable(
-                VERSION_MISMATCH, f"the adapter holder is of another release: {error}"
-            ) from error
-        except FrameError as error:
-            self.close()
-            raise HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}") from error
+    def _ended_by(self, error: PeerSlow | PeerGone | FrameError) -> HeUnavailable:
+        """Close it; what ended it as one of the port's codes."""
+        self.close()
+        match error:
+            case PeerSlow():
+                return HeUnavailable(TIMEOUT, "the adapter holder did not answer in time")
+            case PeerGone():
+                return _gone(error)
+            case OtherVersion():
+                return HeUnavailable(VERSION_MISMATCH, f"the adapter holder is of another release: {error}")
+        return HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}")
 
     def _refusal(self, frame: Frame) -> HeUnavailable:
         refusal = parsed(Refusal, frame.payload)

@@ -80,7 +80,7 @@ class Exchange:
         """
         try:
             for _ in range(_STEPS):
-                if self._ended or (send_only and not self._out):
+                if self._answer is not None or self._error is not None or (send_only and not self._out):
                     break
                 self._step()
         except BlockingIOError:

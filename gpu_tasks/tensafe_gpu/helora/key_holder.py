@@ -274,7 +274,7 @@ class RemoteKeyHolder:
             totals[site] = totals.get(site, 0) + tokens
         with self._supply_lock:
             for site, tokens in totals.items():
-                if self._supplies[site].left() < tokens:
+                if not self._supplies[site].has(tokens):
                     raise HeUnavailable(
                         NOT_PREPARED, f"{self._supplies[site].left()} tokens of {site} are prepared"
                     )

@@ -38,6 +38,11 @@ class Supply:
         """A freshly prepared block, used after those before it."""
         self._cursors.append(_Cursor(block))
 
+    def has(self, tokens: int) -> bool:
+        """Whether so many are prepared and not used; mostly the first block shows it."""
+        cursors = self._cursors
+        return (bool(cursors) and N - cursors[0].next >= tokens) or self.left() >= tokens
+
     def left(self) -> int:
         """Tokens prepared and not used."""
         return sum(N - cursor.next for cursor in self._cursors)
