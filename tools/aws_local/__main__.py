@@ -1,6 +1,6 @@
 """`make aws-local`: template.yaml on an emulator, its tasks as CPU processes, an address and a key.
 
-    .venv/bin/python -m tools.aws_local [--model NAME=FOLDER] [--tenant NAME]
+    .venv/bin/python -m tools.aws_local [--model NAME=FOLDER] [--tenant NAME] [--package FOLDER]
 
 Ctrl-C ends everything; nothing is left behind. Not a way to run the service: the emulator keeps its state in
 memory, and its KMS is no cryptography.
@@ -26,12 +26,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", metavar="NAME=FOLDER", help="the base model (default: the demo's own)")
     parser.add_argument("--tenant", default="demo", help="whose key is printed")
+    parser.add_argument("--package", type=Path, default=ROOT / PACKAGE, help="what `make function` built")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
-        serve(_model(arguments.model), arguments.tenant)
+        serve(_model(arguments.model), arguments.tenant, arguments.package)
     except KeyboardInterrupt:
         return 0
     except TensafeError as error:
@@ -41,14 +42,14 @@ def main() -> int:
     return 1
 
 
-def serve(model: ModelSource, tenant: str) -> None:
+def serve(model: ModelSource, tenant: str, package: Path) -> None:
     """Until Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="tensafe-aws-") as name:
         folder = Path(name)
         print("starting ministack and deploying template.yaml", flush=True)
         with (
             running_ministack(folder) as emulator,
-            local_stack(emulator, ROOT / PACKAGE, model, folder) as stack,
+            local_stack(emulator, package, model, folder) as stack,
         ):
             print(f"waiting for the trainer and the sampler of {stack.model_name}", flush=True)
             stack.wait_ready()
