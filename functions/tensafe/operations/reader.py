@@ -67,6 +67,14 @@ class LogReader:
             found.append((Operation.from_item(stream_id, seq, operation), payload))
         return found
 
+    def named(self, stream_id: str, seq: int) -> tuple[StreamRecord, Operation, Item | None] | None:
+        """What a message names, with its payload as in `ahead`: one read. None if either is not there."""
+        keys = [layout.stream_item(stream_id, "meta"), layout.op_item(stream_id, seq)]
+        meta, item, payload = self._items.get_all([*keys, layout.payload_item(stream_id, seq)])
+        if meta is None or item is None:
+            return None
+        return StreamRecord.from_item(stream_id, meta), Operation.from_item(stream_id, seq, item), payload
+
     def first_open(self, stream_id: str) -> Operation | None:
         """The operation that a worker of this run would take next; reads from the last snapshot on."""
         first = snapshot_seq(self._items.get(layout.stream_item(stream_id, "snapshot"))) + 1

@@ -27,7 +27,7 @@ from tensafe.operations.doorbell import request_id_in, sample_queue
 from tensafe.operations.records import Failure, Operation, OpKind, StreamRecord, StreamState
 from tensafe.operations.streams import now_ms
 from tensafe.services import Services
-from tensafe.storage.ports import ConditionFailed, Message, StaleReceipt
+from tensafe.storage.ports import ConditionFailed, Item, Message, StaleReceipt
 from tensafe_gpu.sampler.answers import sample_answer, text_answer
 from tensafe_gpu.sampler.attesting import attested
 from tensafe_gpu.sampler.engine import SamplingEngine
@@ -203,20 +203,22 @@ class SamplerWorker:
         found = await self._in_thread(self._open, held.message)
         if found is None:
             return True
-        stream, operation = found
+        stream, operation, stored = found
         with (
             correlated(operation.request_id, operation.traceparent),
             self._services.tracer.span("sample", operation.traceparent, **_ids(operation)),
         ):
-            return await self._in_turn(held, stream, operation)
+            return await self._in_turn(held, stream, operation, stored)
 
-    async def _in_turn(self, held: Held, stream: StreamRecord, operation: Operation) -> bool:
+    async def _in_turn(
+        self, held: Held, stream: StreamRecord, operation: Operation, stored: Item | None
+    ) -> bool:
         async with self._turns.take(operation.tries):
             if not self._engine.healthy:
                 return False
             try:
                 adapter = await self._in_thread(self._weights.of, stream)
-                begun = await self._in_thread(self._begin, stream, operation)
+                begun = await self._in_thread(self._begin, stream, operation, stored)
             except WeightsPending:
                 return True  # whoever ends the save rings again
             except WeightsFailed as error:
@@ -285,24 +287,27 @@ class SamplerWorker:
         async with streamed(self._services, self._texts, stream, operation, payload) as on_tokens:
             return await asked(on_tokens=on_tokens)
 
-    def _open(self, message: Message) -> tuple[StreamRecord, Operation] | None:
-        """The operation behind a message, or None if there is nothing to do here."""
+    def _open(self, message: Message) -> tuple[StreamRecord, Operation, Item | None] | None:
+        """The operation behind a message, and its stored payload; None if there is nothing to do here."""
         services = self._services
-        stream = services.streams.find(str(message.body["stream"]))
-        if stream is None or stream.state is not StreamState.ACTIVE:
+        stream_id, seq = str(message.body["stream"]), int(str(message.body["seq"]))
+        found = services.outcomes.named(stream_id, seq)
+        if found is None:
             return None
-        operation = services.outcomes.peek(stream.stream_id, int(str(message.body["seq"])))
-        if operation is None or operation.state.final:
+        stream, operation, _ = found
+        if stream.state is not StreamState.ACTIVE or operation.state.final:
             return None
         if operation.owner not in (None, self._owner) and services.workers.running(operation):
             return None  # somebody else's, and the sweeper rings again should that one die
         if services.dead_letters.bury_poison(stream, operation):
             return None
-        return stream, operation
+        return found
 
-    def _begin(self, stream: StreamRecord, operation: Operation) -> tuple[Operation, Payload] | None:
+    def _begin(
+        self, stream: StreamRecord, operation: Operation, stored: Item | None
+    ) -> tuple[Operation, Payload] | None:
         """The operation, marked as run by us, and its payload; None if it was cancelled or taken."""
-        raw = self._services.outcomes.payload(stream, operation.seq, operation)
+        raw = self._services.outcomes.payload(stream, operation.seq, operation, stored)
         model = TextPayload if operation.kind is OpKind.TEXT else SamplePayload
         payload: Payload = model.model_validate_json(raw)
         try:
