@@ -32,6 +32,7 @@ class CutItems:
         self.left = left
         self._after = after
         self.get = inner.get
+        self.get_all = inner.get_all
         self.query = inner.query
 
     def write_relaxed(self, writes: Any) -> None:

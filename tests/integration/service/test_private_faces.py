@@ -136,7 +136,8 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_and_vouched_for(
     assert said["policy"] == "HE_REQUIRED"
     assert "inputs of the narrowest site" in said["extraction"]
     assert re.fullmatch(
-        r"weights to a relative error of [\d.e-]+, activations .* of 8 sites", said["rounding"]
+        r"weights to a relative error of [\d.e-]+, measured; activations .* worst of 8 sites",
+        said["rounding"],
     )
     shown = tensafe("checkpoints", "show", published.path, "--data-dir", str(service.data_dir), check=False)
     assert shown.returncode == 3  # erased here
