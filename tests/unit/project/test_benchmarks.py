@@ -117,6 +117,14 @@ def test_the_document_names_every_benchmark_and_every_goal() -> None:
     assert missing == []
 
 
+def test_every_measure_has_a_committed_result_or_the_reason_why_not() -> None:
+    saved = json.loads((ROOT / "benchmarks/results/latest.json").read_text())
+    assert set(measure_names()) - {one["name"] for one in saved} == set()
+    assert [
+        one["name"] for one in saved if one["value"] is None and not one["device"].startswith("not run: ")
+    ] == []
+
+
 def test_a_goal_is_met_at_its_bound_and_on_its_good_side() -> None:
     assert [Goal("<=", 2).met_by(v) for v in (1.9, 2, 2.1)] == [True, True, False]
     assert [Goal(">=", 2).met_by(v) for v in (1.9, 2, 2.1)] == [False, True, True]
