@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from corpus import load_corpus
 from tensafe.privacy.bisr import sensitivity
-from tests.project_files import ROOT
+from tests.support.example import example
 from tests.support.tiny_models import tiny_model
-
-COMPARE = (sys.executable, str(ROOT / "examples" / "compare_privacy.py"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_mode_on_a_model_given_by_its_path(tmp_path: Path) -> None:
     tiny_model(tmp_path / "tiny", "qwen3", hidden=64, heads=2, kv_heads=1, layers=1, max_context=512)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [*COMPARE, "--model", "tiny", "--steps", "2", "--epsilons", "8"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("--model", "tiny", "--steps", "2", "--epsilons", "8")
+    done = example("compare_privacy.py", *arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     told = json.loads((tmp_path / "compare-out" / "comparison.json").read_text())
     assert [run["mode"] for run in told["runs"]] == ["bounded", "correlated", "dealt"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,17 +13,12 @@ from evidence import trusted
 from local_service import RunningService
 from output_folder import MARKER
 from private_finetune import Plan, batches, parse
-from tests.project_files import ROOT
+from tests.support.example import example
 from tests.support.tiny_models import tiny_model
-
-DEMO = (sys.executable, str(ROOT / "examples" / "private_finetune.py"))
 
 
 def demo(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        [*DEMO, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return example("private_finetune.py", *arguments, folder=folder)
 
 
 @pytest.mark.slow

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from private_finetune import PROMPTS
-from tests.project_files import ROOT
+from tests.support.example import example
 from tests.support.tiny_models import tiny_model
 
 
@@ -19,15 +16,7 @@ from tests.support.tiny_models import tiny_model
 @pytest.mark.timeout(600)
 def test_an_adapter_is_trained_moved_and_answers_encrypted(tmp_path: Path) -> None:
     tiny_model(tmp_path / "my model", "qwen3", hidden=64, heads=2, kv_heads=1, layers=1, max_context=512)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "private_inference.py"), "--model", "./my model"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = example("private_inference.py", "--model", "./my model", folder=tmp_path)
     said = done.stdout
     assert done.returncode == 0, said[-3000:] + done.stderr[-3000:]
     count = len(PROMPTS)
