@@ -185,7 +185,8 @@ one look of a trainer at a log that has nothing, one heartbeat of a lease, and o
 Prices are list prices of {given["region"]} in US dollars, given on {given["date"]} and not fetched; they and
 what is assumed stand in `tools/prices.toml`. No bill was ever compared with this. Not in it: requests of S3
 and KMS, a trainer's claims and snapshots, the ledger of private steps, and up to 4 calls more for an
-operation of a client that submits seldom (docs/aws.md, "Calls").
+operation of a client that submits seldom (docs/aws.md, "Calls"). A sample reads its session too, and for
+each 3 s that it lasts the operation once more, and asks SQS for as much time.
 
 | counted | calls |
 |---|---|

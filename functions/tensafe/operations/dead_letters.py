@@ -200,7 +200,11 @@ class DeadLetters:
 
     def settle_message(self, body: Mapping[str, JsonValue]) -> None:
         """Handle one message that its queue gave up on, by its body. Idempotent, safe to kill."""
-        stream = self._streams.find(str(body["stream"]))
+        named = body.get("stream")
+        if not isinstance(named, str):
+            log.warning("a message that is not ours")
+            return  # nothing will ever come of it
+        stream = self._streams.find(named)
         if stream is None or stream.state is StreamState.ERASED:
             return
         if stream.kind is StreamKind.SAMPLER:

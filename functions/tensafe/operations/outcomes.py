@@ -39,26 +39,35 @@ class Outcomes(LogReader):
     def start(self, operation: Operation, conditions: Sequence[Write], *, owner: str = "") -> Operation:
         """Mark as run by `owner` and count the try; of a run, only the holder of the lease can.
 
-        Raises ConditionFailed: index 0 if the operation itself changed, more for a condition.
+        Raises ConditionFailed: index 0 if the operation itself changed, more for a condition. After any other
+        error it is not known whether it is begun: `put_back` with what `begun` gives finds out.
         """
-        running = replace(
-            operation,
-            state=OpState.RUNNING,
-            version=operation.version + 1,
-            tries=operation.tries + 1,
-            owner=owner,
-        )
+        running = self.begun(operation, owner=owner)
         key = layout.op_item(operation.stream_id, operation.seq)
         # Nothing is promised by it: if power fails before the outcome is durable, the operation is pending
         # again, and this try is not counted.
         self._items.write_relaxed([Put(key, running.to_body(), operation.version), *conditions])
         return running
 
+    @staticmethod
+    def begun(operation: Operation, *, owner: str = "") -> Operation:
+        """As `start` leaves it."""
+        return replace(
+            operation,
+            state=OpState.RUNNING,
+            version=operation.version + 1,
+            tries=operation.tries + 1,
+            owner=owner,
+        )
+
     def put_back(self, operation: Operation, *, counted: bool) -> bool:
         """A running operation is pending again; `counted` says whether the try was the operation's fault.
 
-        False, and nothing happens, if it has ended or somebody else has begun it meanwhile.
+        False, and nothing happens, if it is not as it is given: never begun, ended, or begun by somebody else
+        meanwhile.
         """
+        if self.peek(operation.stream_id, operation.seq) != operation:
+            return False
         tries = operation.tries if counted else max(0, operation.tries - 1)
         pending = replace(operation, state=OpState.PENDING, tries=tries, owner=None)
         key = layout.op_item(operation.stream_id, operation.seq)

@@ -24,7 +24,7 @@ class Held:
     ended: bool = False
     """The operation has ended without us, so the task was cancelled."""
     begun: Operation | None = None
-    """The operation as it was begun; None before that."""
+    """The operation as it is once it has been begun; None until that is tried."""
     answered: bool = False
     """Nothing is left to do for the message."""
 
@@ -55,7 +55,10 @@ class InFlight:
         return len(self._held)
 
     def add(self, message: Message) -> Held | None:
-        """Keep the message from now on; None if its operation is in hand already."""
+        """Keep the message from now on; None if its operation is in hand already.
+
+        Raises KeyError or ValueError for one that names no operation.
+        """
         held = Held(message)
         with self._lock:
             known = self._held.setdefault((held.stream_id, held.seq), held)

@@ -107,7 +107,9 @@ class SamplerWorker:
         try:
             while not stop.is_set() and self._engine.healthy:
                 if len(self._in_flight) >= self._settings.max_in_flight:
-                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        tasks, timeout=self._settings.receive_wait_s, return_when=asyncio.FIRST_COMPLETED
+                    )
                     continue
                 for held in await self._received():
                     held.task = asyncio.create_task(self._serve(held))
@@ -165,9 +167,13 @@ class SamplerWorker:
         )
         taken: list[Held] = []
         for message in messages:
-            held = self._in_flight.add(message)
+            try:
+                held = self._in_flight.add(message)
+            except (KeyError, ValueError):
+                log.error("a message that is not ours", extra={"queue": self._queue})
+                continue  # it comes back, and is set aside by the queue
             if held is None:
-                self._services.ports.queues.delete(self._queue, message.receipt)
+                self._drop(message)  # nothing that fails here may lose those that are taken
             else:
                 taken.append(held)
         return taken
@@ -216,31 +222,52 @@ class SamplerWorker:
         async with self._turns.take(operation.tries):
             if not self._engine.healthy:
                 return False
+            begun = None
             try:
                 adapter = await self._in_thread(self._weights.of, stream)
-                begun = await self._in_thread(self._begin, stream, operation, stored)
+                payload = await self._in_thread(self._payload, stream, operation, stored)
+                held.begun = self._services.outcomes.begun(operation, owner=self._owner)
+                begun = await self._in_thread(self._begin, operation)
             except WeightsPending:
                 return True  # whoever ends the save rings again
             except WeightsFailed as error:
                 await self._in_thread(self._fail, stream, operation, error.failure)
             except Unavailable:
-                raise  # nobody's fault, so not counted
+                if held.begun is not None:  # nobody's fault, so not counted
+                    await self._put_back(held.begun, counted=False)
+                raise
             except TensafeError as error:
                 await self._in_thread(self._fail, stream, operation, Failure.of(error))
             except Exception:
-                await self._in_thread(self._count, operation)
+                await self._counted(held, operation)
                 raise
             else:
-                held.begun = begun[0] if begun is not None else None
-                return begun is None or await self._sample(stream, *begun, adapter)
+                return begun is None or await self._sample(stream, begun, payload, adapter)
         return True
+
+    async def _counted(self, held: Held, operation: Operation) -> None:
+        """A try that failed before the engine was given anything."""
+        held.begun = self._services.outcomes.begun(operation, owner=self._owner)
+        try:
+            await self._in_thread(self._begin, operation)
+        finally:
+            await self._put_back(held.begun, counted=True)
+
+    async def _put_back(self, operation: Operation, *, counted: bool) -> None:
+        """As soon as storage takes it: left as ours, whoever receives its message would leave it to us."""
+        while self._engine.healthy:
+            try:
+                await self._in_thread(partial(self._services.outcomes.put_back, operation, counted=counted))
+            except Unavailable:
+                await asyncio.sleep(self._settings.pause_s)
+            else:
+                return
 
     async def _sample(
         self, stream: StreamRecord, operation: Operation, payload: Payload, adapter: AnyAdapter | None
     ) -> bool:
         """Run an operation that has been marked as running; True when it has ended."""
         began, counted = time.monotonic(), True
-        outcomes = self._services.outcomes
         try:
             request = await self._in_thread(self._request, payload)
             result = await self._drawn(stream, operation, payload, request, adapter)
@@ -252,15 +279,14 @@ class SamplerWorker:
             self._log_done(operation, began, error.code)
             return True
         except Unavailable:
-            if self._engine.healthy:
-                await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
+            await self._put_back(operation, counted=counted)
             return False
         except TensafeError as error:
             await self._in_thread(self._fail, stream, operation, Failure.of(error))
             self._log_done(operation, began, error.code)
             return True
         except Exception:
-            await self._in_thread(partial(outcomes.put_back, operation, counted=counted))
+            await self._put_back(operation, counted=counted)
             raise
         if result.execution is not None and result.execution.fallback is not None:
             self._services.metrics.add(Metric.HE_UNAVAILABLE, code=result.execution.fallback)
@@ -303,25 +329,18 @@ class SamplerWorker:
             return None
         return found
 
-    def _begin(
-        self, stream: StreamRecord, operation: Operation, stored: Item | None
-    ) -> tuple[Operation, Payload] | None:
-        """The operation, marked as run by us, and its payload; None if it was cancelled or taken."""
+    def _payload(self, stream: StreamRecord, operation: Operation, stored: Item | None) -> Payload:
         raw = self._services.outcomes.payload(stream, operation.seq, operation, stored)
         model = TextPayload if operation.kind is OpKind.TEXT else SamplePayload
         payload: Payload = model.model_validate_json(raw)
+        return payload
+
+    def _begin(self, operation: Operation) -> Operation | None:
+        """The operation, marked as run by us; None if it was cancelled or taken."""
         try:
-            return self._services.outcomes.start(operation, (), owner=self._owner), payload
+            return self._services.outcomes.start(operation, (), owner=self._owner)
         except ConditionFailed:
             return None
-
-    def _count(self, operation: Operation) -> None:
-        """A try that failed before the engine was given anything."""
-        try:
-            begun = self._services.outcomes.start(operation, (), owner=self._owner)
-        except ConditionFailed:
-            return
-        self._services.outcomes.put_back(begun, counted=True)
 
     def _request(self, payload: Payload) -> SampleRequest:
         return self._texts.request(payload) if isinstance(payload, TextPayload) else payload.request

@@ -143,6 +143,9 @@ class TrainerWorker:
         if len(messages) == asked:
             self._looks.more_wait()
         for message in messages:
+            if self._stop.is_set():  # a restored run may take half a minute
+                self._hand_back(message, 0)
+                continue
             with correlated(request_id_in(message.body)):
                 try:
                     self._adopt(message)
@@ -257,13 +260,13 @@ class TrainerWorker:
 
     def _applied(self, run: HotRun, operation: Operation, stored: Item | None) -> bool:
         outcomes, began = self._services.outcomes, time.monotonic()
+        run.begun = outcomes.begun(operation, owner=self._owner)  # also if the answer to `start` is lost
         try:
             operation = outcomes.start(operation, [run.lease.check], owner=self._owner)
         except ConditionFailed as error:
             if error.index == 0:
                 return False
             raise
-        run.begun = operation
         self._busy = True
         payload = outcomes.payload(run.stream, operation.seq, operation, stored)
         try:

@@ -11,10 +11,11 @@ import pytest
 
 from tensafe.contracts.errors import RunBlocked, Unavailable
 from tensafe.operations.leases import LeaseLost
-from tensafe.operations.records import OpKind, OpState, StreamState
+from tensafe.operations.records import Operation, OpKind, OpState, StreamState
 from tensafe.storage.ports import ConditionFailed
 from tensafe_gpu.trainer import worker
 from tensafe_gpu.trainer.engine import Engine
+from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.hot_runs import HotRuns
 from tensafe_gpu.trainer.restoring import Restorer
 from tensafe_gpu.trainer.snapshots import Snapshots
@@ -602,6 +603,53 @@ def test_nothing_begins_after_the_signal_to_stop(rig: Rig, monkeypatch: pytest.M
     rig.restart()
     rig.drain()
     assert {state for run_id in runs for state in rig.states(run_id)} == {OpState.COMPLETED}
+
+
+def test_no_run_is_restored_after_the_signal_to_stop(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their messages were received together; a restoration may take half a minute, and Spot gives two."""
+    runs = (RUN, OTHER, "s-1:train:2")
+    for run_id in runs:
+        rig.begin(run_id)
+    stop, restored, restore = threading.Event(), list[str](), Restorer.restore
+
+    def restoring(self: Restorer, run: HotRun) -> None:
+        restored.append(run.stream.stream_id)
+        stop.set()
+        restore(self, run)
+
+    monkeypatch.setattr(Restorer, "restore", restoring)
+    rig.worker.run(stop)
+    assert len(restored) == 1
+    assert not any(rig.services.leases.held(run_id, margin_s=0) for run_id in runs)
+    monkeypatch.undo()
+    rig.restart()
+    rig.drain()
+    assert {state for run_id in runs for state in rig.states(run_id)} == {OpState.COMPLETED}
+
+
+def test_a_beginning_whose_answer_is_lost_is_no_try(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that fails is no operation's fault, though it took what it does not own up to."""
+    rig.begin()
+    rig.drain()
+    rig.submit(1, optim_step())
+    outcomes, lost = rig.worker._services.outcomes, list[int]()
+    start = outcomes.start
+
+    def losing(*given: Any, **named: Any) -> Operation:
+        begun = start(*given, **named)
+        if len(lost) < 4:
+            lost.append(1)
+            raise Unavailable("x")
+        return begun
+
+    monkeypatch.setattr(outcomes, "start", losing)
+    for _ in range(8):
+        rig.worker.step()
+        rig.world.later(LEASE_S)
+        rig.ring_again()
+    assert len(lost) == 4
+    rig.drain()
+    assert (rig.op(1).state, rig.op(1).tries) == (OpState.COMPLETED, 1)
 
 
 def test_leases_are_kept_until_the_last_run_is_released(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

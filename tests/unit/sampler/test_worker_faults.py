@@ -1,0 +1,190 @@
+"""The sampling loop where storage fails it, where a message is nobody's, and where it is full."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tensafe.contracts.errors import Unavailable
+from tensafe.correlation import correlated
+from tensafe.operations.records import OpState
+from tensafe.services import Services
+from tensafe.storage.ports import Message, Put, Write
+from tensafe_gpu.sampler.text import Texts
+from tensafe_gpu.sampler.worker import SamplerWorker
+from tests.unit.operations.world import BASE, SAMPLE, World
+from tests.unit.sampler.test_worker import QUICK, Engine, maintain, states, submit
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class Twice:
+    """A queue that hands out each message twice at once, and whose first delete fails."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.failed = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def receive(self, *given: Any, **named: Any) -> list[Message]:
+        return [
+            one
+            for found in self._inner.receive(*given, **named)
+            for one in (found, replace(found, receipt="another"))
+        ]
+
+    def delete(self, queue: str, receipt: str) -> None:
+        if not self.failed:
+            self.failed += 1
+            raise Unavailable("x")
+        if receipt != "another":
+            self._inner.delete(queue, receipt)
+
+
+class LosesAnswers:
+    """Items that take what begins a sample and do not say so, `times` times; then nothing for a while."""
+
+    def __init__(self, inner: Any, times: int, away: int = 0) -> None:
+        self._inner, self._times, self._away = inner, times, away
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_relaxed(self, writes: list[Write]) -> None:
+        self._inner.write_relaxed(writes)
+        begins = any(isinstance(one, Put) and one.body.get("state") == "running" for one in writes)
+        if begins and self.lost < self._times:
+            self.lost += 1
+            raise Unavailable("x")
+
+    def get(self, key: Any) -> Any:
+        if self.lost and self._away and key.sort.startswith("op/"):
+            self._away -= 1
+            raise Unavailable("x")
+        return self._inner.get(key)
+
+
+async def served(world: World, services: Services, engine: Engine, until: Callable[[], bool]) -> None:
+    """One sampler over these services, until `until` and a SIGTERM."""
+    stop = threading.Event()
+    services.workers.announce("sampler", BASE, "sampler-1", 0)
+    texts: Any = Texts("none")
+    worker = SamplerWorker(services, BASE, engine, owner="sampler-1", texts=texts, settings=QUICK)  # type: ignore[arg-type]
+    running = asyncio.create_task(worker.run(stop))
+    async with asyncio.timeout(20):
+        while not until():
+            assert not running.done()
+            maintain(world)
+            await asyncio.sleep(0.01)
+        while worker.busy:
+            await asyncio.sleep(0.01)
+        stop.set()
+        await running
+
+
+def ended(world: World, sampler: Any) -> Callable[[], bool]:
+    return lambda: all(one.state.final for one in world.log(sampler))
+
+
+def test_a_second_message_that_cannot_be_deleted_leaves_the_first_one_served() -> None:
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    queues = Twice(world.queues)
+    asyncio.run(served(world, world.open(queues=queues), Engine(), ended(world, sampler)))
+    assert queues.failed == 1
+    assert states(world, sampler) == ["completed"]
+
+
+@pytest.mark.parametrize("body", [{"hello": 1}, {"stream": "s-1:sample:0", "seq": "x"}])
+def test_a_message_that_is_not_ours_ends_nobody_and_is_set_aside(body: dict[str, Any]) -> None:
+    world = World()
+    sampler = world.sampler()
+    world.queues.send(SAMPLE, body)
+    submit(world, sampler, [1, 2])
+    asyncio.run(served(world, world.open(), Engine(), ended(world, sampler)))
+    assert states(world, sampler) == ["completed"] * 2
+    for _ in range(3):  # then it is the dead queue's, whose consumer is not stopped by it either
+        world.later(60)
+        world.queues.receive(SAMPLE, visibility_s=1)
+    world.later(60)
+    specs = world.services.ports.queue_specs
+    assert world.services.dead_letters.consume(world.queues, specs) == 1
+    assert world.queues.depth(SAMPLE) == 0
+
+
+def test_one_that_is_full_hears_the_signal_to_stop() -> None:
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1, 2, 3])
+
+    async def forever(_token: int) -> None:
+        await asyncio.sleep(1000)
+
+    async def life() -> None:
+        engine, stop = Engine(forever), threading.Event()
+        services = world.open()
+        services.workers.announce("sampler", BASE, "sampler-1", 0)
+        full = replace(QUICK, max_in_flight=2)
+        worker = SamplerWorker(services, BASE, engine, owner="sampler-1", texts=Texts("none"), settings=full)  # type: ignore[arg-type]
+        running = asyncio.create_task(worker.run(stop))
+        async with asyncio.timeout(20):
+            while len(engine.asked) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            stop.set()
+            await running
+
+    asyncio.run(life())
+    assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.PENDING, 0)] * 3
+
+
+@pytest.mark.parametrize("away", [0, 5], ids=["then-there", "then-away-for-a-while"])
+def test_a_beginning_whose_answer_is_lost_is_no_try_and_nobody_waits_for_us(away: int) -> None:
+    """Else the message would be left to us by whoever hears it next, and we have handed it back."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    items = LosesAnswers(world.items, 3, away)
+    asyncio.run(served(world, world.open(items=items), Engine(), ended(world, sampler)))
+    assert items.lost == 3
+    assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.COMPLETED, 1)]
+
+
+def test_a_cancellation_is_not_taken_back_with_a_beginning_that_never_was() -> None:
+    """Both are the operation's next version."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    outcomes, operation = world.services.outcomes, world.op(sampler, 1)
+    world.services.submissions.cancel(sampler, 1)
+    begun = outcomes.begun(operation, owner="sampler-1")
+    assert begun.version == world.op(sampler, 1).version
+    assert not outcomes.put_back(begun, counted=False)
+    assert states(world, sampler) == ["cancelled"]
+
+
+def test_a_sample_is_a_span_below_its_request() -> None:
+    world = World()
+    sampler = world.sampler()
+    with correlated("req-0123456789abcdef", TRACEPARENT):
+        submit(world, sampler, [1])
+    spans: list[tuple[str, str | None, dict[str, Any]]] = []
+
+    class Tracer:
+        @contextmanager
+        def span(self, name: str, parent: str | None, **facts: Any) -> Iterator[None]:
+            spans.append((name, parent, facts))
+            yield
+
+    services = replace(world.open(), tracer=Tracer())
+    asyncio.run(served(world, services, Engine(), ended(world, sampler)))
+    assert spans == [("sample", TRACEPARENT, {"stream": sampler.stream_id, "seq": 1})]
