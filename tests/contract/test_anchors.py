@@ -78,6 +78,17 @@ class TestFiles(AnchorsSuite):
             FileAnchors(tmp_path / "absent")
         assert not (tmp_path / "absent").exists()
 
+    def test_a_folder_that_goes_away_has_not_forgotten_its_marks(self, tmp_path: Path) -> None:
+        """A disk that is taken off, say: no mark is not the same as nobody to ask."""
+        (tmp_path / "away").mkdir()
+        anchors = FileAnchors(tmp_path / "away")
+        anchors.put(mark(2), after=None)
+        (tmp_path / "away").rename(tmp_path / "elsewhere")
+        with pytest.raises(Unavailable, match="is missing"):
+            anchors.get(NAME)
+        (tmp_path / "elsewhere").rename(tmp_path / "away")
+        assert anchors.get(NAME) == mark(2)
+
     def test_a_failing_disk_is_told(
         self, anchors: Anchors, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -85,6 +85,17 @@ class TestAgainstAKeyOfOurOwn:
         with pytest.raises(Unavailable, match="does not verify"):
             KmsSigner(kms, "key-1").sign(DIGEST)
 
+    def test_a_check_asks_anew_and_knows_its_own_key(self) -> None:
+        kms = Kms()
+        signer = KmsSigner(kms, "key-1")
+        signer.check()
+        signer.sign(DIGEST)
+        signer.check()
+        assert [sorted(one) for one in kms.asked].count(["KeyId"]) == 3
+        kms.key = ec.generate_private_key(ec.SECP256R1())
+        with pytest.raises(IntegrityError, match="not the one"):
+            signer.check()
+
     @pytest.mark.parametrize("digest", [b"", b"x" * 31, b"x" * 33])
     def test_nothing_but_a_digest_is_signed(self, digest: bytes) -> None:
         kms = Kms()
@@ -118,6 +129,14 @@ class TestMoto:
     def test_a_key_that_is_not_there_is_refused(self, client: Any) -> None:
         with pytest.raises(ConfigurationError, match="TENSAFE_SIGNING_KEY_ID"):
             KmsSigner(client, "11111111-2222-3333-4444-555555555555").sign(DIGEST)
+
+    def test_a_key_that_is_disabled_later_fails_the_check(self, client: Any, wire: Wire) -> None:
+        """moto gives a disabled key's public half away, so KMS's own answer comes over the wire here."""
+        signer = KmsSigner(client, new_key(client))
+        signer.check()
+        wire.break_next((400, {"__type": "DisabledException", "message": "is disabled"}))
+        with pytest.raises(Unavailable):
+            signer.check()
 
     def test_an_outage_is_unavailable_and_not_remembered(self, client: Any, wire: Wire) -> None:
         signer = KmsSigner(client, new_key(client))

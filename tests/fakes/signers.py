@@ -28,3 +28,6 @@ class P256Signer:
 
     def sign(self, digest: bytes) -> bytes:
         return self._key.sign(digest, ec.ECDSA(Prehashed(hashes.SHA256())))
+
+    def check(self) -> None:
+        """It is in memory."""

@@ -1,7 +1,8 @@
 """Whether each thing that requests depend on answers: by name, each with a time-out of its own.
 
-Nobody needs a credential to ask, so asking is cheap: an answer holds for a moment, the key ring's for a
-minute (each look may cost a call of KMS), and what hangs is not asked again until it has returned.
+Nobody needs a credential to ask, so asking is cheap: an answer holds for a moment, the key ring's and the
+signer's for a minute (each look may cost a call of KMS), and what hangs is not asked again until it has
+returned.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Readiness:
             "blobs": _Probe(lambda: ports.blobs.head("health/probe"), _HOLDS_S),
             "queues": _Probe(lambda: [ports.queues.depth(spec.name) for spec in ports.queue_specs], _HOLDS_S),
             "keys": _Probe(lambda: ports.keyring.check(_PROBE.context()), _KEYS_HOLD_S),
+            "signer": _Probe(lambda: ports.signer.check(), _KEYS_HOLD_S),  # noqa: PLW0108 - a port of then
+            "anchors": _Probe(lambda: ports.anchors.get("health/probe"), _HOLDS_S),
         }
         self._threads = ThreadPoolExecutor(len(self._probes), thread_name_prefix="ready")
 

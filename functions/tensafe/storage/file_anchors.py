@@ -47,6 +47,8 @@ class FileAnchors:
                 found = _read(path)
             if found is None:
                 raise IntegrityError(f"the anchor {path} is damaged; put it back from your backup")
+        if found is None and not self._folder.is_dir():
+            raise Unavailable(f"the folder of the privacy ledger's anchors, {self._folder}, is missing")
         if found is not None and found[1].name != name:
             raise IntegrityError(f"the anchor {path} belongs to {found[1].name}")
         return None if found is None else found[1]

@@ -69,6 +69,14 @@ class KmsSigner:
             raise Unavailable("the key service returned a signature that does not verify") from error
         return signature
 
+    def check(self) -> None:
+        """As the port says: the public half is asked for anew, which a disabled key does not give.
+
+        Raises IntegrityError if it is another one.
+        """
+        if self._fetch().key_id != self.key_id:
+            raise IntegrityError("the signing key is not the one that this process began with")
+
     def _key(self) -> PublicKey:
         with self._lock:
             if self._public is None:

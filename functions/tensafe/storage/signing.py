@@ -46,6 +46,9 @@ class Signer(Protocol):
     def sign(self, digest: bytes) -> bytes:
         """Signature of a SHA-256 digest (32 bytes). Raises Unavailable if the key cannot be reached."""
 
+    def check(self) -> None:
+        """Ask whether the key can be used, signing nothing. Raises Unavailable or ConfigurationError."""
+
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:

@@ -55,6 +55,9 @@ class Ed25519Signer:
             raise InvalidRequest(f"what is signed is a digest of {DIGEST_BYTES} bytes, not {len(digest)}")
         return self._key.sign(digest)
 
+    def check(self) -> None:
+        """It is in memory."""
+
 
 def create_signing_key(path: Path, secret: bytes) -> str:
     """Write a new key to `path`, mode 0600, whole or not at all; its key id.

@@ -14,7 +14,14 @@ from tensafe.services import Services
 from tensafe.storage.ports import StorageError
 from tests.unit.operations.world import BASE, World
 
-DEPENDENCIES = {"items": "get", "blobs": "head", "queues": "depth", "keys": "check"}
+DEPENDENCIES = {
+    "items": "get",
+    "blobs": "head",
+    "queues": "depth",
+    "keys": "check",
+    "signer": "check",
+    "anchors": "get",
+}
 
 
 def port_of(services: Services, name: str) -> object:
@@ -80,13 +87,14 @@ def test_asking_often_costs_little(services: Services, monkeypatch: pytest.Monke
     readiness.checks()
     calls: list[int] = []
     monkeypatch.setattr(services.ports.keyring, "check", lambda *_: calls.append(1))
+    monkeypatch.setattr(services.ports.signer, "check", lambda: calls.append(2))
     for _ in range(50):
         now[0] += 1
         readiness.checks()
     assert not calls
     now[0] += 15
     readiness.checks()
-    assert len(calls) == 1
+    assert sorted(calls) == [1, 2]
 
 
 def test_nothing_of_any_tenant_is_told(http: TestClient, world: World) -> None:
