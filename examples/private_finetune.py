@@ -313,7 +313,8 @@ def run(
         began = time.monotonic()
         path = training.save_weights_for_sampler("private").result().path
         questions = [encode_prompt(tokenizer, prompt) for prompt in PROMPTS]
-        served = publish_and_sample(service, client, path, questions, model_path, output / "holder", console)
+        at = (questions, model_path, output / "holder", console)
+        served = publish_and_sample(service, client, path, *at, keep_run=True)
         encrypted = for_report(served, PROMPTS, tokenizer)
         timings.append(("publishing, and encrypted answers", round(time.monotonic() - began, 1)))
     privacy = outcome.privacy

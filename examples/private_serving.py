@@ -54,6 +54,8 @@ def publish_and_sample(
     model_path: str,
     folder: Path,
     console: Console,
+    *,
+    keep_run: bool = False,
 ) -> dict[str, Any]:
     """Ask, publish `path` privately, ask again, compare, verify: what was measured.
 
@@ -63,7 +65,8 @@ def publish_and_sample(
     with AdapterHolder(folder) as holder:
         published = service.operate(
             "adapters", "publish", path, "--private", "--yes", "--holder-dir", str(holder.data_dir),
-            "--holder", holder.address, "--tokens-per-site", str(TOKENS_PER_SITE),
+            "--holder", holder.address, "--holder-tenant", "sampler",
+            "--tokens-per-site", str(TOKENS_PER_SITE), *(("--keep-run",) if keep_run else ()),
         )  # fmt: skip
         console.print(
             f"published: {published['policy']}; the adapter holder has the weights and answers with them"

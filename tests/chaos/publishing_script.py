@@ -12,6 +12,7 @@ from typing import Any
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.training import LoraSpec
 from tensafe.local import publishing
+from tensafe.local.publishing_terms import Publishing
 from tensafe.operations.records import OpKind
 from tensafe.services import Services
 from tensafe_gpu.adapter_holder import composition
@@ -32,7 +33,7 @@ def submit_run(services: Services, base_model: str) -> None:
         submit(services, RUN, seq, step)
 
 
-def wanted(folder: Path) -> publishing.Publishing:
+def wanted(folder: Path) -> Publishing:
     """With the adapter holder's command in this process."""
 
     def command(name: str, *arguments: str) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def wanted(folder: Path) -> publishing.Publishing:
         found: dict[str, Any] = json.loads(out.getvalue())
         return found
 
-    return publishing.Publishing(command, "unix:/none", "sampler", 1000, ExecutionPolicy.HE_REQUIRED)
+    return Publishing(command, "unix:/none", "sampler", 1000, ExecutionPolicy.HE_REQUIRED)
 
 
 def publish(services: Services, folder: Path, killer: Killer) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tensafe.local.publishing import _MEMORY
 from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.records import StreamState
 from tensafe.services import Services
 from tensafe_gpu.adapter_holder.composition import directory_store, initialise
 from tensafe_gpu.adapter_holder.store import Published
@@ -60,6 +61,14 @@ def here(services: Services) -> bool:
     return services.checkpoints.peek(RUN, CheckpointKind.SAMPLER, NAME) is not None
 
 
+def erased(services: Services) -> bool:
+    """Nothing of the run can be opened, and nothing is left of it to open."""
+    run = services.streams.find(RUN)
+    assert run is not None
+    key = services.ports.items.get(run.scope.key_item)
+    return run.state is StreamState.ERASED and key is None and services.checkpoints.of_run(RUN) == []
+
+
 def in_memory() -> list[Path]:
     return list(_MEMORY.glob(f"tensafe-publish-{os.getuid()}-*"))
 
@@ -93,5 +102,6 @@ def test_a_publication_killed_at_any_durable_step_is_finished_by_the_next_and_ma
                 assert (placement.adapter, placement.version) == (one.name, one.version), kill
                 assert one.active
                 assert not here(services), kill
+                assert erased(services), kill
             assert in_memory() == [], kill
     assert left_in_memory > 0  # a kill does leave weights there, and the next try removes them

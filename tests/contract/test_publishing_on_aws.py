@@ -20,8 +20,10 @@ from botocore.exceptions import EndpointConnectionError
 from tensafe.contracts.errors import ConfigurationError, TensafeError, Unavailable
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.local import publishing
-from tensafe.local.publishing import Publishing, publish
+from tensafe.local.publishing import publish
+from tensafe.local.publishing_terms import Publishing
 from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files
 from tensafe.services import Services
 from tensafe.storage.dynamodb_items import DynamoDbItems
@@ -136,6 +138,12 @@ def check_moved(place: Place, case: object) -> None:
         name: (sum(len(one.a) for one in site.modules), 32) for name, site in sites.items()
     }
     assert list(place.folder.glob("tensafe-publish-*")) == [], case
+    # What is kept in the clear is sealed under the run's key; without it nothing of the run is left.
+    state = StreamState.ACTIVE if place.kept() else StreamState.ERASED
+    run = place.open().streams.find(place.run_id)
+    assert run is not None
+    assert run.state is state, case
+    assert (place.open().ports.items.get(run.scope.key_item) is None) is (state is StreamState.ERASED), case
 
 
 @pytest.mark.slow

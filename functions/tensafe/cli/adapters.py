@@ -15,6 +15,7 @@ from tensafe.contracts.execution import DEFAULT_PRIVATE, ExecutionPolicy
 
 if TYPE_CHECKING:
     from tensafe.local.holder_command import HolderCommand
+    from tensafe.local.publishing_terms import Publishing
     from tensafe.operations.placements import Placement
     from tensafe.services import Services
 
@@ -42,25 +43,31 @@ HolderDir = Annotated[
 
 @app.command()
 def publish(  # noqa: PLR0913, PLR0917 - one option each
-    path: AdapterPath,
+    weights: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|PATH",
+            help="A run, whose newest sampler weights are meant, or tinker://RUN/sampler_weights/NAME.",
+        ),
+    ],
     holder: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where it listens: unix:PATH or tcp:HOST:PORT.")
     ],
     tokens_per_site: Annotated[
         int, typer.Option(min=1, help="Budget of an epoch; what it gives away is printed.")
     ],
-    holder_dir: HolderDir = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Needed: these weights are moved, and their checkpoint erased.")
-    ] = False,
     holder_tenant: Annotated[
         str,
         typer.Option(
             metavar="T",
             help="For whom it is evaluated: what this service's samplers are called there, the common name "
-            "of their one certificate.",
+            "of their one certificate, or any name on a unix socket.",
         ),
-    ] = "sampler",
+    ],
+    holder_dir: HolderDir = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Needed: these weights are moved, and their run erased.")
+    ] = False,
     policy: Annotated[
         ExecutionPolicy, typer.Option(help="The least that an answer may do.")
     ] = DEFAULT_PRIVATE,
@@ -69,11 +76,15 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
         typer.Option(
             "--keep-plaintext",
             help="For HE_PREFERRED: keep the quantised adapter in the vault of this service too, to answer "
-            "in the clear while the adapter holder cannot.",
+            "in the clear while the adapter holder cannot. Implies --keep-run.",
         ),
     ] = False,
-    erase_run: Annotated[
-        bool, typer.Option("--erase-run", help="Erase its run too: nothing of it can be trained on.")
+    keep_run: Annotated[
+        bool,
+        typer.Option(
+            "--keep-run",
+            help="Erase this checkpoint alone, so that the run can go on; it keeps such weights.",
+        ),
     ] = False,
     data_dir: DataDir = None,
     key_file: KeyFile = None,
@@ -82,39 +93,33 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
 ) -> None:
     """Move sampler weights to an adapter holder; they are sampled under the same path as before.
 
-    Their checkpoint is erased. The run's snapshots and other checkpoints still hold such weights, so that
-    it can go on: --erase-run, or later `tensafe runs erase RUN`, erases those too and leaves the private
-    adapter.
+    Their run is erased here with all that was saved of it, since its snapshots and other checkpoints hold
+    such weights too, and its sampling sessions end; --keep-run erases the one checkpoint. A run that began
+    from them is another run.
     """
-    from tensafe.local import admin
-    from tensafe.local.publishing import Publishing
     from tensafe.local.publishing import publish as move
+    from tensafe.local.publishing import sampler_weights
+    from tensafe.local.publishing_terms import Publishing
 
-    also = ", and its run with all that was saved of it" if erase_run else ""
     if not private:
         raise InvalidRequest("say --private: the weights are moved, and erased here", field="private")
-    if keep_plaintext and erase_run:
-        raise InvalidRequest(
-            "--erase-run would erase what --keep-plaintext keeps: choose one", field="erase_run"
-        )
-    terms = (holder_tenant, tokens_per_site, policy, keep_plaintext)
+    terms = (holder_tenant, tokens_per_site, policy, keep_plaintext, keep_run)
     wanted = Publishing(_holder(holder_dir), holder, *terms)
-    also += ", and keep it in the vault in the clear" if keep_plaintext else ""
     with opened(data_dir, key_file, doing=None) as services:
-        confirm(f"Move {path} to the adapter holder, and erase its checkpoint here{also}?", yes)
+        path = sampler_weights(services, weights)
+        erased = (
+            "their run with all that was saved of it and its sampling sessions"
+            if wanted.erases_run
+            else "their checkpoint"
+        )
+        kept = ", and keep them in the vault in the clear" if keep_plaintext else ""
+        confirm(f"Move {path} to the adapter holder, and erase {erased} here{kept}?", yes)
         with progress("publishing"):
             placement, said = move(services, path, wanted)
-        if erase_run:
-            with progress("erasing the run"):
-                admin.erase_run(services, admin.find_run(services, placement.run_id))
     facts = {**_row(placement), "extraction": said.get("extraction")}
     if sites := said.get("sites"):
         facts["rounding"] = _rounding(sites)
-    copies = f"in what is kept of run {placement.run_id}: tensafe runs erase {placement.run_id}"
-    if keep_plaintext:
-        copies = f"the quantised adapter, for HE_PREFERRED, and more {copies} erases both"
-    facts["other_copies"] = f"none: run {placement.run_id} is erased" if erase_run else copies
-    print_object(facts, as_json=as_json)
+    print_object({**facts, "other_copies": _copies(wanted, placement)}, as_json=as_json)
 
 
 @app.command("list")
@@ -249,6 +254,17 @@ def _at_the_holder(placement: Placement, said: dict[str, Any]) -> Row:
         "tokens_per_site": said["policy"]["tokens_per_site"],
         "metered": max((sum(tenants.values()) for tenants in sites), default=0),
     }
+
+
+def _copies(wanted: Publishing, placement: Placement) -> str:
+    """What else this service has of the weights, and what erases it."""
+    run = placement.run_id
+    if wanted.erases_run:
+        return f"none: run {run} is erased (a run that began from these weights is another one)"
+    rest = f"in what is kept of run {run}: tensafe runs erase {run}"
+    if not wanted.keep_plaintext:
+        return rest
+    return f"the quantised adapter, for HE_PREFERRED, and more {rest} erases both"
 
 
 def _rounding(sites: list[dict[str, float]]) -> str:

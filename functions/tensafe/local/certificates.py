@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509.oid import NameOID
+
 from tensafe.contracts.errors import ConfigurationError
 from tensafe.services import Services
 from tensafe.vault import sealed_texts
@@ -35,6 +38,12 @@ def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
 def kept_certificate(services: Services) -> dict[str, str] | None:
     """The texts by name; None if nothing is kept. Raises IntegrityError, Unavailable."""
     return sealed_texts.kept(services.ports.items, services.vault, _SCOPE)
+
+
+def common_name(pem: str) -> str | None:
+    """Whom a certificate (PEM, the first of the text) names."""
+    names = load_pem_x509_certificate(pem.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else None
 
 
 def kept_version(services: Services) -> int:

@@ -6,15 +6,22 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest
-from tensafe.contracts.execution import ExecutionPolicy
-from tensafe.local.admin import find_checkpoint, scrub
+from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
+from tensafe.local.admin import erase_run, find_checkpoint, find_run, scrub
+from tensafe.local.publishing_terms import (
+    Publishing,
+    check_others,
+    check_policy,
+    check_tenant,
+    known,
+    told_again,
+)
 from tensafe.operations.checkpoints import CheckpointKind
-from tensafe.operations.placements import Placement, check_address
+from tensafe.operations.placements import Placement
+from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
 from tensafe.storage.ports import Write
@@ -28,50 +35,33 @@ OTHER_DIGEST: Final = (
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
 
 
-@dataclass(frozen=True, slots=True)
-class Publishing:
-    """What the publisher decides. `holder` runs a command of the adapter holder on its own store.
+def sampler_weights(services: Services, weights: str) -> str:
+    """The path of a run's newest sampler weights; a path is that already.
 
-    With `keep_plaintext` the quantised adapter stays in the vault, for answers under HE_PREFERRED.
+    Those that have been published count too, so that a run that is published again, after it was cut short,
+    means what it meant. Raises NotFound for no such run, or one that has none.
     """
-
-    holder: Callable[..., dict[str, Any]]
-    address: str
-    holder_tenant: str
-    tokens_per_site: int
-    policy: ExecutionPolicy
-    keep_plaintext: bool = False
-
-    def __post_init__(self) -> None:
-        check_address(self.address)  # before the adapter holder has anything
-        if self.policy is ExecutionPolicy.PLAINTEXT_ONLY:
-            raise InvalidRequest(
-                "its adapter holder would never be asked: leave it an ordinary one, or choose HE_REQUIRED",
-                field="policy",
-            )
-        preferred = self.policy is ExecutionPolicy.HE_PREFERRED
-        if preferred and not self.keep_plaintext:
-            raise InvalidRequest(
-                "under HE_PREFERRED an answer falls back to weights in the clear, and there would be none: "
-                "say --keep-plaintext to keep them in the vault of this service, or choose HE_REQUIRED",
-                field="policy",
-            )
-        if self.keep_plaintext and not preferred:
-            raise InvalidRequest(
-                "nothing that is kept in the clear is used under HE_REQUIRED: leave out --keep-plaintext, or "
-                "choose HE_PREFERRED",
-                field="keep_plaintext",
-            )
+    if "/" in weights:
+        return weights
+    run = find_run(services, weights)
+    saved = [one for one in services.checkpoints.of_run(run.stream_id) if one.kind is CheckpointKind.SAMPLER]
+    placed = [one for one in services.placements.of_tenant(run.tenant) if one.run_id == run.stream_id]
+    times = {one.name: one.saved_ms or one.created_ms for one in placed}
+    times |= {one.name: one.created_ms for one in saved}
+    if not times:
+        raise NotFound(f"run {weights} has no sampler weights: save_weights_for_sampler saves them")
+    return f"tinker://{run.stream_id}/sampler_weights/{max(times, key=times.__getitem__)}"
 
 
 def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placement, dict[str, Any]]:
     """Publish, place, erase: the placement and what the adapter holder said. Again, it goes on.
 
     The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
-    found there, and not made twice; what it left in memory goes. The run's snapshots and its other
-    checkpoints are not touched.
+    found there, and not made twice; what it left in memory goes. What is erased is the run, or its checkpoint
+    alone if the run is kept.
     Raises NotFound, InvalidRequest for other weights than a sampler's, Conflict if it was begun or done on
-    other terms, ConfigurationError with the adapter holder's sentence.
+    other terms, if the adapter holder has lost it, or if the run's erasure would take what is kept of another
+    adapter; ConfigurationError with the adapter holder's sentence.
     """
     parsed = CheckpointPath.parse(path)
     if parsed.kind != CheckpointKind.SAMPLER.value:
@@ -81,21 +71,25 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
             field="path",
         )
     placed = services.placements.peek(str(parsed.run), parsed.name)
+    check_tenant(services, wanted)
+    check_others(services, str(parsed.run), parsed.name, wanted)
     if placed is not None:
+        told = told_again(wanted, placed)
         _remove_folder(placed.adapter)
         _erase(services, path)
-        return placed, _told_again(wanted, placed)
+        _erase_run(services, placed, wanted)
+        return placed, told
     checkpoint = find_checkpoint(services, path)
     stream = services.streams.find(checkpoint.run_id)
     if stream is None:
         raise InvalidRequest("the run of these weights has been erased", field="path")
-    said, kept = _known(wanted, checkpoint.artifact_id), list[Write]()
+    said, kept = known(wanted, checkpoint.artifact_id), list[Write]()
     if said is not None and wanted.keep_plaintext:
         # What it serves is in the clear only while it is published; nothing is sampled from that version yet.
         wanted.holder("revoke", "--name", str(said["name"]), "--version", str(said["version"]))
         said = None
     if said is not None:
-        _check_budget(wanted, said)
+        check_policy(wanted, said)
     else:
         files = unpack_files(services.checkpoints.read(stream, checkpoint))
         with _in_memory(checkpoint.artifact_id, files) as folder:
@@ -125,10 +119,12 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
             created_ms=0,
             epoch=int(said["epoch"]),
             digest=str(said["digest"]),
+            saved_ms=checkpoint.created_ms,
         ),
         kept,
     )
     _erase(services, path)
+    _erase_run(services, placement, wanted)
     return placement, said
 
 
@@ -195,34 +191,15 @@ def _remove_folder(artifact_id: str) -> None:
     shutil.rmtree(_folder(artifact_id), ignore_errors=True)
 
 
-def _known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
-    """The active publication of a try that was cut short."""
-    adapters = wanted.holder("list")["adapters"]
-    found = [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
-    return found[-1] if found else None
-
-
-def _told_again(wanted: Publishing, placed: Placement) -> dict[str, Any]:
-    """What the adapter holder says of what is published. Raises Conflict if that was on other terms."""
-    there = (placed.policy, placed.address, placed.holder_tenant)
-    if there != (wanted.policy, wanted.address, wanted.holder_tenant):
-        raise Conflict(
-            f"it is published already: {placed.policy}, at {placed.address}, for {placed.holder_tenant}; "
-            "other terms need another checkpoint"
-        )
-    said = _known(wanted, placed.adapter) or {}
-    _check_budget(wanted, said)
-    return said
-
-
-def _check_budget(wanted: Publishing, said: Mapping[str, Any]) -> None:
-    """Raise Conflict if the adapter holder has it with another budget, which is not changed by this."""
-    budget = said["policy"]["tokens_per_site"] if said else wanted.tokens_per_site
-    if budget != wanted.tokens_per_site:
-        raise Conflict(
-            f"the adapter holder has it with a budget of {budget} tokens per site; give --tokens-per-site "
-            f"{budget}, or publish another checkpoint"
-        )
+def _erase_run(services: Services, placement: Placement, wanted: Publishing) -> None:
+    """Nothing of the run is left; again is fine, and ends nobody's sampling that has begun since."""
+    if not wanted.erases_run:
+        return
+    run = find_run(services, placement.run_id)
+    if run.state is StreamState.ERASED:
+        services.streams.finish_erasure(run.stream_id)
+    else:
+        erase_run(services, run)
 
 
 def _erase(services: Services, path: str) -> None:

@@ -41,6 +41,8 @@ class Placement:
     created_ms: int
     epoch: int | None = None
     digest: str | None = None
+    saved_ms: int | None = None
+    """When the weights were saved; None for what an older release placed."""
 
     def __post_init__(self) -> None:
         check_address(self.address)
@@ -55,8 +57,9 @@ class Placement:
         policy, version = ExecutionPolicy(str(body.pop("policy"))), int(cast(int, body.pop("version")))
         created_ms = int(cast(int, body.pop("created_ms")))
         epoch, digest = cast("int | None", body.pop("epoch", None)), body.pop("digest", None)
+        saved_ms = cast("int | None", body.pop("saved_ms", None))
         texts = {key: str(value) for key, value in body.items()}
-        told = {"epoch": epoch, "digest": None if digest is None else str(digest)}
+        told = {"epoch": epoch, "saved_ms": saved_ms, "digest": None if digest is None else str(digest)}
         return cls(policy=policy, version=version, created_ms=created_ms, **texts, **told)  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from tensafe.cli.app import app
@@ -17,16 +18,19 @@ from tensafe.contracts.training import ModelInfo
 from tensafe.local.admin import find_checkpoint
 from tensafe.local.composition import initialise, local_services
 from tensafe.local.holder_command import in_directory
+from tensafe.local.publishing_terms import _TENANT
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
-from tensafe.operations.records import OpKind, StreamKind
+from tensafe.operations.records import OpKind, StreamKind, StreamState
 from tensafe.operations.submissions import Submission
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
 from tensafe_gpu.adapter_holder.composition import directory_store
 from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
 from tensafe_gpu.adapter_holder.peft_sites import read_peft
+from tensafe_gpu.adapter_holder.policy import TenantName
 from tensafe_gpu.helora.quantise import CREST
+from tests.support.certificates import Authority
 from tests.support.helora import peft_files
 
 pytestmark = pytest.mark.slow
@@ -41,6 +45,19 @@ def path(name: str) -> str:
     return f"tinker://{RUN}/sampler_weights/{name}"
 
 
+def save(services: Services, name: str, created_ms: int = 1) -> None:
+    """Sampler weights of the run."""
+    run = services.streams.find(RUN)
+    assert run is not None
+    files = peft_files(64, 8, leaves=("o",))
+    ref = services.artifacts.write(run.scope, f"ckpt/sampler_weights/{name}", pack_files(files))
+    checkpoint = Checkpoint(
+        run_id=RUN, tenant="acme", kind=CheckpointKind.SAMPLER, name=name, base_model=BASE.name,
+        created_ms=created_ms, ref=ref, artifact_id=f"art-{name}",
+    )  # fmt: skip
+    services.ports.items.write(services.checkpoints.saving(checkpoint, overwrite=False))
+
+
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[Services]:
     """Sampler weights `mine` and `other` of tenant acme."""
@@ -50,13 +67,7 @@ def services(tmp_path: Path) -> Iterator[Services]:
         record, creation = services.streams.creation(RUN, "acme", StreamKind.RUN, BASE.name)
         services.submissions.create(record, creation, Submission(0, OpKind.CREATE, b"{}"))
         for name in ("mine", "other"):
-            files = peft_files(64, 8, leaves=("o",))
-            ref = services.artifacts.write(record.scope, f"ckpt/sampler_weights/{name}", pack_files(files))
-            checkpoint = Checkpoint(
-                run_id=RUN, tenant="acme", kind=CheckpointKind.SAMPLER, name=name, base_model=BASE.name,
-                created_ms=1, ref=ref, artifact_id=f"art-{name}",
-            )  # fmt: skip
-            services.ports.items.write(services.checkpoints.saving(checkpoint, overwrite=False))
+            save(services, name)
         yield services
 
 
@@ -75,10 +86,17 @@ def tensafe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, services: Services)
 
 
 def publish(tensafe: Tensafe, at: Path, name: str, *more: str, code: int = 0, **changed: str) -> Any:
-    given = {"holder": AT, "tokens_per_site": "100", "policy": "HE_REQUIRED"} | changed
+    """The weights `name`, or the run's newest where that is the run."""
+    given = {
+        "holder": AT,
+        "holder_tenant": "sampler",
+        "tokens_per_site": "100",
+        "policy": "HE_REQUIRED",
+    } | changed
     options = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", value)]
     where = ("--holder-dir", str(at))
-    return tensafe("publish", path(name), "--private", "--yes", *where, *options, *more, code=code)
+    weights = name if name == RUN else path(name)
+    return tensafe("publish", weights, "--private", "--yes", *where, *options, *more, code=code)
 
 
 def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp_path: Path) -> None:
@@ -90,13 +108,18 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
     assert "choose HE_REQUIRED" in publish(tensafe, holder, "mine", code=2, policy="PLAINTEXT_ONLY")
     assert tensafe("list") == []
 
-    first = publish(tensafe, holder, "mine")
+    first = publish(tensafe, holder, "mine", "--keep-run")
     rounding = first.pop("rounding")
     assert rounding.endswith("of 1 sites")
     assert "measured; activations" in rounding
     assert f"assumed that a token's largest is {CREST:g} times" in rounding
-    assert first["holder_tenant"] == "sampler"  # as a sampler's certificate is called (docs/helora.md)
-    assert publish(tensafe, holder, "mine") == first  # again is fine
+    assert first["holder_tenant"] == "sampler"
+    assert publish(tensafe, holder, "mine", "--keep-run") == first  # again is fine
+    assert "for sampler" in publish(tensafe, holder, "mine", code=1, holder_tenant="another")
+    # Whom it is for, and how much, have no defaults.
+    least = ("publish", path("mine"), "--private", "--yes", "--holder", AT)
+    assert "--holder-tenant" in tensafe(*least, "--tokens-per-site", "100", code=2)
+    assert "--tokens-per-site" in tensafe(*least, "--holder-tenant", "sampler", code=2)
     assert "budget of 100" in publish(tensafe, holder, "mine", code=1, tokens_per_site="200")
     other = publish(tensafe, holder, "mine", "--keep-plaintext", code=1, policy="HE_PREFERRED")
     assert "published already: HE_REQUIRED" in other
@@ -138,6 +161,111 @@ def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp
         assert "tensafe adapters list" in tensafe(command, path("mine"), *more, code=3)
 
 
+def test_a_published_adapter_is_erased_elsewhere_with_its_run(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    """Of a run its newest sampler weights are published, and again the same, whatever else it had."""
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    save(services, "newest", created_ms=2)
+    assert "tensafe runs list" in tensafe(
+        *("publish", "s-2:train:0", "--private", "--yes", "--holder", AT, "--holder-tenant", "s"),
+        *("--tokens-per-site", "1", "--holder-dir", str(holder)), code=3,
+    )  # fmt: skip
+    first = publish(tensafe, holder, RUN)
+    assert (first["path"], first["adapter"]) == (path("newest"), "art-newest")
+    assert first["other_copies"].startswith(f"none: run {RUN} is erased")
+    run = services.streams.find(RUN)
+    assert run is not None
+    assert run.state is StreamState.ERASED
+    assert services.ports.items.get(run.scope.key_item) is None
+    assert services.checkpoints.of_run(RUN) == []
+    assert publish(tensafe, holder, RUN) == {
+        name: value for name, value in first.items() if name != "rounding"
+    }
+    assert in_directory(holder)("list")["adapters"][0]["status"] == "active"
+    tensafe("revoke", path("newest"), "--holder-dir", str(holder), "--yes")
+    assert "save_weights_for_sampler" in publish(tensafe, holder, RUN, code=3)
+
+
+def test_a_run_means_its_newest_weights_whatever_was_published_of_it_before(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    """When something was published says nothing of when it was saved."""
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    publish(tensafe, holder, "mine", "--keep-run")
+    save(services, "newer", created_ms=5)
+    assert publish(tensafe, holder, RUN, "--keep-run")["path"] == path("newer")
+    assert publish(tensafe, holder, RUN, "--keep-run")["path"] == path("newer")
+
+
+def test_what_the_adapter_holder_has_lost_is_not_erased_here(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    """Another directory, or a version that was revoked there: the run's other copies may be the last."""
+    holder, other = tmp_path / "holder", tmp_path / "other-holder"
+    initialise_holder(holder)
+    initialise_holder(other)
+    first = publish(tensafe, holder, "mine", "--keep-run")
+    assert "has it no more" in publish(tensafe, other, "mine", code=1)
+    in_directory(holder)("revoke", "--name", first["adapter"])
+    assert "has it no more" in publish(tensafe, holder, "mine", code=1)
+    run = services.streams.find(RUN)
+    assert run is not None
+    assert run.state is StreamState.ACTIVE
+    assert find_checkpoint(services, path("other"))
+
+
+def test_an_erasure_takes_nothing_that_is_kept_of_another_adapter_of_the_run(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    kept = publish(tensafe, holder, "mine", "--keep-plaintext", policy="HE_PREFERRED")
+    refused = publish(tensafe, holder, "other", code=1)
+    assert path("mine") in refused
+    assert "--keep-run" in refused
+    assert [one["name"] for one in in_directory(holder)("list")["adapters"]] == [kept["adapter"]]
+    assert publish(tensafe, holder, "other", "--keep-run")["adapter"] == "art-other"
+    assert tensafe("show", path("mine"))["kept_in_the_clear"] == kept["digest"]
+
+
+def test_published_again_it_ends_no_session_that_was_opened_since(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    publish(tensafe, holder, "mine")
+    spec = {"model_path": path("mine")}
+    sampler, writes = services.streams.creation(
+        "s-1:sample:0", "acme", StreamKind.SAMPLER, BASE.name, spec=spec
+    )
+    services.ports.items.write(writes)
+    publish(tensafe, holder, "mine")
+    found = services.streams.find(sampler.stream_id)
+    assert found is not None
+    assert found.state is StreamState.ACTIVE
+
+
+def test_it_is_for_one_name_and_over_tcp_for_the_one_in_the_samplers_certificate(
+    tensafe: Tensafe, tmp_path: Path
+) -> None:
+    """What nobody could use is not published: no command changes for whom it is."""
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    assert TypeAdapter(TenantName).json_schema()["pattern"] == f"^{_TENANT.pattern}$"
+    for name in ("x,y", "", "a b"):
+        assert "one name" in publish(tensafe, holder, "mine", code=2, holder_tenant=name)
+    files = Authority(tmp_path).issue("samplers-of-acme")
+    pems = {"cert": files.certificate, "key": files.key, "ca": files.authority}
+    tensafe("certificate", *(word for name, file in pems.items() for word in (f"--{name}", str(file))))
+    at = {"holder": "tcp:localhost:1"}
+    assert "are samplers-of-acme by their certificate" in publish(tensafe, holder, "mine", code=2, **at)
+    assert in_directory(holder)("list") == {"adapters": []}
+    assert publish(tensafe, holder, "mine", holder_tenant="samplers-of-acme", **at)["policy"] == "HE_REQUIRED"
+
+
 def test_he_preferred_needs_weights_in_the_clear_and_keeps_those_that_are_served(
     tensafe: Tensafe, services: Services, tmp_path: Path
 ) -> None:
@@ -147,8 +275,6 @@ def test_he_preferred_needs_weights_in_the_clear_and_keeps_those_that_are_served
     assert run is not None
     assert "--keep-plaintext" in publish(tensafe, holder, "mine", code=2, **preferred)
     assert "choose HE_PREFERRED" in publish(tensafe, holder, "mine", "--keep-plaintext", code=2)
-    both = ("--keep-plaintext", "--erase-run")
-    assert "choose one" in publish(tensafe, holder, "mine", *both, code=2, **preferred)
     assert tensafe("list") == []
 
     first = publish(tensafe, holder, "mine", "--keep-plaintext", **preferred)
@@ -177,7 +303,8 @@ def test_a_publication_on_wrong_terms_leaves_nothing_behind_and_one_that_is_made
     initialise_holder(holder)
     assert "unix:PATH or tcp:HOST:PORT" in publish(tensafe, holder, "mine", code=2, holder="/run/adapters")
     assert in_directory(holder)("list") == {"adapters": []}
-    publish(tensafe, holder, "mine")
+    kept = publish(tensafe, holder, "mine", "--keep-run")
+    assert kept["other_copies"] == f"in what is kept of run {RUN}: tensafe runs erase {RUN}"
     with pytest.raises(NotFound, match="tensafe adapters show"):
         find_checkpoint(services, path("mine"))
     with pytest.raises(NotFound, match="tensafe checkpoints list"):
@@ -198,5 +325,7 @@ def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
         "--tenants", "sampler", "--tokens-per-site", "50",
     )  # fmt: skip
     assert "--tokens-per-site 50" in publish(tensafe, holder, "other", code=1)
+    wrong = {"tokens_per_site": "50", "holder_tenant": "others"}
+    assert "--holder-tenant sampler" in publish(tensafe, holder, "other", code=1, **wrong)
     assert tensafe("list") == []
     assert publish(tensafe, holder, "other", tokens_per_site="50")["adapter"] == "art-other"

@@ -91,7 +91,18 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_on_the_deployment(
     published = adapters(
         service,
         holder,
-        *("publish", path, "--private", "--yes", "--holder", holder.command[-1], "--tokens-per-site", "500"),
+        *(
+            "publish",
+            path,
+            "--private",
+            "--yes",
+            "--holder",
+            holder.command[-1],
+            "--holder-tenant",
+            "sampler",
+            "--tokens-per-site",
+            "500",
+        ),
     )
     assert published["policy"] == "HE_REQUIRED"
     private_client = client.create_sampling_client(model_path=path).result()

@@ -130,7 +130,7 @@ def tensafe(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
 def publish(path: str, *more: str) -> tuple[str, ...]:
     return (
         *("publish", path, "--private", "--yes", "--holder", "tcp:adapter-holder.tensafe.internal:7443"),
-        *("--tokens-per-site", "100", *more),
+        *("--holder-tenant", "sampler", "--tokens-per-site", "100", *more),
     )
 
 
@@ -144,7 +144,7 @@ def test_an_adapter_from_its_publication_to_its_end(
     assert "not set: TENSAFE_HOLDER_PROFILE" in tensafe(*publish(path), fails=True)
     monkeypatch.setenv("TENSAFE_HOLDER_PROFILE", HOLDER)
     wire.forget()
-    published = tensafe(*publish(path))
+    published = tensafe(*publish(path, "--keep-run"))
     assert (published["adapter"], published["version"]) == ("art-s-1", 1)
     assert "a trained adapter of rank" in published["extraction"]
     assert services.checkpoints.peek(RUN, CheckpointKind.SAMPLER, "mine") is None
@@ -155,7 +155,7 @@ def test_an_adapter_from_its_publication_to_its_end(
     kept = tensafe(*publish(path_of(PREFERRED), *preferred))["digest"]
     assert tensafe("show", path_of(PREFERRED))["kept_in_the_clear"] == kept
     tensafe("revoke", path_of(PREFERRED), "--yes")
-    tensafe(*publish(path_of(OTHER), "--erase-run"))
+    tensafe(*publish(OTHER))
     assert services.ports.items.get(stream_scope("acme", OTHER).key_item) is None
     files = Authority(tmp_path).issue("sampler")
     pems = {"cert": files.certificate, "key": files.key, "ca": files.authority}

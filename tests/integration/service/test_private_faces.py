@@ -105,8 +105,9 @@ def trained_and_published(
     train(training, 6)
     path, twin = (training.save_weights_for_sampler(name).result().path for name in ("mine", "twin"))
     said = operate(
-        service, "publish", path, "--holder-dir", str(holder.data_dir), *options, "--private", "--yes"
-    )
+        service, "publish", path, "--private", "--yes", "--keep-run", "--holder-tenant", "sampler",
+        "--holder-dir", str(holder.data_dir), *options,
+    )  # fmt: skip
     yield Published(service, holder, tap, key, client, path, twin, said)
     client.close("success").result()
     tap.close()

@@ -97,7 +97,7 @@ def test_he_01_whoever_is_killed_no_index_is_used_twice_and_no_token_comes_witho
     done = tensafe(
         *("adapters", "publish", path, "--private", "--yes", "--data-dir", str(own_service.data_dir)),
         *("--holder-dir", str(holder.data_dir), "--holder", f"unix:{holder.data_dir / 'tap'}"),
-        *("--tokens-per-site", "50000"),
+        *("--holder-tenant", "sampler", "--tokens-per-site", "50000"),
     )
     assert done.returncode == 0
     sampler = client.create_sampling_client(model_path=path).result()
