@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tensafe_gpu.helora.tls import TlsFiles
 from tests.support.service import free_port
 
@@ -20,8 +22,9 @@ COMMAND = (sys.executable, "-m", "tensafe_gpu.adapter_holder")
 class HolderProcess:
     """A data directory of an adapter holder and the process over it."""
 
-    def __init__(self, data_dir: Path, *, tls: TlsFiles | None = None) -> None:
-        """On a unix socket, or with `tls` on a port of the loopback."""
+    def __init__(self, data_dir: Path, *, tls: TlsFiles | None = None, watched: bool = False) -> None:
+        """On a unix socket, or with `tls` on a port of the loopback; `watched`: by `up`, not `serve`."""
+        self._serve = "up" if watched else "serve"
         self.data_dir, self.socket, self.tls = data_dir, data_dir / "s", tls
         self.log = data_dir / "holder.log"
         self.port = 0 if tls is None else free_port()
@@ -59,7 +62,7 @@ class HolderProcess:
     def start(self, given: list[str] | None = None, *, build: Sequence[str] = COMMAND) -> None:
         """By the command that is given, or the one that serves this directory, of this build."""
         self.socket.unlink(missing_ok=True)
-        command = given or [*build, "serve", "--data-dir", str(self.data_dir), "--listen", self.address]
+        command = given or [*build, self._serve, "--data-dir", str(self.data_dir), "--listen", self.address]
         if self.tls is not None:
             command += ["--tls-cert", str(self.tls.certificate), "--tls-key", str(self.tls.key)]
             command += ["--tls-ca", str(self.tls.authority)]
@@ -77,6 +80,12 @@ class HolderProcess:
         except OSError:
             return False
         return True
+
+    def kill_watched(self) -> None:
+        """SIGKILL for the process that `up` has started."""
+        assert self.process is not None
+        (served,) = psutil.Process(self.process.pid).children()
+        served.kill()
 
     def kill(self) -> None:
         if self.process is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -20,10 +21,10 @@ from tensafe.observability import configure_logging
 from tensafe_gpu.adapter_holder.certificates import followed, keep, kept
 from tensafe_gpu.adapter_holder.composition import (
     CloudHolderSettings,
+    alone,
     initialise,
     open_ports,
     read_holder_settings,
-    serving_alone,
 )
 from tensafe_gpu.adapter_holder.extraction import extraction_note
 from tensafe_gpu.adapter_holder.in_clear import write_in_clear
@@ -32,7 +33,9 @@ from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts, Published
-from tensafe_gpu.helora.accepted import AcceptLog, spent_tokens
+from tensafe_gpu.adapter_holder.watched import Watcher
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.accepted_records import spent_tokens
 from tensafe_gpu.helora.adapter import ServedAdapter
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import Contexts, TlsFiles, server_context
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given and given[0].startswith("--") and given[0] != "--help":
         given.insert(0, "serve")
     options = _parser().parse_args(given)
+    options.given = given
     forbid_core_dumps()
     try:
         options.run(options)
@@ -115,7 +119,7 @@ def _serve(options: argparse.Namespace) -> None:
     configure_logging("adapter-holder", settings.log_level)
     stop = stop_on_signals()
     with ExitStack() as opened:
-        opened.enter_context(serving_alone(settings))
+        opened.enter_context(alone(settings))
         ports = opened.enter_context(_opened(options))
         service = HolderService(AdapterStore(ports), AcceptLog(ports.items))
         opened.callback(service.shelf.close)
@@ -126,6 +130,27 @@ def _serve(options: argparse.Namespace) -> None:
         log.info("adapter holder ready", extra={"listen": options.listen})
         alive_until(stop, listening.is_alive)
     log.info("adapter holder stopped", extra={"counts": dict(service.counters)})
+
+
+def _up(options: argparse.Namespace) -> None:
+    """`serve` with the same options, in a process that is started again."""
+    settings = read_holder_settings(options.data_dir)
+    if isinstance(settings, CloudHolderSettings):
+        raise ConfigurationError("on AWS, ECS starts an adapter holder again: use serve")
+    with _opened(options):  # a key that is missing is said at once
+        pass
+    stop = stop_on_signals()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, lambda *_: stop.set())
+    command = (sys.executable, "-m", "tensafe_gpu.adapter_holder", "serve", *options.given[1:])
+
+    def say(what: str) -> None:
+        with suppress(OSError):  # the terminal has gone
+            sys.stderr.write(f"adapter holder at {options.listen}: {what}\n")
+            sys.stderr.flush()
+
+    with alone(settings, "up.lock"):
+        Watcher(command, settings.data_dir, say).run(stop)
 
 
 def _listener(service: HolderService, ports: HolderPorts, options: argparse.Namespace) -> Listener:
@@ -239,9 +264,12 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--name", required=True)
         one.add_argument("--version", type=int)
     serve = command("serve", _serve, "answer key holders")
-    serve.add_argument("--listen", required=True, help="unix:PATH or tcp:HOST:PORT")
+    up = command("up", _up, "serve, and start it again when it dies or stands still; on one machine")
+    for one in (serve, up):
+        one.add_argument("--listen", required=True, help="unix:PATH or tcp:HOST:PORT")
     tls = command("tls", _tls, "seal the certificate, for an adapter holder that is not given one")
     for name in ("cert", "key", "ca"):
-        serve.add_argument(f"--tls-{name}", type=Path)
+        for one in (serve, up):
+            one.add_argument(f"--tls-{name}", type=Path)
         tls.add_argument(f"--tls-{name}", type=Path, required=True)
     return parser

@@ -100,8 +100,8 @@ def directory_store(data_dir: Path, key_file: Path | None = None) -> AdapterStor
 
 
 @contextmanager
-def serving_alone(settings: HolderSettings) -> Iterator[None]:
-    """Raises ConfigurationError while another process serves the same directory.
+def alone(settings: HolderSettings, name: str = "serving.lock") -> Iterator[None]:
+    """Raises ConfigurationError while another process serves the same directory: has the lock of that name.
 
     On AWS several may for a while, as one task replaces another: no index is answered by two of them, since
     each reserves its own (`helora.accepted`).
@@ -109,7 +109,7 @@ def serving_alone(settings: HolderSettings) -> Iterator[None]:
     if isinstance(settings, CloudHolderSettings):
         yield
         return
-    path = settings.data_dir / "serving.lock"
+    path = settings.data_dir / name
     try:
         lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -20,7 +20,7 @@ import pytest
 from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu import healthcheck
 from tensafe_gpu.adapter_holder.commands import main
-from tensafe_gpu.adapter_holder.composition import DirectorySettings, directory_store, serving_alone
+from tensafe_gpu.adapter_holder.composition import DirectorySettings, alone, directory_store
 from tensafe_gpu.adapter_holder.peft_sites import WEIGHTS_FILE
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
@@ -165,7 +165,7 @@ def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_mete
         assert np.array_equal(private.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])
         answered += len(x)
         settings = DirectorySettings(data_dir=data_dir)
-        with pytest.raises(ConfigurationError, match="another adapter holder"), serving_alone(settings):
+        with pytest.raises(ConfigurationError, match="another adapter holder"), alone(settings):
             pass
         assert command("show", "--data-dir", str(data_dir), "--name", "a").returncode == 0
         block = private._supplies[OUT]._cursors[0]

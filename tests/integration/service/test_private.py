@@ -62,13 +62,13 @@ def refused_since(service: Service, before: float) -> float:
 
 
 class HolderOperator:
-    """Runs an adapter holder's own commands; `serve` goes on for as long as the test."""
+    """Runs an adapter holder's own commands; `up` goes on for as long as the test."""
 
     def __init__(self, holder: HolderProcess) -> None:
         self._holder = holder
 
     def run(self, words: list[str]) -> Any:
-        if words[3] == "serve":
+        if words[3] == "up":
             return self._holder.start([sys.executable, *words[1:]])
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, check=True)
         return json.loads(done.stdout)
@@ -110,7 +110,7 @@ def started_by_the_runbook(holder: HolderProcess) -> None:
         (offered,) = book.run("python -m tensafe_gpu.adapter_holder list")["adapters"]
         book.given(ADAPTER=offered["name"])
         assert book.run("python -m tensafe_gpu.adapter_holder show")["status"] == "active"
-        book.run("python -m tensafe_gpu.adapter_holder serve")
+        book.run("python -m tensafe_gpu.adapter_holder up")
 
 
 def told_nothing(
@@ -125,7 +125,9 @@ def told_nothing(
         canaries.floats(f"weights {name}", tensor)
     assert len(canaries.patterns) > 20
     assert "key holder greeted" in holder.log.read_text()
-    return canaries.found_in([holder.log]) == []
+    watched = list(holder.data_dir.glob("logs/*.log"))  # of what the runbook has started
+    assert watched
+    return canaries.found_in([holder.log, *watched]) == []
 
 
 def operate(service: Service, *arguments: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tinker
 from tinker import types
 
 from tensafe.storage.sqlite_items import SqliteItems
-from tensafe_gpu.helora.accepted import Epoch
+from tensafe_gpu.helora.accepted_records import Epoch
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, Kind
 from tensafe_gpu.helora.messages import unpack_ranges
 from tests.integration.service.test_sdk import train
@@ -33,7 +33,7 @@ GREEDY = types.SamplingParams(max_tokens=60, temperature=0.0, stop=[])
 
 @pytest.fixture
 def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HolderProcess]:
-    process = HolderProcess(tmp_path_factory.mktemp("h"))
+    process = HolderProcess(tmp_path_factory.mktemp("h"), watched=True)
     yield process
     process.kill()
 
@@ -112,11 +112,9 @@ def test_he_01_whoever_is_killed_no_index_is_used_twice_and_no_token_comes_witho
             time.sleep(0.01)
         time.sleep(draw.random() * 0.1)
         if "holder" in victims:
-            holder.kill()
+            holder.kill_watched()
         if "sampler" in victims:
             own_service.kill("sampler")
-        if "holder" in victims:
-            holder.start()
         deadline = time.monotonic() + RESUMES_S
         while True:
             found = [answer_or_code(one) for one in pending]
