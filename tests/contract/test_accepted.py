@@ -6,9 +6,11 @@ the store does not have.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
@@ -18,9 +20,10 @@ from tensafe.storage.dynamodb_items import DynamoDbItems
 from tensafe.storage.ports import Items
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe_gpu.helora import accepted
-from tensafe_gpu.helora.accepted import LIVE_S, AcceptLog, Offer, Range, spent_tokens
+from tensafe_gpu.helora.accepted import LIVE_S, AcceptLog
+from tensafe_gpu.helora.accepted_records import Offer, Range, spent_tokens
 from tensafe_gpu.helora.parameters import N
-from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, HeUnavailable
+from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, TOO_MANY_BLOCKS, VERSION_MISMATCH, HeUnavailable
 from tests.contract.emulators import LOST, TABLE, Fault, Wire, create_table, moto_in_process
 
 SITE, OTHER = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o"
@@ -127,6 +130,28 @@ def test_blocks_belong_to_a_tenant_and_an_epoch(items: Items) -> None:
     assert spent_tokens(items, "a", 1, 1) == {SITE: {"t": 256}}
 
 
+def test_nobody_waits_for_what_is_over_to_be_deleted(items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store may take its time over it."""
+    log = AcceptLog(items)
+    log.open_block(offer(), SITE, BLOCK)
+    log.open_block(offer(epoch=2), SITE, BLOCK)
+    query, answered = items.query, []
+
+    def slow(*given: Any, **named: Any) -> Any:
+        asking = threading.Thread(
+            target=lambda: answered.append(log.accept(offer(epoch=2), [Range(BLOCK, len(answered), 1)]))
+        )
+        asking.start()
+        asking.join(10)
+        return query(*given, **named)
+
+    monkeypatch.setattr(items, "query", slow)
+    log.forget_blocks_before("a", 1, 2)
+    monkeypatch.undo()
+    assert len(answered) == 2
+    assert stored_blocks(items) == []
+
+
 def stored_blocks(items: Items, epoch: int = 1) -> list[str]:
     one = offer(epoch=epoch).of.block(b"\0")
     found = items.query(one.partition, first=f"{epoch:010d}/", last=f"{epoch:010d}0", limit=1000)
@@ -148,7 +173,7 @@ def test_a_tenant_opens_so_many_blocks_of_a_site_and_no_more(
     log.open_block(offer(epoch=2), SITE, ids[0])
     restarted = AcceptLog(items, clock=lambda: now[0])
     for one in (log, restarted, log):
-        assert refused(lambda log=one: log.open_block(offer(), SITE, ids[6])) == BUDGET_SPENT
+        assert refused(lambda log=one: log.open_block(offer(), SITE, ids[6])) == TOO_MANY_BLOCKS
     assert len(stored_blocks(items)) == 6
     log.accept(offer(), [Range(ids[1], 0, N)])  # used up: it makes room, whichever process knows it
     again = AcceptLog(items, clock=lambda: now[0])

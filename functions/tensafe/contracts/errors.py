@@ -160,6 +160,7 @@ HE_CODES: Final = {
     "he_not_configured": "its sampler runs without TENSAFE_PRIVATE_ADAPTERS=true",
     "he_adapter_holder_absent": "its adapter holder does not answer; try again later",
     "he_budget_spent": "the budget that the adapter's owner set is spent until its next epoch",
+    "he_too_many_blocks": "too much that was prepared at its adapter holder was never used; try in an hour",
     "he_parameters_refused": "the two parties do not agree on the parameters",
     "he_version_mismatch": "the adapter holder has another version of it, or of the protocol",
     "he_digest_mismatch": "its adapter holder offers other weights than were published, or another epoch",

@@ -13,7 +13,8 @@ from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
 from tensafe_gpu.adapter_holder.store import AdapterStore
-from tensafe_gpu.helora.accepted import AcceptLog, Offer, Range
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
@@ -156,6 +157,18 @@ class Session:
         """
         self._service.check_current(self._offer)
         self._service.counters[frame.kind.name] += 1
+        try:
+            return self._answered(frame)
+        except HeUnavailable as error:
+            if error.code in {
+                NOT_ALLOWED,
+                VERSION_MISMATCH,
+            }:  # it was ended in the middle of this, by whomever
+                self._service.forget_what_was_looked_up()
+                self._service.check_current(self._offer)
+            raise
+
+    def _answered(self, frame: Frame) -> Answer:
         if frame.kind is Kind.PRODUCTS:
             return self._products(frame.payload)
         if frame.kind is Kind.BLOCK_ROWS:

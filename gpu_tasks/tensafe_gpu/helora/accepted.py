@@ -16,8 +16,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.ports import (
@@ -26,17 +25,32 @@ from tensafe.storage.ports import (
     Delete,
     Item,
     Items,
-    JsonValue,
-    Key,
     Put,
+)
+from tensafe_gpu.helora.accepted_records import (
+    Block,
+    Epoch,
+    Meter,
+    Offer,
+    Range,
+    block_body,
+    spent_tokens,
+    stored_block,
+    tokens_of,
 )
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.parameters import N
-from tensafe_gpu.helora.ports import BUDGET_SPENT, GARBAGE, VERSION_MISMATCH, HeUnavailable, SiteId
+from tensafe_gpu.helora.ports import (
+    BUDGET_SPENT,
+    GARBAGE,
+    TOO_MANY_BLOCKS,
+    VERSION_MISMATCH,
+    HeUnavailable,
+    SiteId,
+)
 
 _TRIES: Final = 4
 """How often a request is looked at again because another process reserved something of the same."""
-_METERS_READ: Final = 10_000
 _BLOCKS_READ: Final = 1000
 MAX_LIVE: Final = 128
 """Blocks of a tenant at one site that are open and not used up; a sampler has two."""
@@ -45,84 +59,18 @@ LIVE_S: Final = 3600
 _SALT_BYTES: Final = 32
 
 
-class Epoch(NamedTuple):
-    """An adapter's version in one of its bases: what blocks and meters belong to."""
-
-    adapter: str
-    version: int
-    number: int
-
-    def block(self, block_id: bytes) -> Key:
-        return Key(f"accepted/{self.adapter}/{self.version}/blocks", f"{self.number:010d}/{block_id.hex()}")
-
-    def meter(self, site: SiteId) -> Key:
-        return Key(f"accepted/{self.adapter}/{self.version}/meters", f"{self.number:010d}/{site}")
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a connection may use: an epoch of an adapter, by one tenant, at most so many tokens per site."""
-
-    adapter: str
-    version: int
-    epoch: int
-    tenant: str
-    tokens_per_site: int
-    of: Epoch = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "of", Epoch(self.adapter, self.version, self.epoch))
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Indices [first, first + count) of a block."""
-
-    block_id: bytes
-    first: int
-    count: int
-
-
-@dataclass(slots=True)
-class _Block:
-    """`next` is the first index that is not used, `until` the first that is not reserved here.
-
-    `salt` is drawn as the block is opened, for its shares: whoever gets its id opened twice has two blocks
-    whose shares have nothing in common.
-    """
-
-    site: SiteId
-    tenant: str
-    salt: bytes
-    next: int
-    until: int
-    stored: int
-    opened_s: int
-    """Unix time; 0 for a block of an older build."""
-
-
-@dataclass(slots=True)
-class _Meter:
-    """Tokens of a site by tenant: used, and reserved in the store. `total` is the sum of what is used."""
-
-    used: dict[str, int]
-    reserved: dict[str, int]
-    total: int
-    stored: int
-
-
 class AcceptLog:
     """Blocks and meters of the adapters in an item store. Thread-safe."""
 
     def __init__(self, items: Items, *, clock: Callable[[], float] = time.time) -> None:
         self._items, self._clock = items, clock
         self._lock = threading.Lock()
-        self._blocks: dict[tuple[Epoch, bytes], _Block] = {}
+        self._blocks: dict[tuple[Epoch, bytes], Block] = {}
         self._ids: dict[tuple[Epoch, str, SiteId], set[bytes]] = defaultdict(set)
         """Of the known blocks, by epoch, tenant and site."""
         self._read: set[Epoch] = set()
         """Whose stored blocks are all known."""
-        self._meters: dict[tuple[Epoch, SiteId], _Meter] = {}
+        self._meters: dict[tuple[Epoch, SiteId], Meter] = {}
 
     def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> bytes:
         """Take a block's id, once in its epoch; the salt of its shares.
@@ -135,11 +83,11 @@ class AcceptLog:
             self._check_budget(offer, {site: 1})
             for _ in range(_TRIES):
                 leaving = self._leaving(offer, site)
-                block = _Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
-                writes = [Put(offer.of.block(block_id), _body(block, 0), 0)]
+                block = Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
+                writes = [Put(offer.of.block(block_id), block_body(block, 0), 0)]
                 for one in leaving:
                     known = self._blocks[offer.of, one]
-                    writes.append(Put(offer.of.block(one), _body(known, N), known.stored))
+                    writes.append(Put(offer.of.block(one), block_body(known, N), known.stored))
                 done = False
                 try:
                     self._items.write(writes)
@@ -200,8 +148,9 @@ class AcceptLog:
             self._read = {of for of in self._read if not _before(of, adapter, version, epoch)}
             for metered in [key for key in self._meters if _before(key[0], adapter, version, epoch)]:
                 del self._meters[metered]
-            while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
-                self._items.write([Delete(one.key, None) for one in old])
+        # No request waits for this. A block that is read again meanwhile answers nothing that was reserved.
+        while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
+            self._items.write([Delete(one.key, None) for one in old])
 
     def spent(self, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
         """Tokens metered by site and tenant; after a crash rounded up to what was reserved."""
@@ -284,7 +233,7 @@ class AcceptLog:
     ) -> Iterable[Put]:
         for block_id, until in blocks.items():
             block = self._blocks[offer.of, block_id]
-            yield Put(offer.of.block(block_id), _body(block, until), block.stored)
+            yield Put(offer.of.block(block_id), block_body(block, until), block.stored)
         for site, reserved in tokens.items():
             meter = self._meters[offer.of, site]
             yield Put(offer.of.meter(site), {**meter.reserved, offer.tenant: reserved}, meter.stored)
@@ -296,7 +245,7 @@ class AcceptLog:
         for site in sites:
             self._meters.pop((of, site), None)
 
-    def _block(self, of: Epoch, block_id: bytes) -> _Block | None:
+    def _block(self, of: Epoch, block_id: bytes) -> Block | None:
         """As it is known here, or as it is stored: what was reserved counts as used then."""
         block = self._blocks.get((of, block_id))
         if block is None:
@@ -304,15 +253,11 @@ class AcceptLog:
             block = None if item is None else self._known(of, block_id, item)
         return block
 
-    def _known(self, of: Epoch, block_id: bytes, item: Item) -> _Block | None:
+    def _known(self, of: Epoch, block_id: bytes, item: Item) -> Block | None:
         """Know a block as it is stored; None for one of a build whose shares hung on the block's id."""
-        until, salt = int(cast(int, item.body["until"])), item.body.get("salt")
-        if salt is None:
-            return None
-        site, tenant = str(item.body["site"]), str(item.body["tenant"])
-        opened_s = int(cast(int, item.body.get("opened_s", 0)))
-        block = _Block(site, tenant, bytes.fromhex(str(salt)), until, until, item.version, opened_s)
-        self._keep(of, block_id, block)
+        block = stored_block(item)
+        if block is not None:
+            self._keep(of, block_id, block)
         return block
 
     def _leaving(self, offer: Offer, site: SiteId) -> list[bytes]:
@@ -330,7 +275,8 @@ class AcceptLog:
         over = live[: max(0, len(live) + 1 - MAX_LIVE)]
         if over and over[-1][0] > self._clock() - LIVE_S:
             raise HeUnavailable(
-                BUDGET_SPENT, f"{MAX_LIVE} blocks of {site} are open and not used up: use them, or come later"
+                TOO_MANY_BLOCKS,
+                f"{MAX_LIVE} blocks of {site} are open and not used up: use them, or come later",
             )
         return [one for _, one in over][: TRANSACTION_MAX_WRITES - 1]
 
@@ -346,7 +292,7 @@ class AcceptLog:
             begin = found[-1].key.sort + "\0"
         self._read.add(of)
 
-    def _keep(self, of: Epoch, block_id: bytes, block: _Block) -> None:
+    def _keep(self, of: Epoch, block_id: bytes, block: Block) -> None:
         self._blocks[of, block_id] = block
         self._ids[of, block.tenant, block.site].add(block_id)
 
@@ -358,35 +304,14 @@ class AcceptLog:
             if not ids:
                 del self._ids[of, block.tenant, block.site]
 
-    def _meter(self, of: Epoch, site: SiteId) -> _Meter:
+    def _meter(self, of: Epoch, site: SiteId) -> Meter:
         meter = self._meters.get((of, site))
         if meter is None:
             item = self._items.get(of.meter(site))
-            tokens = {} if item is None else _tokens(item)
+            tokens = {} if item is None else tokens_of(item)
             stored = 0 if item is None else item.version
-            meter = self._meters[of, site] = _Meter(tokens, dict(tokens), sum(tokens.values()), stored)
+            meter = self._meters[of, site] = Meter(tokens, dict(tokens), sum(tokens.values()), stored)
         return meter
-
-
-def spent_tokens(items: Items, adapter: str, version: int, epoch: int) -> dict[SiteId, dict[str, int]]:
-    """What is metered in the store, by site and tenant; also while an adapter holder serves."""
-    first = Epoch(adapter, version, epoch).meter("")
-    found = items.query(first.partition, first=first.sort, last=f"{epoch:010d}0", limit=_METERS_READ)
-    return {one.key.sort.partition("/")[2]: _tokens(one) for one in found}
-
-
-def _body(block: _Block, until: int) -> dict[str, JsonValue]:
-    return {
-        "site": block.site,
-        "tenant": block.tenant,
-        "salt": block.salt.hex(),
-        "opened_s": block.opened_s,
-        "until": until,
-    }
-
-
-def _tokens(item: Item) -> dict[str, int]:
-    return {tenant: int(cast(int, tokens)) for tenant, tokens in item.body.items()}
 
 
 def _before(of: Epoch, adapter: str, version: int, epoch: int) -> bool:

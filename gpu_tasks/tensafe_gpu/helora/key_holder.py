@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from tensafe.contracts.errors import TensafeError
-from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.burned import BurnLog, IndexBurned
 from tensafe_gpu.helora.connection import Connection, Connector, Timeouts, Wanted

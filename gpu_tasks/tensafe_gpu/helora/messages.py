@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.frames import FrameError
 from tensafe_gpu.helora.masks import BLOCK_ID_BYTES, SeedArray
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PRIMES, N, T

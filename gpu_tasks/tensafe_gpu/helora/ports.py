@@ -28,6 +28,7 @@ SiteId = str
 
 HOLDER_ABSENT: Final = "adapter_holder_absent"
 BUDGET_SPENT: Final = "budget_spent"
+TOO_MANY_BLOCKS: Final = "too_many_blocks"
 PARAMETERS_REFUSED: Final = "parameters_refused"
 VERSION_MISMATCH: Final = "version_mismatch"
 TIMEOUT: Final = "timeout"
@@ -39,6 +40,7 @@ STATE_FAILED: Final = "state_failed"
 CODES: Final = (
     HOLDER_ABSENT,
     BUDGET_SPENT,
+    TOO_MANY_BLOCKS,
     PARAMETERS_REFUSED,
     VERSION_MISMATCH,
     TIMEOUT,
@@ -52,7 +54,8 @@ CODES: Final = (
 
 `not_allowed`: the adapter is unknown or not offered to this tenant, which look alike. `not_prepared`: more
 tokens were asked for than are prepared; prepare and ask again. `state_failed`: the log of used indices
-could not be written, or says that a copy of this process used them.
+could not be written, or says that a copy of this process used them. `too_many_blocks`: prepared and not
+used, more than the adapter holder keeps open for one tenant.
 """
 
 

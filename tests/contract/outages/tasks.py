@@ -17,7 +17,8 @@ from tensafe.services import Services
 from tensafe.storage.ports import Message
 from tensafe.vault.scope import Scope
 from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts
-from tensafe_gpu.helora.accepted import AcceptLog, Offer, Range, spent_tokens
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.accepted_records import Offer, Range, spent_tokens
 from tensafe_gpu.helora.ports import HeUnavailable
 from tensafe_gpu.trainer.hot_run import HotRun
 from tensafe_gpu.trainer.layout import Layout, Site

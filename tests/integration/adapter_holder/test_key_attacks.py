@@ -14,7 +14,7 @@ import pytest
 
 from tensafe_gpu.adapter_holder import service
 from tensafe_gpu.helora import messages
-from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.evaluation import BlockEvaluation
 from tensafe_gpu.helora.frames import Kind
 from tensafe_gpu.helora.masks import PreparingBlock

@@ -27,7 +27,7 @@ from tensafe_gpu import healthcheck
 from tensafe_gpu.adapter_holder.commands import main
 from tensafe_gpu.adapter_holder.composition import open_ports, read_holder_settings
 from tensafe_gpu.adapter_holder.store import AdapterStore
-from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, tls_connector
 from tensafe_gpu.helora.frames import Kind

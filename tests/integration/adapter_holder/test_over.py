@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tensafe.vault.forgetting import TICK_S
 from tensafe_gpu.adapter_holder import opened as opened_module
 from tensafe_gpu.adapter_holder.listener import Patience
 from tensafe_gpu.adapter_holder.opened import KEEP_S, Shelf
+from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
@@ -115,6 +116,29 @@ def test_a_pass_right_after_its_weights_were_dropped_hears_why(tmp_path: Path, b
             private.products([(OUT, X)])
         assert raised.value.code == NOT_ALLOWED
         private.close()
+
+
+@pytest.mark.parametrize("accepted", [False, True], ids=["before-it-is-accepted", "after"])
+@pytest.mark.parametrize(("end", "code"), [("revoke", NOT_ALLOWED), ("rotate", VERSION_MISMATCH)])
+def test_a_pass_that_was_on_its_way_hears_why(
+    holder: Holder, burn_log: BurnLog, monkeypatch: pytest.MonkeyPatch, end: str, code: str, accepted: bool
+) -> None:
+    """Its block has gone by then, or its weights."""
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    accept = holder.service.accepted.accept
+
+    def meanwhile(offer: Offer, ranges: Sequence[Range]) -> list[bytes]:
+        salts = accept(offer, ranges) if accepted else []
+        getattr(holder.store, end)("a")
+        holder.service.shelf.forget_stale()
+        return salts or accept(offer, ranges)
+
+    monkeypatch.setattr(holder.service.accepted, "accept", meanwhile)
+    with pytest.raises(HeUnavailable) as raised:
+        private.products([(OUT, X)])
+    assert raised.value.code == code
+    private.close()
 
 
 def test_an_adapter_holder_that_says_another_digest_ends_no_epoch_here(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tensafe_gpu.helora import direct_messages, frames, messages
-from tensafe_gpu.helora.accepted import Range
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
