@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ import pytest
 
 from tensafe.storage.sqlite_items import SqliteItems
 from tensafe_gpu.adapter_holder.composition import directory_store
-from tensafe_gpu.helora.accepted import AcceptLog, Offer, Range
+from tensafe_gpu.helora.accepted import AcceptLog
+from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.burned import RESERVE
 from tensafe_gpu.helora.ports import HeUnavailable
 from tests.integration.adapter_holder.test_kills import OUT, RANK, WIDTH, answers, burned_until
@@ -107,22 +109,28 @@ def holder(tmp_path: Path) -> Iterator[HolderProcess]:
     process.kill()
 
 
-def test_a_key_holder_killed_around_its_burning_sends_no_index_again(
+BURNS = (1, 2, 3, 16, 17)
+"""The first ones of a block, its last one, and the first one of the next block."""
+
+
+def test_a_key_holder_killed_around_any_burn_sends_no_index_again(
     holder: HolderProcess, tmp_path: Path
 ) -> None:
-    """Before the third burn nothing was sent under its indices; after it they are lost, and never sent."""
+    """Before it nothing was sent under its indices; after it they are lost, and never sent."""
     tap, log = Tap(tmp_path / "tap", holder.socket), tmp_path / "burned.db"
     command = [sys.executable, "-m", "tests.support.key_holder_loop", str(tmp_path / "tap"), str(log)]
     command += [TENANT, "a", OUT]
-    for number, moment in enumerate(("before", "after")):
-        known, begun = set(burned_until(log)) if log.exists() else set(), len(answers(tap))
-        killed = subprocess.run([*command, str(number), f"{moment}:3"], cwd=ROOT, check=False, timeout=60)
+    for number, (burn, moment) in enumerate(itertools.product(BURNS, ("before", "after"))):
+        known = set(burned_until(log)) if log.exists() else set()
+        killed = subprocess.run(
+            [*command, str(number), f"{moment}:{burn}"], cwd=ROOT, check=False, timeout=60
+        )
         assert killed.returncode == -signal.SIGKILL
-        assert len(answers(tap)) > begun
-        ((block, until),) = [one for one in burned_until(log).items() if one[0] not in known]
-        sent = [index for of, index in indices_sent(tap) if of == block]
-        assert until == RESERVE * (2 if moment == "before" else 3)
-        assert max(sent) < 2 * RESERVE
+        new = {block: until for block, until in burned_until(log).items() if block not in known}
+        assert sum(new.values()) == RESERVE * (burn - (moment == "before")), (burn, moment)
+        sent = [index for block, index in indices_sent(tap) if block not in known]
+        assert len(sent) <= RESERVE * (burn - 1)
+        assert burn == 1 or len(sent) > RESERVE * (burn - 2)
     begun = len(answers(tap))
     asker = subprocess.Popen([*command, "7"], cwd=ROOT)
     try:

@@ -19,7 +19,8 @@ from tensafe_gpu.adapter_holder import places, service
 from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import direct as direct_module
-from tensafe_gpu.helora import frames, key_holder
+from tensafe_gpu.helora import frames, key_holder, messages
+from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, tls_connector, unix_connector
 from tensafe_gpu.helora.direct import DirectRequest, layout_of
@@ -130,9 +131,6 @@ def test_frames_out_of_place_cost_nothing(
             connection.ask(kind, parts, Kind.ACCEPTED, 0, 2)
         return raised.value.code
 
-    from tensafe_gpu.helora import messages
-    from tensafe_gpu.helora.accepted import Range
-
     def products(block_id: bytes, first: int) -> list:
         return messages.pack_products([messages.MaskedRange(Range(block_id, first, 1), z)])
 
@@ -169,6 +167,46 @@ def test_frames_out_of_place_cost_nothing(
     assert len(accepted._blocks) == opened
     connection.ask(Kind.BLOCK_BEGIN, messages.pack_begin(1, one.block_id, half), Kind.ACCEPTED, 0, 5)
     private.products([(OUT, x)])
+    private.close()
+
+
+def test_ciphertexts_that_are_malformed_or_transparent_are_refused_and_leave_no_block(
+    holder: Holder, burn_log: BurnLog
+) -> None:
+    """A word at its prime, of seeds' and of whole rows; a second polynomial of zeros. Their block is gone."""
+    private = holder.key_holder(burn_log)
+    private.prepare(OUT)
+    connection, spent = private._online, holder.service.accepted.spent("a", 1, 1)
+
+    def refused(block: PreparingBlock, kind: Kind, rows: list) -> list[str]:
+        begin = messages.pack_begin(1, block.block_id, block.public_halves(connection.nonce))
+        connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, 5)
+        codes = []
+        for _ in range(2):
+            with pytest.raises(HeUnavailable) as raised:
+                connection.ask(kind, rows, Kind.ACCEPTED, 0, 5)
+            codes.append(raised.value.code)
+        return codes
+
+    def cases() -> Iterator[tuple[PreparingBlock, Kind, list]]:
+        block = PreparingBlock(D, RANK)
+        words, seeds = block.encrypted(0, 1)
+        words[0, 1, 5] = PRIMES[1]
+        yield block, Kind.BLOCK_ROWS, messages.pack_rows(block.block_id, 0, words, seeds)
+        for half, wrong in ((0, PRIMES[2]), (1, PRIMES[2]), (1, 0)):
+            block = PreparingBlock(D, RANK)
+            whole = block.encrypted_whole(0, 1)
+            if wrong:
+                whole[0, half, 2, -1] = wrong
+            else:
+                whole[0, half] = 0
+            yield block, Kind.BLOCK_WHOLE_ROWS, messages.pack_whole_rows(block.block_id, 0, whole)
+
+    for case in cases():
+        assert refused(*case) == [PARAMETERS_REFUSED, GARBAGE]
+    assert holder.service.accepted.spent("a", 1, 1) == spent
+    private.prepare(OUT)
+    private.products([(OUT, np.ones((3, D), dtype=np.float32))])
     private.close()
 
 

@@ -9,20 +9,23 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from tensafe.contracts.errors import HeRefused, Unsupported
+from tensafe.contracts.execution import ExecutionMode
 from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingParams
 from tensafe_gpu.sampler import launch
 from tensafe_gpu.sampler.environment import configure_environment
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tests.integration.sampler.conftest import STEP_TOKENS, AdapterFactory, Harness, Reference
+from tests.support.holder_process import HolderProcess
 from tests.support.private_evaluator import Evaluator
 from tests.support.private_requests import ALL, NEW, PART, greedy, tokens_of
-from tests.support.quantised_reference import QuantisedReference, quantised_sites
+from tests.support.quantised_reference import QuantisedReference, quantised_sites, served_integers
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +104,38 @@ def test_he_01_compiled_tokens_are_those_of_the_quantised_adapters_and_each_site
         counted[kind] += result.execution.evaluated
     assert changed >= 6
     assert {name: one.evaluated() for name, one in served.items()} == counted
+
+
+def test_he_01_compiled_tokens_are_encrypted_and_exact_over_an_adapter_holder(
+    compiled: Harness, make_adapter: AdapterFactory, reference: Reference, tmp_path: Path
+) -> None:
+    """SEAL between two processes: prompts of a few tokens and one in chunks, beside the base model's."""
+    _, folder = make_adapter("E", seed=11, modules=ALL)
+    holder = HolderProcess(tmp_path / "h")
+    try:
+        holder.publish("E", folder, base_model="tiny", tenant="t", tokens_per_site=10_000)
+        sealed = PrivateAdapter("E", "1", holder.reached("E", tenant="t"))
+        draw = random.Random(9)
+        asked = [tuple(draw.randrange(5, 500) for _ in range(length)) for length in (5, 4, 150, 7)]
+        results = compiled.together(
+            *(compiled.engine.sample(greedy(p), sealed if i % 2 == 0 else None) for i, p in enumerate(asked))
+        )
+        quantised, changed = QuantisedReference(compiled.model_path), 0
+        for index, (prompt, result) in enumerate(zip(asked, results, strict=True)):
+            plain = reference.greedy(prompt, None, NEW)
+            if index % 2:
+                assert tokens_of(result) == plain
+                continue
+            with quantised.adapted(served_integers(holder.data_dir, "E")):
+                assert tokens_of(result) == quantised.greedy(prompt, NEW)
+            assert isinstance(result, SampleResult)
+            assert result.execution is not None
+            assert result.execution.mode is ExecutionMode.HE
+            assert result.execution.evaluated == 8 * result.execution.tokens
+            changed += tokens_of(result) != plain
+        assert changed
+    finally:
+        holder.kill()
 
 
 def test_he_01_an_operator_that_the_compiler_left_out_is_noticed(

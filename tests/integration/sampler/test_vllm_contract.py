@@ -462,6 +462,21 @@ def test_vllm_01_projections_are_found_by_their_unfused_names() -> None:
         assert attribute in parameters(RequestOutput.__init__), attribute
 
 
+def test_vllm_01_every_private_attribute_that_is_touched_is_in_the_document() -> None:
+    """Read off the sampler's own source; what is public in vLLM is in the list of the next test."""
+    package, text = Path(inspect.getfile(tensafe_gpu.sampler)).parent, DOCUMENT.read_text()
+    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    touched = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and re.match("_[^_]", node.attr)
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
+    }
+    assert touched >= {"_prepare_inputs", "_dummy_run"}
+    assert [name for name in sorted(touched) if f"`{name}`" not in text and f"`.{name}`" not in text] == []
+
+
 def test_the_document_names_each_attribute() -> None:
     text = DOCUMENT.read_text()
     for name in (
