@@ -4,7 +4,7 @@ The demo's base model and an adapter trained on the demo's corpus, published to 
 process and sampled by vLLM as its key holder: 200 prompts, all of them also to the plain adapter and to the
 base model, arriving while others run. Each private token is compared with the one that the adapter's integers
 choose in the clear (examples/quantised_adapter.py). Next to it: what rounding the adapter to those integers
-does to held-out loss, and how many answers it changes.
+does to held-out loss, how many answers it changes, and how far activations are rounded on held-out tokens.
 
 Printed and saved in benchmarks/results/private_generation.json; docs/helora.md has the table.
 """
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ from tensafe_gpu.sampler.environment import configure_environment
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter
 from tensafe_gpu.sampler.private.connecting import CONNECT
 from tests.support.holder_process import HolderProcess
+from tests.support.quantised_reference import served_integers
 
 RESULT: Final = ROOT / "benchmarks" / "results" / "private_generation.json"
 PROMPTS: Final = 200
@@ -55,6 +57,13 @@ class Result:
     heldout_loss_base: float
     heldout_loss_adapter: float
     heldout_loss_quantised: float
+    greatest_crest: float
+    """Of a token's largest activation to their root mean square, over held-out tokens and sites."""
+    rounding_x: float
+    """Of activations at the worst site: error over activations, both root mean square, held-out tokens."""
+    rounding_x_reported: float
+    rounding_a_reported: float
+    """At the worst site, as the adapter holder said when the adapter was published."""
 
 
 def rows(result: Result) -> list[tuple[str, str]]:
@@ -71,6 +80,13 @@ def rows(result: Result) -> list[tuple[str, str]]:
         ("held-out loss, base model", f"{result.heldout_loss_base:.4f}"),
         ("held-out loss, adapter as trained", f"{result.heldout_loss_adapter:.4f}"),
         ("held-out loss, quantised adapter", f"{result.heldout_loss_quantised:.4f}"),
+        ("a token's largest activation over their root mean square, at most", f"{result.greatest_crest:.1f}"),
+        ("rounding of activations at the worst site", f"{result.rounding_x:.1e}"),
+        ("the same as reported by `publish`, for a ratio of 8", f"{result.rounding_x_reported:.1e}"),
+        (
+            "rounding of weights at the worst site, as `publish` reports it",
+            f"{result.rounding_a_reported:.1e}",
+        ),
     ]
 
 
@@ -113,6 +129,36 @@ async def generations(
     return {kind: [result for of, _, result in ordered if of == kind] for kind in adapters}
 
 
+@torch.no_grad()
+def rounded_activations(
+    model: torch.nn.Module, sites: Mapping[str, dict[str, Any]], examples: Sequence[Any]
+) -> tuple[float, float]:
+    """The greatest crest factor of a token, and the relative error of rounding at the worst site."""
+    crests, errors = [0.0], {name: torch.zeros(2, dtype=torch.float64) for name in sites}
+
+    def seeing(site: str, x_bound: int) -> Callable[..., None]:
+        def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0].double().flatten(0, -2)
+            largest = x.abs().amax(-1, keepdim=True)
+            crests.append(float((largest[:, 0] / x.square().mean(-1).sqrt()).max()))
+            scale = largest / x_bound
+            errors[site] += torch.stack((((x / scale).round() * scale - x).square().sum(), x.square().sum()))
+
+        return hook
+
+    handles = [
+        model.get_submodule(next(iter(site["modules"]))).register_forward_pre_hook(
+            seeing(name, site["x_bound"])
+        )
+        for name, site in sites.items()
+    ]
+    for example in examples:
+        model(input_ids=torch.tensor([list(example.tokens)]))
+    for handle in handles:
+        handle.remove()
+    return max(crests), max(float((lost / power).sqrt()) for lost, power in errors.values())
+
+
 def measure(folder: Path, count: int = PROMPTS) -> Result:
     """Train, publish, sample, compare."""
     trained = trained_adapter()
@@ -122,7 +168,7 @@ def measure(folder: Path, count: int = PROMPTS) -> Result:
     files = {path.name: path.read_bytes() for path in (folder / "peft").iterdir() if path.suffix != ".md"}
     holder = HolderProcess(folder / "holder")
     try:
-        holder.command(
+        published = holder.command(
             "publish", "--name", NAME, "--peft", str(folder / "peft"), "--base-model", "demo",
             "--tenants", "bench", "--tokens-per-site", "1000000",
         )  # fmt: skip
@@ -136,6 +182,7 @@ def measure(folder: Path, count: int = PROMPTS) -> Result:
         prompts = prompts_of(trained, count)
         found = asyncio.run(generations(str(trained.base_path), adapters, prompts))
         quantised = QuantisedAdapter(str(trained.base_path), holder.data_dir, NAME)
+        sites = served_integers(holder.data_dir, NAME)
     finally:
         holder.kill()
     tokens = {kind: [one.sequences[0].tokens.tolist() for one in some] for kind, some in found.items()}
@@ -146,6 +193,7 @@ def measure(folder: Path, count: int = PROMPTS) -> Result:
         scored = quantised.logprobs([*prompt, *drawn])[len(prompt) - 1 : -1]
         exact = scored[torch.arange(len(drawn)), torch.tensor(drawn)].numpy()
         worst = max(worst, float(abs(result.sequences[0].logprobs - exact).max()))
+    crest, rounding_x = rounded_activations(quantised.model, sites, trained.heldout)
     assert len(tokens["private"]) == count
     assert all(one.execution and one.execution.mode == "HE" for one in found["private"])
     return Result(
@@ -161,6 +209,10 @@ def measure(folder: Path, count: int = PROMPTS) -> Result:
         heldout_loss_base=trained.before,
         heldout_loss_adapter=trained.after,
         heldout_loss_quantised=heldout_loss(quantised.model, trained.heldout),
+        greatest_crest=crest,
+        rounding_x=rounding_x,
+        rounding_x_reported=max(site["error_x"] for site in published["sites"]),
+        rounding_a_reported=max(site["error_a"] for site in published["sites"]),
     )
 
 
