@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tensafe.contracts.errors import Conflict, NotFound, TensafeError
+from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound, TensafeError
 from tensafe.metrics.port import Metric, Metrics, NoMetrics
 from tensafe.operations import layout
 from tensafe.operations.doorbell import Doorbell
@@ -201,11 +201,14 @@ class DeadLetters:
     def settle_message(self, body: Mapping[str, JsonValue]) -> None:
         """Handle one message that its queue gave up on, by its body. Idempotent, safe to kill."""
         named = body.get("stream")
-        if not isinstance(named, str):
-            log.warning("a message that is not ours")
-            return  # nothing will ever come of it
-        stream = self._streams.find(named)
-        if stream is None or stream.state is StreamState.ERASED:
+        try:
+            stream = self._streams.find(named) if isinstance(named, str) else None
+        except InvalidRequest:
+            stream = None
+        if stream is None:
+            log.warning("a message that names no stream of ours")  # nothing will ever come of it
+            return
+        if stream.state is StreamState.ERASED:
             return
         if stream.kind is StreamKind.SAMPLER:
             seq = body.get("seq")

@@ -25,6 +25,10 @@ class Held:
     """The operation has ended without us, so the task was cancelled."""
     begun: Operation | None = None
     """The operation as it is once it has been begun; None until that is tried."""
+    beginning: asyncio.Future[Operation | None] | None = None
+    """The call that begins it, which goes on when its task is cancelled."""
+    counted: bool = False
+    """Whether a try of it that failed is its own fault."""
     answered: bool = False
     """Nothing is left to do for the message."""
 

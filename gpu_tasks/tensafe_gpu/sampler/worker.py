@@ -30,6 +30,7 @@ from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Item, Message, StaleReceipt
 from tensafe_gpu.sampler.answers import sample_answer, text_answer
 from tensafe_gpu.sampler.attesting import attested
+from tensafe_gpu.sampler.beginnings import Beginnings
 from tensafe_gpu.sampler.engine import SamplingEngine
 from tensafe_gpu.sampler.in_flight import Held, InFlight
 from tensafe_gpu.sampler.residency import AnyAdapter
@@ -84,6 +85,13 @@ class SamplerWorker:
         self._texts = texts
         self._turns = Turns()
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="storage")
+        self._beginnings = Beginnings(
+            services.outcomes,
+            owner,
+            in_thread=self._in_thread,
+            healthy=lambda: engine.healthy,
+            pause_s=self._settings.pause_s,
+        )
         self._in_flight = InFlight(
             services,
             self._queue,
@@ -133,14 +141,14 @@ class SamplerWorker:
         await asyncio.gather(*(held.task for held in left if held.task), return_exceptions=True)
         for held in left:
             if not held.answered:
+                await self._beginnings.settled(held, self._settings.stop_grace_s)
                 await self._in_thread(self._give_back, held)
 
     def _give_back(self, held: Held) -> None:
-        if held.begun is not None:
-            try:
-                self._services.outcomes.put_back(held.begun, counted=False)
-            except TensafeError:
-                log.warning("try not uncounted", extra=_ids(held))
+        try:
+            self._beginnings.put_back_now(held)
+        except TensafeError:
+            log.warning("try not uncounted", extra=_ids(held))
         try:
             # A new one: handing this one back would count as a receive, and three end in the dead queue.
             self._services.ports.queues.send(self._queue, held.message.body)
@@ -226,45 +234,30 @@ class SamplerWorker:
             try:
                 adapter = await self._in_thread(self._weights.of, stream)
                 payload = await self._in_thread(self._payload, stream, operation, stored)
-                held.begun = self._services.outcomes.begun(operation, owner=self._owner)
-                begun = await self._in_thread(self._begin, operation)
+                begun = await self._beginnings.begin(held, operation)
             except WeightsPending:
                 return True  # whoever ends the save rings again
             except WeightsFailed as error:
                 await self._in_thread(self._fail, stream, operation, error.failure)
             except Unavailable:
-                if held.begun is not None:  # nobody's fault, so not counted
-                    await self._put_back(held.begun, counted=False)
+                await self._beginnings.put_back(held, counted=False)  # nobody's fault
                 raise
             except TensafeError as error:
                 await self._in_thread(self._fail, stream, operation, Failure.of(error))
             except Exception:
-                await self._counted(held, operation)
+                await self._beginnings.count(held, operation)
                 raise
             else:
-                return begun is None or await self._sample(stream, begun, payload, adapter)
+                return begun is None or await self._sample(held, stream, begun, payload, adapter)
         return True
 
-    async def _counted(self, held: Held, operation: Operation) -> None:
-        """A try that failed before the engine was given anything."""
-        held.begun = self._services.outcomes.begun(operation, owner=self._owner)
-        try:
-            await self._in_thread(self._begin, operation)
-        finally:
-            await self._put_back(held.begun, counted=True)
-
-    async def _put_back(self, operation: Operation, *, counted: bool) -> None:
-        """As soon as storage takes it: left as ours, whoever receives its message would leave it to us."""
-        while self._engine.healthy:
-            try:
-                await self._in_thread(partial(self._services.outcomes.put_back, operation, counted=counted))
-            except Unavailable:
-                await asyncio.sleep(self._settings.pause_s)
-            else:
-                return
-
     async def _sample(
-        self, stream: StreamRecord, operation: Operation, payload: Payload, adapter: AnyAdapter | None
+        self,
+        held: Held,
+        stream: StreamRecord,
+        operation: Operation,
+        payload: Payload,
+        adapter: AnyAdapter | None,
     ) -> bool:
         """Run an operation that has been marked as running; True when it has ended."""
         began, counted = time.monotonic(), True
@@ -279,14 +272,14 @@ class SamplerWorker:
             self._log_done(operation, began, error.code)
             return True
         except Unavailable:
-            await self._put_back(operation, counted=counted)
+            await self._beginnings.put_back(held, counted=counted)
             return False
         except TensafeError as error:
             await self._in_thread(self._fail, stream, operation, Failure.of(error))
             self._log_done(operation, began, error.code)
             return True
         except Exception:
-            await self._put_back(operation, counted=counted)
+            await self._beginnings.put_back(held, counted=counted)
             raise
         if result.execution is not None and result.execution.fallback is not None:
             self._services.metrics.add(Metric.HE_UNAVAILABLE, code=result.execution.fallback)
@@ -334,13 +327,6 @@ class SamplerWorker:
         model = TextPayload if operation.kind is OpKind.TEXT else SamplePayload
         payload: Payload = model.model_validate_json(raw)
         return payload
-
-    def _begin(self, operation: Operation) -> Operation | None:
-        """The operation, marked as run by us; None if it was cancelled or taken."""
-        try:
-            return self._services.outcomes.start(operation, (), owner=self._owner)
-        except ConditionFailed:
-            return None
 
     def _request(self, payload: Payload) -> SampleRequest:
         return self._texts.request(payload) if isinstance(payload, TextPayload) else payload.request

@@ -144,7 +144,7 @@ class TrainerWorker:
             self._looks.more_wait()
         for message in messages:
             if self._stop.is_set():  # a restored run may take half a minute
-                self._hand_back(message, 0)
+                self._pass_on(message)
                 continue
             with correlated(request_id_in(message.body)):
                 try:
@@ -423,6 +423,17 @@ class TrainerWorker:
             self._services.leases.abandon(run.lease, reason)
         except TensafeError:
             log.info("the lease was gone already", extra={"stream": run.stream.stream_id})
+
+    def _pass_on(self, message: Message) -> None:
+        """For another trainer, as a new one: handing it back would count as a receive, as in `_retire`."""
+        stream_id, queues = message.body.get("stream"), self._services.ports.queues
+        try:
+            if not isinstance(stream_id, str):
+                raise InvalidRequest("not ours")
+            queues.send(self._queue, message.body, group=stream_id)
+            queues.delete(self._queue, message.receipt)
+        except TensafeError:
+            self._hand_back(message, 0)
 
     def _hand_back(self, message: Message, visibility_s: float) -> None:
         try:

@@ -24,6 +24,10 @@ from tests.unit.sampler.test_worker import QUICK, Engine, maintain, states, subm
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
+def begins(writes: list[Write]) -> bool:
+    return any(isinstance(one, Put) and one.body.get("state") == "running" for one in writes)
+
+
 class Twice:
     """A queue that hands out each message twice at once, and whose first delete fails."""
 
@@ -60,8 +64,7 @@ class LosesAnswers:
 
     def write_relaxed(self, writes: list[Write]) -> None:
         self._inner.write_relaxed(writes)
-        begins = any(isinstance(one, Put) and one.body.get("state") == "running" for one in writes)
-        if begins and self.lost < self._times:
+        if begins(writes) and self.lost < self._times:
             self.lost += 1
             raise Unavailable("x")
 
@@ -104,7 +107,9 @@ def test_a_second_message_that_cannot_be_deleted_leaves_the_first_one_served() -
     assert states(world, sampler) == ["completed"]
 
 
-@pytest.mark.parametrize("body", [{"hello": 1}, {"stream": "s-1:sample:0", "seq": "x"}])
+@pytest.mark.parametrize(
+    "body", [{"hello": 1}, {"stream": "s-1:sample:0", "seq": "x"}, {"stream": "no id!", "seq": "y"}]
+)
 def test_a_message_that_is_not_ours_ends_nobody_and_is_set_aside(body: dict[str, Any]) -> None:
     world = World()
     sampler = world.sampler()
@@ -156,6 +161,72 @@ def test_a_beginning_whose_answer_is_lost_is_no_try_and_nobody_waits_for_us(away
     items = LosesAnswers(world.items, 3, away)
     asyncio.run(served(world, world.open(items=items), Engine(), ended(world, sampler)))
     assert items.lost == 3
+    assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.COMPLETED, 1)]
+
+
+class Slow:
+    """Items that take what begins a sample a while after it was asked, once, whoever gave up meanwhile."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.asked, self.go_on, self.done = threading.Event(), threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_relaxed(self, writes: list[Write]) -> None:
+        if not self.asked.is_set() and begins(writes):
+            self.asked.set()
+            self.go_on.wait(10)
+            self._inner.write_relaxed(writes)
+            return self.done.set()
+        return self._inner.write_relaxed(writes)  # type: ignore[no-any-return]
+
+
+def test_a_beginning_that_is_on_its_way_when_it_stops_is_put_back_too() -> None:
+    """Else it would stand as this sampler's, and the next one would drop its message."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    items = Slow(world.items)
+
+    async def life() -> None:
+        stop, services = threading.Event(), world.open(items=items)
+        services.workers.announce("sampler", BASE, "sampler-1", 0)
+        quick: Any = replace(QUICK, stop_grace_s=0.2)
+        worker = SamplerWorker(
+            services, BASE, Engine(), owner="sampler-1", texts=Texts("none"), settings=quick
+        )  # type: ignore[arg-type]
+        running = asyncio.create_task(worker.run(stop))
+        while not items.asked.is_set():
+            await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.sleep(0.3)  # its task is cancelled
+        items.go_on.set()
+        await running
+
+    asyncio.run(life())
+    assert items.done.wait(10)
+    (operation,) = world.log(sampler)
+    assert (operation.state, operation.tries, operation.owner) == (OpState.PENDING, 0, None)
+    assert world.queues.depth(SAMPLE) == 1
+
+
+def test_a_beginning_that_comes_late_is_looked_for_once_more() -> None:
+    """Storage has timed out, and takes the write after that."""
+
+    class Late(Slow):
+        def write_relaxed(self, writes: list[Write]) -> None:
+            if self.asked.is_set() or not begins(writes):
+                return self._inner.write_relaxed(writes)
+            self.asked.set()
+            threading.Timer(QUICK.pause_s / 2, self._inner.write_relaxed, [writes]).start()
+            raise Unavailable("timed out")
+
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    asyncio.run(served(world, world.open(items=Late(world.items)), Engine(), ended(world, sampler)))
     assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.COMPLETED, 1)]
 
 

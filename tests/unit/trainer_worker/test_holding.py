@@ -620,6 +620,9 @@ def test_no_run_is_restored_after_the_signal_to_stop(rig: Rig, monkeypatch: pyte
     monkeypatch.setattr(Restorer, "restore", restoring)
     rig.worker.run(stop)
     assert len(restored) == 1
+    waiting = rig.services.ports.queues.receive(TRAIN, visibility_s=1, max_messages=10)
+    assert {message.receives for message in waiting} == {1}  # as far from the dead queue as before
+    assert {message.body["stream"] for message in waiting} >= set(runs) - set(restored)
     assert not any(rig.services.leases.held(run_id, margin_s=0) for run_id in runs)
     monkeypatch.undo()
     rig.restart()

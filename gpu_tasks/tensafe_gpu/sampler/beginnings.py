@@ -1,0 +1,94 @@
+"""Beginning an operation, and giving it back: also where it is not known whether it was begun.
+
+An operation that stands as begun by a sampler that lives is left to it by every other one, which drops the
+message. So what is not answered here has to be put back before its message is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tensafe.contracts.errors import TensafeError, Unavailable
+from tensafe.operations.outcomes import Outcomes
+from tensafe.operations.records import Operation
+from tensafe.storage.ports import ConditionFailed
+from tensafe_gpu.sampler.in_flight import Held
+
+
+class Beginnings:
+    """Of one sampler, named `owner`. `in_thread` runs a call of storage without holding up the loop."""
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        owner: str,
+        *,
+        in_thread: Callable[..., Awaitable[Any]],
+        healthy: Callable[[], bool],
+        pause_s: float,
+    ) -> None:
+        self._outcomes, self._owner = outcomes, owner
+        self._in_thread, self._healthy, self._pause_s = in_thread, healthy, pause_s
+
+    async def begin(self, held: Held, operation: Operation) -> Operation | None:
+        """The operation, marked as run by us and its try counted; None if it was cancelled or taken.
+
+        Raises Unavailable, and then it may be begun all the same.
+        """
+        held.begun = self._outcomes.begun(operation, owner=self._owner)
+        held.beginning = asyncio.ensure_future(self._in_thread(self._start, operation))
+        begun: Operation | None = await asyncio.shield(held.beginning)
+        return begun
+
+    async def count(self, held: Held, operation: Operation) -> None:
+        """A try that failed before the engine was given anything."""
+        try:
+            await self.begin(held, operation)
+        finally:
+            await self.put_back(held, counted=True)
+
+    async def put_back(self, held: Held, *, counted: bool) -> None:
+        """Pending again, as soon as storage takes it; `counted` says whether the try was its own fault.
+
+        Nothing happens if it was never begun or has ended. A dead engine's are put back by the sweeper.
+        """
+        held.counted, late = counted, False
+        while held.begun is not None and self._healthy():
+            try:
+                if await self._in_thread(self._outcomes.put_back, held.begun, counted=counted):
+                    return
+                if late or not await self._in_thread(self._may_yet_begin, held.begun):
+                    return
+                late = True  # a write that storage has given no answer to may come to it a little later
+            except Unavailable:
+                pass
+            await asyncio.sleep(self._pause_s)
+
+    async def settled(self, held: Held, timeout_s: float) -> None:
+        """Wait for a beginning that is on its way, whose task may have been cancelled meanwhile."""
+        if held.beginning is not None:
+            await asyncio.wait({held.beginning}, timeout=timeout_s)
+            if held.beginning.done() and not held.beginning.cancelled():
+                held.beginning.exception()  # told to nobody else
+
+    def put_back_now(self, held: Held) -> None:
+        """At the end of this process, in a thread. Raises TensafeError."""
+        if held.begun is not None:
+            self._outcomes.put_back(held.begun, counted=held.counted)
+
+    def _start(self, operation: Operation) -> Operation | None:
+        try:
+            return self._outcomes.start(operation, (), owner=self._owner)
+        except ConditionFailed:
+            return None
+
+    def _may_yet_begin(self, begun: Operation) -> bool:
+        try:
+            found = self._outcomes.peek(begun.stream_id, begun.seq)
+        except Unavailable:
+            raise
+        except TensafeError:
+            return False
+        return found is not None and not found.state.final and found.version == begun.version - 1
