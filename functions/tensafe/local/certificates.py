@@ -17,6 +17,7 @@ from tensafe.vault.scope import Scope
 
 _SCOPE: Final = Scope("service", "holder-tls")
 NAMES: Final = ("cert", "key", "ca")
+_NAMED: Final = "common_name"
 _MAX_FILE_BYTES: Final = 16 * 1024
 
 
@@ -32,12 +33,19 @@ def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigurationError(f"the TLS files cannot be used: {error}") from error
     texts = {name: read_pem(files[name]) for name in NAMES}
-    sealed_texts.keep(services.ports.items, services.vault, _SCOPE, texts)
+    named = common_name(texts["cert"])
+    told = {} if named is None else {_NAMED: named}
+    sealed_texts.keep(services.ports.items, services.vault, _SCOPE, texts, told)
 
 
 def kept_certificate(services: Services) -> dict[str, str] | None:
     """The texts by name; None if nothing is kept. Raises IntegrityError, Unavailable."""
     return sealed_texts.kept(services.ports.items, services.vault, _SCOPE)
+
+
+def kept_name(services: Services) -> str | None:
+    """Whom the certificate that is kept names, opening nothing; None if that is not known."""
+    return sealed_texts.told(services.ports.items, _SCOPE).get(_NAMED)
 
 
 def common_name(pem: str) -> str | None:

@@ -39,13 +39,20 @@ def sampler_weights(services: Services, weights: str) -> str:
     """The path of a run's newest sampler weights; a path is that already.
 
     Those that have been published count too, so that a run that is published again, after it was cut short,
-    means what it meant. Raises NotFound for no such run, or one that has none.
+    means what it meant. Raises NotFound for no such run, or one that has none; Conflict where it is not known
+    which are the newest.
     """
     if "/" in weights:
         return weights
     run = find_run(services, weights)
     saved = [one for one in services.checkpoints.of_run(run.stream_id) if one.kind is CheckpointKind.SAMPLER]
     placed = [one for one in services.placements.of_tenant(run.tenant) if one.run_id == run.stream_id]
+    undated = [one.path for one in placed if one.saved_ms is None]
+    if undated and any(one.name not in {it.name for it in placed} for one in saved):
+        raise Conflict(
+            f"{undated[0]} was published by an older release, which did not note when it was saved: name the "
+            "weights that are meant by their path"
+        )
     times = {one.name: one.saved_ms or one.created_ms for one in placed}
     times |= {one.name: one.created_ms for one in saved}
     if not times:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from tensafe.contracts.errors import Conflict, InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
-from tensafe.local.certificates import common_name, kept_certificate
+from tensafe.local.certificates import common_name, kept_name, read_pem
 from tensafe.operations.placements import Placement, check_address
 from tensafe.services import Services
 
@@ -102,16 +104,18 @@ def check_policy(wanted: Publishing, said: Mapping[str, Any]) -> None:
             f"{budget}, or publish another checkpoint"
         )
     if tenants != [wanted.holder_tenant]:
+        same = f"give --holder-tenant {tenants[0]}, or " if len(tenants) == 1 else ""
         raise Conflict(
-            f"the adapter holder has it for {', '.join(tenants)}; give --holder-tenant {tenants[0]}, or "
-            "publish another checkpoint"
+            f"the adapter holder has it for {', '.join(tenants)}; {same}publish another checkpoint"
         )
 
 
 def check_tenant(services: Services, wanted: Publishing) -> None:
     """Over TCP samplers are who their certificate says. Raises InvalidRequest for another name."""
-    kept = kept_certificate(services) if wanted.address.startswith("tcp:") else None
-    named = None if kept is None else common_name(kept["cert"])
+    if not wanted.address.startswith("tcp:"):
+        return
+    folder = os.environ.get("TENSAFE_HOLDER_TLS")  # which samplers of this machine prefer
+    named = common_name(read_pem(Path(folder) / "cert.pem")) if folder else kept_name(services)
     if named not in (None, wanted.holder_tenant):
         raise InvalidRequest(
             f"this service's samplers are {named} by their certificate: nobody could use it",

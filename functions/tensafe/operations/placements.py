@@ -17,6 +17,7 @@ from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValu
 
 _LISTED: Final = 10_000
 _KINDS: Final = ("unix:", "tcp:")
+_TEXTS: Final = ("run_id", "name", "tenant", "base_model", "address", "adapter", "holder_tenant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Placement:
         created_ms = int(cast(int, body.pop("created_ms")))
         epoch, digest = cast("int | None", body.pop("epoch", None)), body.pop("digest", None)
         saved_ms = cast("int | None", body.pop("saved_ms", None))
-        texts = {key: str(value) for key, value in body.items()}
+        # What a later release may add is passed over.
+        texts = {key: str(body[key]) for key in _TEXTS}
         told = {"epoch": epoch, "saved_ms": saved_ms, "digest": None if digest is None else str(digest)}
         return cls(policy=policy, version=version, created_ms=created_ms, **texts, **told)  # type: ignore[arg-type]
 

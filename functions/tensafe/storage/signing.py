@@ -47,7 +47,10 @@ class Signer(Protocol):
         """Signature of a SHA-256 digest (32 bytes). Raises Unavailable if the key cannot be reached."""
 
     def check(self) -> None:
-        """Ask whether the key can be used, signing nothing. Raises Unavailable or ConfigurationError."""
+        """Ask whether the key can be used, signing nothing.
+
+        Raises Unavailable, ConfigurationError, or IntegrityError if it is another one than before.
+        """
 
 
 @dataclass(frozen=True, slots=True)

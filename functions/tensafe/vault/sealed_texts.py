@@ -15,8 +15,12 @@ from tensafe.vault.vault import INLINE_MAX_BYTES, Vault
 _SORT: Final = "texts"
 
 
-def keep(items: Items, vault: Vault, scope: Scope, texts: Mapping[str, str]) -> None:
+def keep(
+    items: Items, vault: Vault, scope: Scope, texts: Mapping[str, str], told: Mapping[str, str] | None = None
+) -> None:
     """Seal them under a key of their own, in place of what was kept and its key: nothing is unwrapped.
+
+    `told` is kept beside them in the clear, for who may not open them.
 
     Raises PayloadTooLarge over 64 KiB in all, Conflict if somebody else did the same meanwhile.
     """
@@ -27,7 +31,7 @@ def keep(items: Items, vault: Vault, scope: Scope, texts: Mapping[str, str]) -> 
     key = replace(vault.begin(scope), if_version=_version(items, scope.key_item))
     try:
         sealed = vault.seal(scope, _SORT, content)
-        items.write([key, Put(place, {}, _version(items, place), sealed=sealed)])
+        items.write([key, Put(place, dict(told or {}), _version(items, place), sealed=sealed)])
     except ConditionFailed as error:
         raise Conflict("somebody else kept others meanwhile; look, and try again") from error
     finally:
@@ -45,6 +49,12 @@ def kept(items: Items, vault: Vault, scope: Scope) -> dict[str, str] | None:
         return {str(name): str(text) for name, text in found.items()}
     except (AttributeError, ValueError) as error:
         raise IntegrityError("what is kept cannot be read") from error
+
+
+def told(items: Items, scope: Scope) -> dict[str, str]:
+    """What is kept of them in the clear; empty if nothing is."""
+    item = items.get(Key(scope.name, _SORT))
+    return {} if item is None else {name: str(text) for name, text in item.body.items()}
 
 
 def version(items: Items, scope: Scope) -> int:

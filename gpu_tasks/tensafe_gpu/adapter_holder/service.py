@@ -127,6 +127,10 @@ class HolderService:
         if state[0] != offer.epoch:
             raise Over(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
 
+    def look_again(self, offer: Offer) -> None:
+        """Look at the store for this adapter at the next request."""
+        self._looked.pop((offer.adapter, offer.version), None)
+
     def forget_what_was_looked_up(self) -> None:
         """Look at the store again at the next request, rather than half a second after the last look."""
         self._looked.clear()
@@ -164,7 +168,7 @@ class Session:
                 NOT_ALLOWED,
                 VERSION_MISMATCH,
             }:  # it was ended in the middle of this, by whomever
-                self._service.forget_what_was_looked_up()
+                self._service.look_again(self._offer)
                 self._service.check_current(self._offer)
             raise
 

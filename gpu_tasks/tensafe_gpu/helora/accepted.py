@@ -148,7 +148,7 @@ class AcceptLog:
             self._read = {of for of in self._read if not _before(of, adapter, version, epoch)}
             for metered in [key for key in self._meters if _before(key[0], adapter, version, epoch)]:
                 del self._meters[metered]
-        # No request waits for this. A block that is read again meanwhile answers nothing that was reserved.
+        # No other request waits for this. A block that is read again meanwhile answers nothing reserved.
         while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
             self._items.write([Delete(one.key, None) for one in old])
 

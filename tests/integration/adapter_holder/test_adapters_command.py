@@ -21,10 +21,12 @@ from tensafe.local.holder_command import in_directory
 from tensafe.local.publishing_terms import _TENANT
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations.layout import placement_item
 from tensafe.operations.records import OpKind, StreamKind, StreamState
 from tensafe.operations.submissions import Submission
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
+from tensafe.storage.ports import Put
 from tensafe_gpu.adapter_holder.composition import directory_store
 from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
 from tensafe_gpu.adapter_holder.peft_sites import read_peft
@@ -198,6 +200,14 @@ def test_a_run_means_its_newest_weights_whatever_was_published_of_it_before(
     save(services, "newer", created_ms=5)
     assert publish(tensafe, holder, RUN, "--keep-run")["path"] == path("newer")
     assert publish(tensafe, holder, RUN, "--keep-run")["path"] == path("newer")
+    # An older release did not note when it was saved; a later one may note what this one does not know.
+    place = placement_item(RUN, "mine")
+    item = services.ports.items.get(place)
+    assert item is not None
+    body = {key: value for key, value in item.body.items() if key != "saved_ms"}
+    services.ports.items.write([Put(place, {**body, "colour": "blue"}, item.version)])
+    assert "by their path" in publish(tensafe, holder, RUN, code=1)
+    assert tensafe("show", path("mine"))["adapter"] == "art-mine"
 
 
 def test_what_the_adapter_holder_has_lost_is_not_erased_here(
@@ -249,7 +259,7 @@ def test_published_again_it_ends_no_session_that_was_opened_since(
 
 
 def test_it_is_for_one_name_and_over_tcp_for_the_one_in_the_samplers_certificate(
-    tensafe: Tensafe, tmp_path: Path
+    tensafe: Tensafe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What nobody could use is not published: no command changes for whom it is."""
     holder = tmp_path / "holder"
@@ -262,8 +272,15 @@ def test_it_is_for_one_name_and_over_tcp_for_the_one_in_the_samplers_certificate
     tensafe("certificate", *(word for name, file in pems.items() for word in (f"--{name}", str(file))))
     at = {"holder": "tcp:localhost:1"}
     assert "are samplers-of-acme by their certificate" in publish(tensafe, holder, "mine", code=2, **at)
+    (tmp_path / "tls").mkdir()
+    other = Authority(tmp_path / "tls").issue("others")
+    (tmp_path / "tls" / "cert.pem").write_bytes(other.certificate.read_bytes())
+    with monkeypatch.context() as patch:  # which samplers take before what is kept
+        patch.setenv("TENSAFE_HOLDER_TLS", str(tmp_path / "tls"))
+        at["holder_tenant"] = "samplers-of-acme"
+        assert "are others by their certificate" in publish(tensafe, holder, "mine", code=2, **at)
     assert in_directory(holder)("list") == {"adapters": []}
-    assert publish(tensafe, holder, "mine", holder_tenant="samplers-of-acme", **at)["policy"] == "HE_REQUIRED"
+    assert publish(tensafe, holder, "mine", **at)["policy"] == "HE_REQUIRED"
 
 
 def test_he_preferred_needs_weights_in_the_clear_and_keeps_those_that_are_served(

@@ -127,10 +127,10 @@ def tensafe(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ca
     return command
 
 
-def publish(path: str, *more: str) -> tuple[str, ...]:
+def publish(path: str, *more: str, holder_tenant: str = "sampler") -> tuple[str, ...]:
     return (
         *("publish", path, "--private", "--yes", "--holder", "tcp:adapter-holder.tensafe.internal:7443"),
-        *("--holder-tenant", "sampler", "--tokens-per-site", "100", *more),
+        *("--holder-tenant", holder_tenant, "--tokens-per-site", "100", *more),
     )
 
 
@@ -144,6 +144,16 @@ def test_an_adapter_from_its_publication_to_its_end(
     assert "not set: TENSAFE_HOLDER_PROFILE" in tensafe(*publish(path), fails=True)
     monkeypatch.setenv("TENSAFE_HOLDER_PROFILE", HOLDER)
     wire.forget()
+    files = Authority(tmp_path).issue("sampler")
+    pems = {"cert": files.certificate, "key": files.key, "ca": files.authority}
+    assert tensafe("certificate", *(one for n, f in pems.items() for one in (f"--{n}", str(f)))) == {
+        "kept": True
+    }
+    assert on_aws()("tls", *(one for n, f in pems.items() for one in (f"--tls-{n}", str(f)))) == {
+        "kept": True
+    }
+    refused = tensafe(*publish(path, holder_tenant="another"), fails=True)
+    assert "are sampler by their certificate" in refused
     published = tensafe(*publish(path, "--keep-run"))
     assert (published["adapter"], published["version"]) == ("art-s-1", 1)
     assert "a trained adapter of rank" in published["extraction"]
@@ -157,14 +167,6 @@ def test_an_adapter_from_its_publication_to_its_end(
     tensafe("revoke", path_of(PREFERRED), "--yes")
     tensafe(*publish(OTHER))
     assert services.ports.items.get(stream_scope("acme", OTHER).key_item) is None
-    files = Authority(tmp_path).issue("sampler")
-    pems = {"cert": files.certificate, "key": files.key, "ca": files.authority}
-    assert tensafe("certificate", *(one for n, f in pems.items() for one in (f"--{n}", str(f)))) == {
-        "kept": True
-    }
-    assert on_aws()("tls", *(one for n, f in pems.items() for one in (f"--tls-{n}", str(f)))) == {
-        "kept": True
-    }
     with monkeypatch.context() as patch:
         patch.setenv("TENSAFE_HOLDER_PROFILE", TASK)
         assert tensafe("rotate", path)["epoch"] == 2
