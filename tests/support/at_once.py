@@ -13,8 +13,8 @@ class AtOnce:
     def __init__(self, products: Sequence[Float32Array]) -> None:
         self._products = products
 
-    def meanwhile(self) -> None:
-        pass
+    def meanwhile(self) -> bool:
+        return True
 
     def advance(self) -> bool:
         return True

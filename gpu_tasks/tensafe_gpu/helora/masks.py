@@ -87,7 +87,7 @@ class PreparingBlock:
         words, zero = np.empty((count, 2, len(PRIMES), N), dtype=np.uint32), seal.Ciphertext()
         for row in range(count):
             self._encryptor.encrypt_zero_symmetric(zero)
-            words[row] = self._reader.whole(zero)
+            self._reader.whole(zero, words[row])
         self._add_masks(words[:, 0], first)
         return words
 

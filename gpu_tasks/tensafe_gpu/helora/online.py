@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.parameters import T
 from tensafe_gpu.helora.quantise import Float64Array
-from tensafe_gpu.helora.residues import Int64Array, Uint32Array, centred_mod_t
+from tensafe_gpu.helora.residues import Int64Array, Uint32Array, centred_words
 
 _MASK = np.uint32(T - 1)
 
@@ -35,4 +35,4 @@ def answered(a_columns: Float64Array, z: Uint32Array, shares: Uint32Array) -> Ui
 
 def unmasked(y: Uint32Array, block: PreparedBlock, first: int) -> Int64Array:
     """Key holder: uint32 [tokens, R] below t -> A_q x_q, int64 [tokens, R]."""
-    return centred_mod_t(y - block.shares[first : first + len(y)])
+    return centred_words(y - block.shares[first : first + len(y)])

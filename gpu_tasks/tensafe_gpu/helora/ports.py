@@ -131,8 +131,11 @@ class AdapterInfo:
 class Asked(Protocol):
     """Products on their way, so that those of several adapters are waited for at once (`exchange.gather`)."""
 
-    def meanwhile(self) -> None:
-        """Called when the wait begins: do what is worth the time until the answer is there."""
+    def meanwhile(self) -> bool:
+        """Called when the wait begins: do what is worth the time until the answer is there.
+
+        Whether it is there by now.
+        """
         ...
 
     def advance(self) -> bool:

@@ -68,6 +68,12 @@ def added(words: Uint32Array, summand: Uint64Array, prime: int) -> Uint32Array:
     return _below(words + summand, prime).astype(np.uint32)
 
 
+def centred_words(words: Uint32Array) -> Int64Array:
+    """As `centred_mod_t`: t is a power of two, so it is the sign of its topmost bit that is extended."""
+    shift = 32 - (T.bit_length() - 1)
+    return ((words << shift).view(np.int32) >> shift).astype(np.int64)
+
+
 def centred_mod_t(values: Uint32Array | Int64Array) -> Int64Array:
     """Residues modulo t as int64 in [-t/2, t/2)."""
     result = values.astype(np.int64) & (T - 1)

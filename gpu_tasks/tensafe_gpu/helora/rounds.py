@@ -40,10 +40,12 @@ class Round:
     def took_s(self) -> float:
         return self._exchange.took_s
 
-    def meanwhile(self) -> None:
+    def meanwhile(self) -> bool:
         self._exchange.waited_for()
-        if not self._exchange.advance():  # else they are drawn when they are needed: nobody waits for it here
-            self._draw()
+        if self._exchange.advance():
+            return True  # masks are drawn when they are needed: nobody waits for it here
+        self._draw()
+        return False
 
     def answers(self) -> Sequence[Float32Array]:
         payload = self._payload()

@@ -38,6 +38,7 @@ _WORDS: Final = 2 * _LEVELS * N
 _OBJECT: Final = struct.Struct("<32sQQQQdQ16xQQQ")
 """parms_id, is_ntt (padded), size, degree, primes, scale, correction, pool, capacity, words, their address.
 """
+_POINTER: Final = struct.Struct("<Q")
 _VALUE_OFFSET: Final = 16
 """Of the pointer to the C++ object inside a Python object of the binding."""
 _SEED_MARK: Final = 2**64 - 1
@@ -56,22 +57,27 @@ class WordReader:
     def __init__(self, *, direct: bool | None = None) -> None:
         self._file = MemoryFile()
         self._direct = _direct_reading_works() if direct is None else direct
+        self._place = 0
+        """Where the words of the last ciphertext were: the next one's are mostly there too."""
 
     @property
     def direct(self) -> bool:
         """Whether words are copied, rather than read from SEAL's stream."""
         return self._direct
 
-    def whole(self, ciphertext: SealObject) -> WordArray:
-        """uint32 [2, 3, N]."""
+    def whole(self, ciphertext: SealObject, into: WordArray | None = None) -> WordArray:
+        """uint32 [2, 3, N], a new array or `into`."""
+        words = np.empty((2, _LEVELS, N), dtype=np.uint32) if into is None else into
         if self._direct:
-            return _in_place(ciphertext).astype(np.uint32).reshape(2, _LEVELS, N)
-        return ciphertext_words(self._file.saved(ciphertext))
+            np.copyto(words, self._in_place(ciphertext).reshape(words.shape), casting="unsafe")
+        else:
+            words[:] = ciphertext_words(self._file.saved(ciphertext))
+        return words
 
     def second(self, ciphertext: SealObject) -> WordArray:
         """uint32 [3, N], the second polynomial."""
         if self._direct:
-            return _in_place(ciphertext)[_WORDS // 2 :].astype(np.uint32).reshape(_LEVELS, N)
+            return self._in_place(ciphertext)[_WORDS // 2 :].astype(np.uint32).reshape(_LEVELS, N)
         words: WordArray = ciphertext_words(self._file.saved(ciphertext))[1]
         return words
 
@@ -79,7 +85,7 @@ class WordReader:
         """uint32 [3, N] and the seed of the second polynomial (64 bytes)."""
         if not self._direct:
             return seeded_words(self._file.saved(serializable))
-        words = _in_place(serializable)
+        words = self._in_place(serializable)
         if int(words[_WORDS // 2]) != _SEED_MARK:
             raise SealFormatError("a seeded ciphertext has no seed where SEAL 4.3 keeps it")
         seed = words[_WORDS // 2 :].view(np.uint8)[_SEED_OFFSET : _SEED_OFFSET + SEED_BYTES].tobytes()
@@ -89,17 +95,23 @@ class WordReader:
         """Free the memory file."""
         self._file.close()
 
+    def _in_place(self, holder: object) -> npt.NDArray[np.uint64]:
+        """A view of the words of a ciphertext, valid while `holder` lives and is not changed."""
+        (address,) = _POINTER.unpack(_read(id(holder) + _VALUE_OFFSET, 8))
+        fields = _OBJECT.unpack(_read(address, _OBJECT.size))
+        if fields[0] != _parms_id() or fields[2:6] != (2, N, _LEVELS, 1.0) or fields[8] != _WORDS:
+            raise SealFormatError("SEAL keeps a ciphertext in memory in another form")
+        place = fields[9]
+        if place != self._place:
+            for word in (0, _WORDS - 1):
+                _read(place + 8 * word, 8)
+            self._place = place
+        return np.ctypeslib.as_array((ctypes.c_uint64 * _WORDS).from_address(place))
 
-def _in_place(holder: object) -> npt.NDArray[np.uint64]:
-    """A view of the words of a ciphertext, valid while `holder` lives and is not changed."""
-    (address,) = struct.unpack("<Q", _read(id(holder) + _VALUE_OFFSET, 8))
-    fields = _OBJECT.unpack(_read(address, _OBJECT.size))
-    parms_id = struct.pack("<4Q", *shared_context().first_parms_id())
-    if fields[0] != parms_id or fields[2:6] != (2, N, _LEVELS, 1.0) or fields[8] != _WORDS:
-        raise SealFormatError("SEAL keeps a ciphertext in memory in another form")
-    for word in (0, _WORDS - 1):
-        _read(fields[9] + 8 * word, 8)
-    return np.ctypeslib.as_array((ctypes.c_uint64 * _WORDS).from_address(fields[9]))
+
+@functools.cache
+def _parms_id() -> bytes:
+    return struct.pack("<4Q", *shared_context().first_parms_id())
 
 
 def _read(address: int, length: int) -> bytes:

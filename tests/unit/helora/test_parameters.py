@@ -15,7 +15,7 @@ from tensafe_gpu.helora.keystream import floods, new_key, ring_rows
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.parameters import FLOOD, HONEST_NOISE, PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import GARBAGE, PARAMETERS_REFUSED, HeUnavailable
-from tensafe_gpu.helora.residues import scaled_up
+from tensafe_gpu.helora.residues import centred_mod_t, centred_words, scaled_up
 from tensafe_gpu.helora.seal_library import (
     KEY_PRIMES,
     check_ciphertext,
@@ -48,6 +48,14 @@ def test_the_pinned_numbers_are_what_seal_makes() -> None:
     assert Q.bit_length() == 90
     assert KEY_PRIMES[:3] == PRIMES
     assert FLOOD + HONEST_NOISE <= Q // (2 * T)
+
+
+def test_words_are_centred_by_their_sign_bit_as_by_the_modulus() -> None:
+    """Also differences that wrapped modulo 2^32."""
+    ends = np.array([0, 1, T // 2 - 1, T // 2, T - 1, T, 2**32 - 1, 2**31], dtype=np.uint32)
+    words = np.concatenate([ends, np.random.default_rng(3).integers(0, 2**32, 10_000, dtype=np.uint32)])
+    assert np.array_equal(centred_words(words), centred_mod_t(words))
+    assert centred_words(ends).tolist() == [0, 1, T // 2 - 1, -T // 2, -1, 0, -1, 0]
 
 
 @pytest.mark.parametrize(
