@@ -49,3 +49,21 @@ def test_what_publishing_prints_is_what_was_measured() -> None:
     assert curve.width == result["width"]
     for words in (f"rank {result['rank']}", f"{result['sites']} sites", f"{result['training_steps']} steps"):
         assert words in curve.adapter
+
+
+def test_what_is_claimed_is_private_activations_and_metered_use_and_never_secret_weights() -> None:
+    """Wherever private adapters are described; two of the three with what the weights follow from."""
+    said = {
+        "README.md": (
+            "activations stay private, and use is metered",
+            "not that the weights cannot be learned",
+        ),
+        "docs/helora.md": (
+            "**Metered use.**",
+            "Not claimed: that the weights stay secret from enough answers",
+        ),
+        "docs/threat-model.md": ("its use is metered", "then A follows by linear algebra"),
+    }
+    for document, sentences in said.items():
+        text = " ".join((ROOT / document).read_text().split())
+        assert [one for one in sentences if one not in text] == [], document
