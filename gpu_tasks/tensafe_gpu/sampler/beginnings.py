@@ -7,7 +7,8 @@ message. So what is not answered here has to be put back before its message is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from tensafe.contracts.errors import TensafeError, Unavailable
@@ -44,10 +45,10 @@ class Beginnings:
 
     async def count(self, held: Held, operation: Operation) -> None:
         """A try that failed before the engine was given anything."""
-        try:
+        held.counted = True  # also where this is cancelled: `put_back_now` follows
+        with suppress(TensafeError):
             await self.begin(held, operation)
-        finally:
-            await self.put_back(held, counted=True)
+        await self.put_back(held, counted=True)
 
     async def put_back(self, held: Held, *, counted: bool) -> None:
         """Pending again, as soon as storage takes it; `counted` says whether the try was its own fault.
@@ -66,12 +67,15 @@ class Beginnings:
                 pass
             await asyncio.sleep(self._pause_s)
 
-    async def settled(self, held: Held, timeout_s: float) -> None:
-        """Wait for a beginning that is on its way, whose task may have been cancelled meanwhile."""
-        if held.beginning is not None:
-            await asyncio.wait({held.beginning}, timeout=timeout_s)
-            if held.beginning.done() and not held.beginning.cancelled():
-                held.beginning.exception()  # told to nobody else
+    @staticmethod
+    async def settled(some: Iterable[Held], timeout_s: float) -> None:
+        """Wait for beginnings that are on their way, whose tasks may have been cancelled meanwhile."""
+        calls = {held.beginning for held in some if held.beginning is not None}
+        if calls:
+            done, _ = await asyncio.wait(calls, timeout=timeout_s)
+            for call in done:
+                if not call.cancelled():
+                    call.exception()  # told to nobody else
 
     def put_back_now(self, held: Held) -> None:
         """At the end of this process, in a thread. Raises TensafeError."""
@@ -79,10 +83,12 @@ class Beginnings:
             self._outcomes.put_back(held.begun, counted=held.counted)
 
     def _start(self, operation: Operation) -> Operation | None:
+        begun = self._outcomes.begun(operation, owner=self._owner)
         try:
             return self._outcomes.start(operation, (), owner=self._owner)
         except ConditionFailed:
-            return None
+            # Nobody else has our name: then an earlier write of ours came late.
+            return begun if self._outcomes.peek(operation.stream_id, operation.seq) == begun else None
 
     def _may_yet_begin(self, begun: Operation) -> bool:
         try:

@@ -139,10 +139,10 @@ class SamplerWorker:
             if held.task is not None:
                 held.task.cancel()
         await asyncio.gather(*(held.task for held in left if held.task), return_exceptions=True)
+        left = [held for held in left if not held.answered]
+        await self._beginnings.settled(left, self._settings.stop_grace_s)
         for held in left:
-            if not held.answered:
-                await self._beginnings.settled(held, self._settings.stop_grace_s)
-                await self._in_thread(self._give_back, held)
+            await self._in_thread(self._give_back, held)
 
     def _give_back(self, held: Held) -> None:
         try:
@@ -243,6 +243,9 @@ class SamplerWorker:
                 await self._beginnings.put_back(held, counted=False)  # nobody's fault
                 raise
             except TensafeError as error:
+                if held.begun is not None:  # it may be begun all the same
+                    await self._beginnings.put_back(held, counted=True)
+                    raise
                 await self._in_thread(self._fail, stream, operation, Failure.of(error))
             except Exception:
                 await self._beginnings.count(held, operation)
@@ -266,24 +269,33 @@ class SamplerWorker:
             result = await self._drawn(stream, operation, payload, request, adapter)
             counted = False  # whatever fails from here on is not the request's doing
             await self._in_thread(self._complete, stream, operation, payload, request, adapter, result)
-        except HeRefused as error:
-            await self._in_thread(self._fail, stream, operation, Failure.of(error))
-            self._services.metrics.add(Metric.HE_UNAVAILABLE, code=error.code)
-            self._log_done(operation, began, error.code)
-            return True
+        except HeRefused as error:  # an answer, though it says that something is not available
+            return await self._failed(held, stream, operation, began, error)
         except Unavailable:
             await self._beginnings.put_back(held, counted=counted)
             return False
         except TensafeError as error:
-            await self._in_thread(self._fail, stream, operation, Failure.of(error))
-            self._log_done(operation, began, error.code)
-            return True
+            return await self._failed(held, stream, operation, began, error)
         except Exception:
             await self._beginnings.put_back(held, counted=counted)
             raise
         if result.execution is not None and result.execution.fallback is not None:
             self._services.metrics.add(Metric.HE_UNAVAILABLE, code=result.execution.fallback)
         self._log_done(operation, began, "completed")
+        return True
+
+    async def _failed(
+        self, held: Held, stream: StreamRecord, operation: Operation, began: float, error: TensafeError
+    ) -> bool:
+        """Commit a failure; False, and the operation is pending again, where storage does not take it."""
+        try:
+            await self._in_thread(self._fail, stream, operation, Failure.of(error))
+        except Unavailable:
+            await self._beginnings.put_back(held, counted=False)
+            return False
+        if isinstance(error, HeRefused):
+            self._services.metrics.add(Metric.HE_UNAVAILABLE, code=error.code)
+        self._log_done(operation, began, error.code)
         return True
 
     async def _drawn(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable
 from tensafe.correlation import correlated
 from tensafe.operations.records import OpState
 from tensafe.services import Services
@@ -183,6 +183,53 @@ class Slow:
         return self._inner.write_relaxed(writes)  # type: ignore[no-any-return]
 
 
+class HandedBack:
+    """A queue that notes how an operation stands as its message is handed back: to another sampler, maybe."""
+
+    def __init__(self, inner: Any, stands: Callable[[], OpState]) -> None:
+        self._inner, self._stands, self.found = inner, stands, list[OpState]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def extend(self, queue: str, receipt: str, visibility_s: float) -> None:
+        if visibility_s == 0:
+            self.found.append(self._stands())
+        self._inner.extend(queue, receipt, visibility_s)
+
+
+class Late:
+    """Items that time out as a sample is begun, and take the write `looks` reads of an operation later."""
+
+    def __init__(self, inner: Any, looks: int) -> None:
+        self._inner, self._looks = inner, looks
+        self.pending: list[list[Write]] = []
+        self._asked = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def write_relaxed(self, writes: list[Write]) -> None:
+        if self._asked or not begins(writes):
+            self.land()
+            return self._inner.write_relaxed(writes)  # type: ignore[no-any-return]
+        self._asked = True
+        self.pending.append(writes)
+        raise Unavailable("timed out")
+
+    def get(self, key: Any) -> Any:
+        if self.pending and key.sort.startswith("op/"):
+            self._looks -= 1
+            if self._looks < 0:
+                self.land()
+        return self._inner.get(key)
+
+    def land(self) -> None:
+        """Take the write, if it has not been taken."""
+        if self.pending:
+            self._inner.write_relaxed(self.pending.pop())
+
+
 def test_a_beginning_that_is_on_its_way_when_it_stops_is_put_back_too() -> None:
     """Else it would stand as this sampler's, and the next one would drop its message."""
     world = World()
@@ -193,15 +240,17 @@ def test_a_beginning_that_is_on_its_way_when_it_stops_is_put_back_too() -> None:
     async def life() -> None:
         stop, services = threading.Event(), world.open(items=items)
         services.workers.announce("sampler", BASE, "sampler-1", 0)
-        quick: Any = replace(QUICK, stop_grace_s=0.2)
+        quick: Any = replace(QUICK, stop_grace_s=1.0)
         worker = SamplerWorker(
             services, BASE, Engine(), owner="sampler-1", texts=Texts("none"), settings=quick
         )  # type: ignore[arg-type]
         running = asyncio.create_task(worker.run(stop))
         while not items.asked.is_set():
             await asyncio.sleep(0.01)
+        (held,) = worker._in_flight.all()
         stop.set()
-        await asyncio.sleep(0.3)  # its task is cancelled
+        while not (held.task is not None and held.task.done()):  # cancelled
+            await asyncio.sleep(0.01)
         items.go_on.set()
         await running
 
@@ -213,21 +262,57 @@ def test_a_beginning_that_is_on_its_way_when_it_stops_is_put_back_too() -> None:
 
 
 def test_a_beginning_that_comes_late_is_looked_for_once_more() -> None:
-    """Storage has timed out, and takes the write after that."""
+    """Storage has timed out, and takes the write after that: between two looks, or after both."""
+    for looks in (2, 4):
+        world = World()
+        sampler = world.sampler()
+        submit(world, sampler, [1])
+        items = Late(world.items, looks)
 
-    class Late(Slow):
-        def write_relaxed(self, writes: list[Write]) -> None:
-            if self.asked.is_set() or not begins(writes):
-                return self._inner.write_relaxed(writes)
-            self.asked.set()
-            threading.Timer(QUICK.pause_s / 2, self._inner.write_relaxed, [writes]).start()
-            raise Unavailable("timed out")
+        def stands(
+            items: Late = items, world: World = world, sampler: Any = sampler, looks: int = looks
+        ) -> OpState:
+            if looks == 2:
+                items.land()  # by now at the latest: whoever has not looked again does not see it
+            return world.op(sampler, 1).state
 
+        queues = HandedBack(world.queues, stands)
+        services = world.open(items=items, queues=queues)
+        asyncio.run(served(world, services, Engine(), ended(world, sampler)))
+        assert items.pending == []
+        assert queues.found == [OpState.PENDING]
+        (operation,) = world.log(sampler)
+        # After both it is found by the next beginning, which goes on with it: that try is counted once too.
+        assert (operation.state, operation.tries) == (OpState.COMPLETED, 1)
+
+
+@pytest.mark.parametrize("landed", [False, True], ids=["not-taken", "taken-unsaid"])
+@pytest.mark.parametrize("error", [HeRefused("he_timeout"), InvalidRequest("no")], ids=["refused", "invalid"])
+def test_a_failure_that_storage_does_not_take_leaves_nothing_begun(error: TensafeError, landed: bool) -> None:
+    """The message is handed back; the operation must not stand as this sampler's then."""
     world = World()
     sampler = world.sampler()
     submit(world, sampler, [1])
-    asyncio.run(served(world, world.open(items=Late(world.items)), Engine(), ended(world, sampler)))
-    assert [(op.state, op.tries) for op in world.log(sampler)] == [(OpState.COMPLETED, 1)]
+    queues = HandedBack(world.queues, lambda: world.op(sampler, 1).state)
+    services = world.open(queues=queues)
+    fail, failed = services.outcomes.fail, list[int]()
+
+    def failing(*given: Any) -> None:
+        failed.append(1)
+        if len(failed) > 2 or landed:
+            fail(*given)
+        if len(failed) <= 2:
+            raise Unavailable("x")
+
+    async def refuses(_token: int) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services.outcomes, "fail", failing)
+        asyncio.run(served(world, services, Engine(refuses), ended(world, sampler)))
+    assert [op.state for op in world.log(sampler)] == [OpState.FAILED]
+    assert len(failed) == (1 if landed else 3)
+    assert queues.found == ([OpState.FAILED] if landed else [OpState.PENDING] * 2)
 
 
 def test_a_cancellation_is_not_taken_back_with_a_beginning_that_never_was() -> None:
