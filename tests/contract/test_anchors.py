@@ -84,8 +84,9 @@ class TestFiles(AnchorsSuite):
         anchors = FileAnchors(tmp_path / "away")
         anchors.put(mark(2), after=None)
         (tmp_path / "away").rename(tmp_path / "elsewhere")
-        with pytest.raises(Unavailable, match="is missing"):
-            anchors.get(NAME)
+        for act in (lambda: anchors.get(NAME), anchors.all):
+            with pytest.raises(Unavailable, match="is missing"):
+                act()
         (tmp_path / "elsewhere").rename(tmp_path / "away")
         assert anchors.get(NAME) == mark(2)
 

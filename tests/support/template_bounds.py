@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from tests.support.template_access import role_statements
-from tests.support.templates import Template, listed, resources
+from tests.support.templates import Template, listed, resources, texts
 
 BOUND_BY: Final = {
     "ecs:Poll": "ecs:cluster",
@@ -43,8 +43,14 @@ def unbound(template: Template) -> list[str]:
         f"{name}: {action} without {BOUND_BY[action]}"
         for name, statement in role_statements(template)
         for action in listed(statement.get("Action", []))
-        if action in BOUND_BY and BOUND_BY[action] not in statement.get("Condition", {}).get("ArnEquals", {})
+        if action in BOUND_BY and not _names_one(statement.get("Condition", {}), BOUND_BY[action])
     ]
+
+
+def _names_one(condition: Template, key: str) -> bool:
+    """Whether ArnEquals has it, with a value that is not every one."""
+    values = listed(condition.get("ArnEquals", {}).get(key, []))
+    return bool(values) and all("*" not in text for value in values for text in texts(value))
 
 
 def open_trusts(template: Template) -> list[str]:
@@ -53,7 +59,10 @@ def open_trusts(template: Template) -> list[str]:
     for name, role in resources(template, "AWS::IAM::Role").items():
         for statement in listed(role["AssumeRolePolicyDocument"]["Statement"]):
             principal = statement["Principal"]
-            if not isinstance(principal, dict) or len(principal) != 1 or "*" in listed(_only(principal)):
+            named = (
+                [one for value in principal.values() for one in listed(value)] if principal != "*" else ["*"]
+            )
+            if len(named) != 1 or "*" in named:
                 wrong.append(f"{name}: {principal}")
             elif "Service" in principal and principal["Service"] not in OPEN_SERVICES:
                 equal = statement.get("Condition", {}).get("StringEquals", {})
@@ -121,8 +130,3 @@ def unlimited_stages(template: Template) -> list[str]:
 
 def _ref(parameter: str) -> Template:
     return {"Ref": parameter}
-
-
-def _only(principal: Template) -> Any:
-    (value,) = principal.values()
-    return value

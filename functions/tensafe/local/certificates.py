@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +34,10 @@ def keep_certificate(services: Services, files: Mapping[str, Path]) -> None:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ConfigurationError(f"the TLS files cannot be used: {error}") from error
     texts = {name: read_pem(files[name]) for name in NAMES}
-    named = common_name(texts["cert"])
-    told = {} if named is None else {_NAMED: named}
+    told: dict[str, str] = {}
+    with suppress(ConfigurationError):  # one that OpenSSL reads, and `cryptography` does not
+        named = common_name(texts["cert"])
+        told = {} if named is None else {_NAMED: named}
     sealed_texts.keep(services.ports.items, services.vault, _SCOPE, texts, told)
 
 
@@ -49,9 +52,15 @@ def kept_name(services: Services) -> str | None:
 
 
 def common_name(pem: str) -> str | None:
-    """Whom a certificate (PEM, the first of the text) names."""
-    names = load_pem_x509_certificate(pem.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if names else None
+    """Whom a certificate (PEM, the first of the text) names, if it names one.
+
+    Raises ConfigurationError for a text that is none.
+    """
+    try:
+        names = load_pem_x509_certificate(pem.encode()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise ConfigurationError(f"not a certificate in PEM form: {error}", field="tls") from error
+    return str(names[0].value) if len(names) == 1 else None
 
 
 def kept_version(services: Services) -> int:

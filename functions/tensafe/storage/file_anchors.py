@@ -70,6 +70,8 @@ class FileAnchors:
             raise Unavailable(f"the anchor {path} cannot be written: {error.strerror}") from error
 
     def all(self) -> list[Mark]:
+        if not self._folder.is_dir():
+            raise Unavailable(f"the folder of the privacy ledger's anchors, {self._folder}, is missing")
         marks = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             found = _read(path)

@@ -114,11 +114,11 @@ class HolderService:
         nonce = os.urandom(NONCE_BYTES)
         return Session(self, opened, offer, nonce), (Kind.WELCOME, [packed(Welcome.of(opened.info, nonce))])
 
-    def check_current(self, offer: Offer) -> None:
-        """Raise Over when the epoch is over or the version revoked."""
+    def check_current(self, offer: Offer, *, anew: bool = False) -> None:
+        """Raise Over when the epoch is over or the version revoked; `anew`: as the store has it now."""
         key, now = (offer.adapter, offer.version), time.monotonic()
         at, state = self._looked.get(key, (-1e9, (0, False)))
-        if now - at > _LOOK_AGAIN_S:
+        if anew or now - at > _LOOK_AGAIN_S:
             published = self._store.get(offer.adapter, offer.version)
             state = (published.epoch, published.active)
             self._looked[key] = (now, state)
@@ -126,10 +126,6 @@ class HolderService:
             raise Over(NOT_ALLOWED, "there is no such adapter for this tenant")
         if state[0] != offer.epoch:
             raise Over(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
-
-    def look_again(self, offer: Offer) -> None:
-        """Look at the store for this adapter at the next request."""
-        self._looked.pop((offer.adapter, offer.version), None)
 
     def forget_what_was_looked_up(self) -> None:
         """Look at the store again at the next request, rather than half a second after the last look."""
@@ -168,8 +164,7 @@ class Session:
                 NOT_ALLOWED,
                 VERSION_MISMATCH,
             }:  # it was ended in the middle of this, by whomever
-                self._service.look_again(self._offer)
-                self._service.check_current(self._offer)
+                self._service.check_current(self._offer, anew=True)
             raise
 
     def _answered(self, frame: Frame) -> Answer:

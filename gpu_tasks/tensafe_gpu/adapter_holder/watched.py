@@ -27,14 +27,15 @@ _STOP_GRACE_S: Final = 10.0
 class Watcher:
     """Runs one command over an adapter holder's directory until it is told to stop.
 
-    The process touches the file of `tensafe_gpu.healthcheck`, in the directory, as long as the thread that
-    accepts connections is there. Once it has done so it is started again, after a pause that doubles while it
-    lives less than a minute. Silence is measured by a clock that stands while the machine is suspended.
+    The process touches the file of `tensafe_gpu.healthcheck`, by default in the directory, as long as the
+    thread that accepts connections is there. Once it has done so it is started again, after a pause that
+    doubles while it lives less than a minute. Silence is measured by a clock that stands while the machine is
+    suspended.
     """
 
     def __init__(self, command: Sequence[str], data_dir: Path, say: Callable[[str], None]) -> None:
         """`say` is told what happens, in sentences, by the thread that runs."""
-        self._alive = data_dir / "alive"
+        self._alive = Path(os.environ.get(healthcheck.VARIABLE) or data_dir / "alive")
         os.environ[healthcheck.VARIABLE] = str(self._alive)
         spec = ChildSpec(_NAME, tuple(command), os.environ)
         self._logs = data_dir / "logs"

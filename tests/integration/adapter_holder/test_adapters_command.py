@@ -279,6 +279,8 @@ def test_it_is_for_one_name_and_over_tcp_for_the_one_in_the_samplers_certificate
         patch.setenv("TENSAFE_HOLDER_TLS", str(tmp_path / "tls"))
         at["holder_tenant"] = "samplers-of-acme"
         assert "are others by their certificate" in publish(tensafe, holder, "mine", code=2, **at)
+        (tmp_path / "tls" / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n")
+        assert "not a certificate" in publish(tensafe, holder, "mine", code=1, **at)
     assert in_directory(holder)("list") == {"adapters": []}
     assert publish(tensafe, holder, "mine", **at)["policy"] == "HE_REQUIRED"
 

@@ -45,12 +45,24 @@ def without_condition(template: Template, action: str) -> None:
             statement.pop("Condition")
 
 
+def conditioned(template: Template, action: str) -> Any:
+    return next(
+        one["Condition"] for _, one in role_statements(template) if action in listed(one.get("Action", []))
+    )
+
+
 PLANTED: dict[str, tuple[Rule, Path, Callable[[Template], object]]] = {
     "any event source": (
         rules.unbound, CORE, lambda t: without_condition(t, "lambda:UpdateEventSourceMapping"),
     ),
     "the tasks of every cluster": (rules.unbound, CORE, lambda t: without_condition(t, "ecs:ListTasks")),
     "an agent of every cluster": (rules.unbound, TASKS, lambda t: without_condition(t, "ecs:Poll")),
+    "agents of a cluster of any name": (
+        rules.unbound, TASKS, lambda t: conditioned(t, "ecs:Poll")["ArnEquals"].update({"ecs:cluster": "*"}),
+    ),
+    "a role for two": (
+        rules.open_trusts, CORE, lambda t: trust(t, "OperatorRole").update(Principal={"AWS": ["a", "b"]}),
+    ),
     "a task of any account": (rules.open_trusts, CORE, lambda t: trust(t, "TrainerRole").pop("Condition")),
     "a role for everybody": (
         rules.open_trusts, CORE, lambda t: trust(t, "OperatorRole").update(Principal={"AWS": "*"}),
