@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
@@ -27,7 +26,8 @@ from tensafe_gpu.helora.ports import Asked
 
 POLL_S: Final = 0.0008
 """How long answers are looked for before their thread sleeps: the forward pass stands still meanwhile, and an
-adapter holder on this host has mostly answered by then. Not where there is one core, which it needs for that.
+adapter holder on this host has mostly answered by then. The core is not yielded between two looks: where
+threads of the engine share it, those would have their time first.
 """
 _STEPS: Final = 64
 """Reads or writes of one exchange before the others have a turn."""
@@ -144,18 +144,14 @@ class Exchange:
             self.took_s = time.monotonic() - self._began
 
 
-def gather(asked: Sequence[Asked], *, poll_s: float | None = None) -> None:
+def gather(asked: Sequence[Asked], *, poll_s: float = POLL_S) -> None:
     """Wait until each has ended, well or not: as long as the slowest takes, or may take."""
-    if poll_s is None:
-        poll_s = POLL_S if len(os.sched_getaffinity(0)) > 1 else 0.0
     left = list(asked)
     for one in asked:
         with suppress(Exception):  # of one: the others are waited for, and it says so at its answer
             if one.meanwhile():
                 left.remove(one)
     sleep_from = time.monotonic() + poll_s
-    if left and not poll_s:
-        _sleep(left, sleep_from)
     while left:
         before = len(left)
         left = [one for one in left if not one.advance()]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tensafe.operations.doorbell import train_queue
-from tensafe.operations.records import OpKind, OpState
+from tensafe.operations.records import OpKind, OpState, StreamKind
 from tensafe.operations.submissions import Submission
 from tensafe.services import Services, wire
 from tests.integration.lambdas.test_api import BASE, a_run
@@ -40,8 +40,10 @@ def test_of_a_batch_of_dead_letters_those_alone_stay_that_cannot_be_settled(
     operation = services.outcomes.get(poisoned, 0)
     for _ in range(3):
         operation = services.outcomes.start(operation, ())
-    # No such partition can be: the store refuses it, as it would anything while it is down.
-    broken = {"stream": "no stream\n"}
+    sampler, writes = services.streams.creation("s-77:sample:0", "acme", StreamKind.SAMPLER, BASE)
+    services.ports.items.write(writes)
+    # No such item can be: the store refuses it, as it would anything while it is down.
+    broken = {"stream": sampler.stream_id, "seq": 10**2000}
     answer = function("dead_letters").invoke(
         {
             "Records": [
@@ -51,6 +53,7 @@ def test_of_a_batch_of_dead_letters_those_alone_stay_that_cannot_be_settled(
                 record(4, {"stream": unlucky.stream_id}, "b"),
                 record(5, "not ours"),
                 record(6, {"stream": "absent"}),
+                record(7, {"stream": "no stream\n"}),
             ]
         }
     )

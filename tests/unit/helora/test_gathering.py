@@ -11,7 +11,6 @@ from math import inf
 
 import pytest
 
-from tensafe_gpu.helora import exchange
 from tensafe_gpu.helora.exchange import Exchange, gather
 from tensafe_gpu.helora.frames import (
     HEADER,
@@ -44,22 +43,6 @@ class Of(Exchange):
 
     def answers(self) -> Sequence[object]:
         return [self.frame()]
-
-
-@pytest.fixture(autouse=True, params=[1, 2], ids=["one-core", "two-cores"])
-def _cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one, nobody looks for an answer while its sender waits for the core."""
-    monkeypatch.setattr(exchange.os, "sched_getaffinity", lambda _: set(range(request.param)))
-
-
-def test_on_one_core_the_thread_sleeps_at_once(
-    asked: Callable[..., Of], request: pytest.FixtureRequest
-) -> None:
-    one = asked(answering(b"ok", lambda: time.sleep(0.05)))
-    looked, advance = [], one.advance
-    one.advance = lambda: looked.append(1) or advance()  # type: ignore[method-assign,assignment]
-    gather([one])
-    assert (len(looked) < 4) is ("one-core" in request.node.name)
 
 
 @pytest.fixture
