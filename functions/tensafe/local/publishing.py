@@ -46,9 +46,9 @@ def sampler_weights(services: Services, weights: str) -> str:
         return weights
     run = find_run(services, weights)
     saved = [one for one in services.checkpoints.of_run(run.stream_id) if one.kind is CheckpointKind.SAMPLER]
-    placed = [one for one in services.placements.of_tenant(run.tenant) if one.run_id == run.stream_id]
+    placed = services.placements.of_run(run)
     undated = [one.path for one in placed if one.saved_ms is None]
-    if undated and any(one.name not in {it.name for it in placed} for one in saved):
+    if undated and {one.name for one in saved} - {one.name for one in placed}:
         raise Conflict(
             f"{undated[0]} was published by an older release, which did not note when it was saved: name the "
             "weights that are meant by their path"

@@ -128,7 +128,7 @@ def check_others(services: Services, run_id: str, name: str, wanted: Publishing)
     run = services.streams.find(run_id)
     if run is None or not wanted.erases_run:
         return
-    others = [one for one in services.placements.of_tenant(run.tenant) if one.run_id == run_id]
+    others = services.placements.of_run(run)
     kept = [one.path for one in others if one.name != name and services.keeping.peek(run_id, one.name)]
     if kept:
         raise Conflict(

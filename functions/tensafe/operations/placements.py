@@ -12,6 +12,7 @@ from typing import Final, cast
 from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
+from tensafe.operations.records import StreamRecord
 from tensafe.operations.streams import now_ms
 from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 
@@ -95,6 +96,10 @@ class Placements:
         entries = self._items.query(layout.placements_of(tenant), limit=_LISTED)
         found = (self.peek(*entry.key.sort.split("/", 1)) for entry in entries)
         return [one for one in found if one is not None]
+
+    def of_run(self, run: StreamRecord) -> list[Placement]:
+        """All of a run's, by path."""
+        return [one for one in self.of_tenant(run.tenant) if one.run_id == run.stream_id]
 
     def holds(self, adapter: str, version: str) -> bool:
         """Whether any placement names this version of an adapter."""

@@ -47,8 +47,8 @@ class FileAnchors:
                 found = _read(path)
             if found is None:
                 raise IntegrityError(f"the anchor {path} is damaged; put it back from your backup")
-        if found is None and not self._folder.is_dir():
-            raise Unavailable(f"the folder of the privacy ledger's anchors, {self._folder}, is missing")
+        if found is None:
+            self._check_folder()
         if found is not None and found[1].name != name:
             raise IntegrityError(f"the anchor {path} belongs to {found[1].name}")
         return None if found is None else found[1]
@@ -70,8 +70,7 @@ class FileAnchors:
             raise Unavailable(f"the anchor {path} cannot be written: {error.strerror}") from error
 
     def all(self) -> list[Mark]:
-        if not self._folder.is_dir():
-            raise Unavailable(f"the folder of the privacy ledger's anchors, {self._folder}, is missing")
+        self._check_folder()
         marks = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             found = _read(path)
@@ -79,6 +78,10 @@ class FileAnchors:
                 raise IntegrityError(f"the anchor {path} is damaged; put it back from your backup")
             marks.append(found[1])
         return sorted(marks, key=lambda mark: mark.name)
+
+    def _check_folder(self) -> None:
+        if not self._folder.is_dir():
+            raise Unavailable(f"the folder of the privacy ledger's anchors, {self._folder}, is missing")
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}{_SUFFIX}"

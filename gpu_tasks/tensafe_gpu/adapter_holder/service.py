@@ -160,10 +160,7 @@ class Session:
         try:
             return self._answered(frame)
         except HeUnavailable as error:
-            if error.code in {
-                NOT_ALLOWED,
-                VERSION_MISMATCH,
-            }:  # it was ended in the middle of this, by whomever
+            if error.code in {NOT_ALLOWED, VERSION_MISMATCH}:  # somebody may have ended it meanwhile
                 self._service.check_current(self._offer, anew=True)
             raise
 

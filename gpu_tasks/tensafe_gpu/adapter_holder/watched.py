@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -15,8 +14,6 @@ from tensafe.contracts.errors import ConfigurationError
 from tensafe.local.children import Backoff, Child, ChildSpec, Death
 from tensafe.local.logs import rotate_logs
 from tensafe_gpu import healthcheck
-
-log = logging.getLogger(__name__)
 
 _NAME: Final = "adapter-holder"
 _TICK_S: Final = 0.1
