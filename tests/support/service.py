@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -149,4 +150,12 @@ class Service:
 
     def logs(self) -> str:
         """Everything that any process has logged."""
-        return "".join(path.read_text() for path in sorted((self.data_dir / "logs").glob("*.log*")))
+        return "".join(self._log_files())
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of the log that are complete. A request's own is written after its answer is sent."""
+        lines = (line for text in self._log_files() for line in text.splitlines(keepends=True))
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+    def _log_files(self) -> list[str]:
+        return [path.read_text() for path in sorted((self.data_dir / "logs").glob("*.log*"))]

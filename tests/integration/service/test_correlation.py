@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Any
@@ -19,8 +18,8 @@ def lines_with(service: Service, request_id: str, wanted: set[tuple[str, str]]) 
     """(role, event) of every line with this id, once the wanted ones are there."""
     deadline = time.monotonic() + 10
     while True:
-        lines = [json.loads(line) for line in service.logs().splitlines() if line.startswith("{")]
-        found = {(line["role"], line["event"]) for line in lines if line.get("request_id") == request_id}
+        lines = (line for line in service.events() if line.get("request_id") == request_id)
+        found = {(line["role"], line["event"]) for line in lines}
         if wanted <= found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
