@@ -80,11 +80,11 @@ def _masked(a: np.ndarray, x: np.ndarray) -> tuple[Spent, Spent]:
     """A token's part of a block, and its step online; the products are held to the integers'."""
     import numpy as np  # noqa: PLC0415 - as above
 
-    from tensafe_gpu.helora.evaluation import BlockEvaluation  # noqa: PLC0415
+    from tensafe_gpu.helora.evaluation import BlockEvaluation, answered  # noqa: PLC0415
     from tensafe_gpu.helora.keystream import new_key, ring_rows  # noqa: PLC0415
     from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock  # noqa: PLC0415
     from tensafe_gpu.helora.messages import ROWS_PER_FRAME  # noqa: PLC0415
-    from tensafe_gpu.helora.online import answered, masked, unmasked  # noqa: PLC0415
+    from tensafe_gpu.helora.online import masked, token_scales, unmasked  # noqa: PLC0415
     from tensafe_gpu.helora.parameters import N  # noqa: PLC0415
     from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens  # noqa: PLC0415
     from tests.support.helora import halves_of  # noqa: PLC0415
@@ -106,9 +106,10 @@ def _masked(a: np.ndarray, x: np.ndarray) -> tuple[Spent, Spent]:
     (block,) = blocks
 
     def one(n: int) -> np.ndarray:
-        x_q, scales = quantised_tokens(x[n : n + 1], site.x_bound)
-        y = answered(columns, masked(x_q, block.rho(n, 1, d)), ring_rows(share_key, n, 1, RANK))
-        return dequantised(unmasked(y, block, n), scales)
+        token = x[n : n + 1]
+        scales = token_scales(token, site.x_bound)
+        y = answered(columns, masked(token, scales, block.rho(n, 1, d)), ring_rows(share_key, n, 1, RANK))
+        return unmasked(y, block.shares[n : n + 1], scales)
 
     for n in range(100):
         x_q, scales = quantised_tokens(x[n : n + 1], site.x_bound)

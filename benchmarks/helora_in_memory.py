@@ -58,6 +58,10 @@ class InMemory:
         """It never blocks."""
         return 0.0
 
+    def getsockopt(self, *_: int) -> bytes:
+        """There is no peer process."""
+        raise OSError
+
     def fileno(self) -> int:
         """It is not closed."""
         return 0

@@ -213,24 +213,23 @@ class _Kernel:
         self.key = new_key()
 
     def ask(self, x: np.ndarray[Any, np.dtype[np.float32]], n: int) -> tuple[Any, Any]:
-        from tensafe_gpu.helora.online import masked  # noqa: PLC0415
-        from tensafe_gpu.helora.quantise import quantised_tokens  # noqa: PLC0415
+        from tensafe_gpu.helora.online import masked, token_scales  # noqa: PLC0415
 
-        x_q, scales = quantised_tokens(x, self.site.x_bound)
-        return masked(x_q, self.block.rho(n * self.batch, self.batch, self.site.d_in)), scales
+        scales = token_scales(x, self.site.x_bound)
+        return masked(x, scales, self.block.rho(n * self.batch, self.batch, self.site.d_in)), scales
 
     def answer(self, z: Any, n: int) -> Any:  # noqa: ANN401 - uint32 arrays
+        from tensafe_gpu.helora.evaluation import answered  # noqa: PLC0415
         from tensafe_gpu.helora.keystream import ring_rows  # noqa: PLC0415
-        from tensafe_gpu.helora.online import answered  # noqa: PLC0415
 
         shares = ring_rows(self.key, n * self.batch, self.batch, self.site.rank_rows)
         return answered(self.columns, z, shares)
 
     def take(self, y: Any, scales: Any, n: int) -> None:  # noqa: ANN401 - as above
         from tensafe_gpu.helora.online import unmasked  # noqa: PLC0415
-        from tensafe_gpu.helora.quantise import dequantised  # noqa: PLC0415
 
-        dequantised(unmasked(y, self.block, n * self.batch), scales)
+        first = n * self.batch
+        unmasked(y, self.block.shares[first : first + self.batch], scales)
 
 
 def adapter_files(folder: Path, shape: Shape) -> Path:

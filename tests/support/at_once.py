@@ -22,7 +22,7 @@ class AtOnce:
     def waits_for(self) -> tuple[int, int, float]:
         raise AssertionError("it has ended")
 
-    took_s = 0.0
+    took_s = poll_s = 0.0
 
     def answers(self) -> Sequence[Float32Array]:
         return self._products

@@ -117,5 +117,5 @@ def indices_sent(tap: Tap) -> list[tuple[bytes, int]]:
         for kind, payload in split(up, TO_ADAPTER_HOLDER, cut=True)
         if kind is Kind.PRODUCTS
         for one in unpack_ranges(memoryview(payload))[0]
-        for index in range(one.first, one.first + one.count)
+        for index in range(one.first, one.first + one.tokens)
     ]

@@ -18,7 +18,7 @@ from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
-from tensafe_gpu.helora.evaluation import BlockEvaluation
+from tensafe_gpu.helora.evaluation import BlockEvaluation, answered
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
 from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.messages import (
@@ -35,7 +35,6 @@ from tensafe_gpu.helora.messages import (
     unpack_rows,
     unpack_whole_rows,
 )
-from tensafe_gpu.helora.online import answered
 from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import (
     GARBAGE,
@@ -247,16 +246,16 @@ class Session:
         ranges, rest = unpack_ranges(payload)
         # The words are checked before anything is metered: a frame that is refused costs nothing.
         sites = self._sites_of(ranges)
-        shapes = [(one.count, self._opened.widths[site]) for one, site in zip(ranges, sites, strict=True)]
+        shapes = [(one.tokens, self._opened.widths[site]) for one, site in zip(ranges, sites, strict=True)]
         masked = unpack_ring(rest, shapes)
         salts = self._service.accepted.accept(self._offer, ranges)
         parts = []
         for one, site, salt, z in zip(ranges, sites, salts, masked, strict=True):
             columns = self._opened.columns(site)
-            rows = Rows(self._share_key(site, one.block_id, salt), one.first, one.count, columns.shape[1])
+            rows = Rows(self._share_key(site, one.block_id, salt), one.first, one.tokens, columns.shape[1])
             parts.append(answered(columns, z, self._ahead.taken(rows)))
             self._ahead.note([rows])
-        self._service.counters["tokens"] += sum(one.count for one in ranges)
+        self._service.counters["tokens"] += sum(one.tokens for one in ranges)
         return Kind.PRODUCTS_REPLY, pack_products_reply(parts)
 
     def _sites_of(self, ranges: Sequence[Range]) -> list[SiteId]:

@@ -171,10 +171,10 @@ class AcceptLog:
             if block is None or block.tenant != offer.tenant:
                 raise HeUnavailable(VERSION_MISMATCH, "a block that was not prepared here in this epoch")
             first_new = nexts.get(one.block_id, block.next)
-            if one.count < 1 or one.first < first_new or one.first + one.count > N:
+            if one.tokens < 1 or one.first < first_new or one.first + one.tokens > N:
                 raise HeUnavailable(GARBAGE, "an index that is not new, or beyond its block")
-            nexts[one.block_id] = one.first + one.count
-            wanted[block.site] += one.count
+            nexts[one.block_id] = one.first + one.tokens
+            wanted[block.site] += one.tokens
             sites.append(block.site)
         self._check_budget(offer, wanted)
         return sites, nexts, wanted

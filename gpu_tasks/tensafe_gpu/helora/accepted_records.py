@@ -40,13 +40,12 @@ class Offer:
         object.__setattr__(self, "of", Epoch(self.adapter, self.version, self.epoch))
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Indices [first, first + count) of a block."""
+class Range(NamedTuple):
+    """Indices [first, first + tokens) of a block."""
 
     block_id: bytes
     first: int
-    count: int
+    tokens: int
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from tensafe_gpu.helora.exchange import Exchange
+from tensafe_gpu.helora.cores import on_one_core
+from tensafe_gpu.helora.exchange import POLL_S, Exchange
 from tensafe_gpu.helora.frames import (
     TO_KEY_HOLDER,
     Frame,
@@ -108,6 +109,7 @@ class Connection:
             raise HeUnavailable(TIMEOUT, "the adapter holder does not answer") from error
         except OSError as error:
             raise HeUnavailable(HOLDER_ABSENT, "the adapter holder cannot be reached") from error
+        self._poll_s = 0.0 if on_one_core(self._sock) else POLL_S
         hello = Hello(
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
         )
@@ -163,7 +165,8 @@ class Connection:
         """Send a request as far as that goes without waiting; `ended` has to follow before anything else."""
         self._request = (self._request + 1) & 0xFFFFFFFF
         limits = _limits(answer, most_bytes)
-        exchange = Exchange(self._sock, kind, self._request, parts, limits, timeout_s, limit_s)
+        sock, number = self._sock, self._request
+        exchange = Exchange(sock, kind, number, parts, limits, timeout_s, limit_s, self._poll_s)
         exchange.advance(send_only=True)
         return exchange
 

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tensafe_gpu.helora.keystream import floods, new_key, ring_rows
-from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import GARBAGE, PARAMETERS_REFUSED, HeUnavailable
 from tensafe_gpu.helora.public_keys import DIRECT_KEY, KEY_ID_BYTES, common_elements, encryptors, halves
@@ -31,6 +30,7 @@ from tensafe_gpu.helora.seal_memory import WordReader
 from tensafe_gpu.helora.seal_stream import (
     SEED_BYTES,
     MemoryFile,
+    SeedArray,
     WordArray,
     ciphertext_from,
     ciphertext_from_seed,

@@ -11,10 +11,9 @@ import numpy as np
 
 from tensafe_gpu.helora.direct import DirectLayout
 from tensafe_gpu.helora.frames import FrameError
-from tensafe_gpu.helora.masks import SeedArray
 from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.public_keys import KEY_ID_BYTES
-from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
+from tensafe_gpu.helora.seal_stream import SEED_BYTES, SeedArray, WordArray
 
 MAX_ENTRIES: Final = 256
 _PAIR: Final = struct.Struct("<HH")

@@ -10,11 +10,13 @@ builds that lack one.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
+from scipy.linalg.blas import dgemm
 
 from tensafe_gpu.helora.keystream import floods, ring_rows
-from tensafe_gpu.helora.masks import SeedArray
-from tensafe_gpu.helora.parameters import PRIMES, N
+from tensafe_gpu.helora.parameters import PRIMES, N, T
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, HeUnavailable
 from tensafe_gpu.helora.public_keys import encryptors
 from tensafe_gpu.helora.quantise import Float64Array, Int16Array
@@ -23,9 +25,22 @@ from tensafe_gpu.helora.seal_library import seal
 from tensafe_gpu.helora.seal_memory import WordReader
 from tensafe_gpu.helora.seal_stream import (
     MemoryFile,
+    SeedArray,
     WordArray,
     ciphertext_from_seed,
 )
+
+_MASK: Final = np.uint32(T - 1)
+
+
+def answered(a_columns: Float64Array, z: WordArray, shares: WordArray) -> WordArray:
+    """The online step: A float64 [d_in, R], z uint32 [tokens, d_in] and its rows of s, both below t ->
+    A z - s, uint32 [tokens, R] below t.
+
+    Sums stay below 2**20 * 2**28: exact in float64.
+    """
+    sums = (z.astype(np.float64) @ a_columns).astype(np.int64)
+    return (sums.astype(np.uint32) - shares) & _MASK
 
 
 class BlockEvaluation:
@@ -81,7 +96,11 @@ class BlockEvaluation:
     def _add(self, block: Float64Array) -> None:
         """The next features' words, float64 [count, 2, 3, N]."""
         count, begin = len(block), self._next
-        self._sums += self._a[:, begin : begin + count] @ block.reshape(count, -1)
+        some = self._a[:, begin : begin + count]
+        # sums += some @ block, transposed since BLAS counts by columns: in place, without a second array.
+        self._sums = dgemm(
+            1.0, block.reshape(count, -1).T, some.T, beta=1.0, c=self._sums.T, overwrite_c=True
+        ).T
         self._next = begin + count
 
     def reply(self, share_key: bytes) -> WordArray:
@@ -111,7 +130,7 @@ class BlockEvaluation:
         zero, total = seal.Ciphertext(), np.zeros((2, len(PRIMES), N), dtype=np.int64)
         for encryptor in self._encryptors:
             encryptor.encrypt_zero(zero)
-            total += self._reader.whole(zero)
+            total += self._reader.words(zero).view(np.int64)
         return total
 
     def _flood(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

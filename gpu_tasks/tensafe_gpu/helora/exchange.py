@@ -27,7 +27,8 @@ from tensafe_gpu.helora.ports import Asked
 POLL_S: Final = 0.0008
 """How long answers are looked for before their thread sleeps: the forward pass stands still meanwhile, and an
 adapter holder on this host has mostly answered by then. The core is not yielded between two looks: where
-threads of the engine share it, those would have their time first.
+threads of the engine share it, those would have their time first. Who has no other core than the adapter
+holder sleeps at once (cores.py).
 """
 _STEPS: Final = 64
 """Reads or writes of one exchange before the others have a turn."""
@@ -49,9 +50,13 @@ class Exchange:
         limits: Mapping[Kind, int],
         timeout_s: float,
         limit_s: float = inf,
+        poll_s: float = POLL_S,
     ) -> None:
-        """Nothing is sent before `advance`; `limits` are those of the answer."""
+        """Nothing is sent before `advance`; `limits` are those of the answer, `poll_s` is how long that is
+        looked for before a thread sleeps.
+        """
         self._sock, self._limits, self._timeout_s = sock, limits, timeout_s
+        self.poll_s = poll_s
         self._out = deque(frame_pieces(kind, request, parts))
         self._header = bytearray(HEADER.size)
         self._into = memoryview(self._header)
@@ -144,14 +149,17 @@ class Exchange:
             self.took_s = time.monotonic() - self._began
 
 
-def gather(asked: Sequence[Asked], *, poll_s: float = POLL_S) -> None:
+def gather(asked: Sequence[Asked]) -> None:
     """Wait until each has ended, well or not: as long as the slowest takes, or may take."""
     left = list(asked)
     for one in asked:
         with suppress(Exception):  # of one: the others are waited for, and it says so at its answer
             if one.meanwhile():
                 left.remove(one)
+    poll_s = max((one.poll_s for one in left), default=0.0)
     sleep_from = time.monotonic() + poll_s
+    if left and not poll_s:
+        _sleep(left, time.monotonic())
     while left:
         before = len(left)
         left = [one for one in left if not one.advance()]

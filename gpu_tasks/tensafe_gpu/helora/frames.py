@@ -4,7 +4,7 @@
     endian
 
 docs/helora-wire.md describes every kind. A peer has a bounded time for a whole frame once its first byte is
-there. Sockets are set to not block: a read is tried before the kernel is asked to wait for one.
+there. Sockets are set to not block: inside a frame a read is tried before the kernel is asked to wait for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -91,8 +90,7 @@ class PeerIdle(PeerSlow):
     """The peer sent nothing at all: what it sends later is read as if nothing had been."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A whole frame; `payload` is a view of its own buffer."""
 
     kind: Kind
@@ -128,11 +126,15 @@ def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, f
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerIdle;
     PeerSlow; PeerGone, also when the connection ends inside a frame.
     """
-    header = bytearray(HEADER.size)
+    header, deadline = bytearray(HEADER.size), time.monotonic() + idle_s
     try:
-        got = _some(sock, memoryview(header), time.monotonic() + idle_s)
+        if not isinstance(sock, ssl.SSLSocket):  # that may have read ahead; else mostly nothing is there yet
+            _sleep_until(sock, select.POLLIN, idle_s)
+        got = _some(sock, memoryview(header), deadline)
     except PeerSlow as error:
         raise PeerIdle(str(error)) from error
+    except OSError as error:
+        raise PeerGone("the connection is closed") from error
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)

@@ -45,7 +45,7 @@ from tensafe_gpu.helora.messages import (
     unpack_b,
     unpack_reply,
 )
-from tensafe_gpu.helora.online import masked
+from tensafe_gpu.helora.online import masked, token_scales
 from tensafe_gpu.helora.parameters import MAX_TOKENS
 from tensafe_gpu.helora.ports import (
     GARBAGE,
@@ -60,7 +60,7 @@ from tensafe_gpu.helora.ports import (
     SiteId,
     SiteShape,
 )
-from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.quantise import Float64Array, dequantised, quantised_tokens
 from tensafe_gpu.helora.rounds import Round
 from tensafe_gpu.helora.supply import Slice, Supply
 
@@ -119,28 +119,27 @@ class RemoteKeyHolder:
         return asked.answers()
 
     def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
-        for site, x in sites:
-            if x.ndim != 2 or x.shape[1] != self._shapes[site][1].d_in or not len(x):
-                raise ValueError(f"activations of {site} must be [tokens, {self._shapes[site][1].d_in}]")
-        if sum(len(x) for _, x in sites) > MAX_TOKENS:
+        shapes, tokens, most = [self._shapes[site][1] for site, _ in sites], 0, 0
+        for (site, x), shape in zip(sites, shapes, strict=True):
+            if x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
+                raise ValueError(f"activations of {site} must be [tokens, {shape.d_in}]")
+            tokens += len(x)
+            most += 4 * len(x) * shape.rank_rows
+        if tokens > MAX_TOKENS:
             raise ValueError(
                 f"a request takes at most {MAX_TOKENS} tokens: ask for the others in another one"
             )
         self._check_original()
-        quantised = [quantised_tokens(x, self._shapes[site][1].x_bound) for site, x in sites]
+        rows = [np.ascontiguousarray(x) for _, x in sites]
+        scales = [token_scales(x, shape.x_bound) for x, shape in zip(rows, shapes, strict=True)]
         self._online_lock.acquire()  # until `answers`
         try:
             connection = self._standing()
             slices = self._burned([(site, len(x)) for site, x in sites])
-            parts = [
-                part
-                for (site, _), (x_q, _), some in zip(sites, quantised, slices, strict=True)
-                for part in self._masked(self._shapes[site][1], x_q, some)
-            ]
-            used = [
-                _rows(some[-1], self._shapes[site][1]) for (site, _), some in zip(sites, slices, strict=True)
-            ]
-            most = 4 * sum(len(x) * self._shapes[site][1].rank_rows for site, x in sites)
+            parts: list[MaskedRange] = []
+            used: list[Rows] = []
+            for shape, x, by, some in zip(shapes, rows, scales, slices, strict=True):
+                used.append(self._mask(shape, x, by, some, parts))
             wait_s = self._timeouts.online_s
             exchange = connection.begin(
                 Kind.PRODUCTS, pack_products(parts), Kind.PRODUCTS_REPLY, most, wait_s, limit_s
@@ -156,8 +155,8 @@ class RemoteKeyHolder:
             finally:
                 self._online_lock.release()
 
-        rows = [self._shapes[site][1].rank_rows for site, _ in sites]
-        return Round(exchange, self._ahead.draw, payload, rows, slices, quantised)
+        widths = [shape.rank_rows for shape in shapes]
+        return Round(exchange, self._ahead.draw, payload, widths, slices, scales)
 
     def direct_products(
         self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
@@ -289,16 +288,23 @@ class RemoteKeyHolder:
                     raise HeUnavailable(STATE_FAILED, "the used indices could not be burned") from error
         return [slices for slices, _ in taken]
 
-    def _masked(
-        self, shape: SiteShape, x_q: np.ndarray[tuple[int, ...], np.dtype[np.int32]], slices: Sequence[Slice]
-    ) -> list[MaskedRange]:
-        parts, begin = [], 0
+    def _mask(
+        self,
+        shape: SiteShape,
+        x: Float32Array,
+        scales: Float64Array,
+        slices: Sequence[Slice],
+        into: list[MaskedRange],
+    ) -> Rows:
+        """Append the masked tokens of a site's slices; the rows of masks that were used last."""
+        begin = 0
         for one in slices:
-            rho = self._ahead.taken(_rows(one, shape))
-            z = masked(x_q[begin : begin + one.count], rho)
-            parts.append(MaskedRange(Range(one.block.block_id, one.first, one.count), z))
-            begin += one.count
-        return parts
+            used = Rows(one.block.rho_key, one.first, one.tokens, shape.d_in)
+            end = begin + one.tokens
+            z = masked(x[begin:end], scales[begin:end], self._ahead.taken(used))
+            into.append(MaskedRange(Range(one.block.block_id, one.first, one.tokens), z))
+            begin = end
+        return used
 
     def _prepared(self, connection: Connection, index: int, shape: SiteShape) -> PreparedBlock:
         timeout_s = self._timeouts.offline_s
@@ -340,8 +346,3 @@ def _rows_of(
         words = block.encrypted_whole(first, count)
         return Kind.BLOCK_WHOLE_ROWS, pack_whole_rows(block.block_id, first, words)
     return Kind.BLOCK_ROWS, pack_rows(block.block_id, first, *block.encrypted(first, count))
-
-
-def _rows(one: Slice, shape: SiteShape) -> Rows:
-    """The masks of a slice."""
-    return Rows(one.block.rho_key, one.first, one.count, shape.d_in)

@@ -12,28 +12,26 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from tensafe_gpu.helora import kernels
 from tensafe_gpu.helora.keystream import new_key, ring_rows
 from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
-from tensafe_gpu.helora.public_keys import BLOCK_KEY, KEY_ID_BYTES, common_elements, halves, keys_of_block
-from tensafe_gpu.helora.residues import added, below_primes, scaled_up
+from tensafe_gpu.helora.public_keys import BLOCK_ID_BYTES, BLOCK_KEY, common_elements, halves, keys_of_block
+from tensafe_gpu.helora.residues import below_primes
 from tensafe_gpu.helora.seal_library import check_ciphertext, seal, shared_context
 from tensafe_gpu.helora.seal_memory import WordReader
 from tensafe_gpu.helora.seal_stream import (
     SEED_BYTES,
     MemoryFile,
+    SeedArray,
     WordArray,
     ciphertext_from,
     plain_words,
 )
 
-BLOCK_ID_BYTES: Final = KEY_ID_BYTES
-_ROWS_AT_ONCE: Final = 8
-"""Masks of so many features are scaled together: their arrays stay in the core's cache."""
-
-SeedArray = npt.NDArray[np.uint8]
+_STRIP: Final = 64
+"""Tokens: 256 bytes of each feature's row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +56,8 @@ class PreparingBlock:
         self._keys = seal.KeyGenerator(shared_context())
         self._encryptor = seal.Encryptor(shared_context(), self._keys.secret_key())
         self._reader, self._file = WordReader(), MemoryFile()
-        # [d_in, N]: the table by feature, for the time of the encryption.
-        self._rho = np.ascontiguousarray(ring_rows(self._key, 0, N, d_in).T)
+        self._rho = _by_feature(ring_rows(self._key, 0, N, d_in))
+        """[d_in, N]: for the time of the encryption."""
 
     def public_halves(self, nonce: bytes) -> WordArray:
         """uint32 [keys, 4, N]: with them the adapter holder re-randomises. `nonce`: of the connection."""
@@ -74,9 +72,10 @@ class PreparingBlock:
         words = np.empty((count, len(PRIMES), N), dtype=np.uint32)
         seeds = np.empty((count, SEED_BYTES), dtype=np.uint8)
         for row in range(count):
-            words[row], seed = self._reader.seeded(self._encryptor.encrypt_zero_symmetric())
+            serializable = self._encryptor.encrypt_zero_symmetric()  # what is read lies in it
+            zero, seed = self._reader.seeded(serializable)
+            kernels.hide(zero, self._rho[first + row], words[row])
             seeds[row] = np.frombuffer(seed, dtype=np.uint8)
-        self._add_masks(words, first)
         return words, seeds
 
     def encrypted_whole(self, first: int, count: int) -> WordArray:
@@ -87,17 +86,10 @@ class PreparingBlock:
         words, zero = np.empty((count, 2, len(PRIMES), N), dtype=np.uint32), seal.Ciphertext()
         for row in range(count):
             self._encryptor.encrypt_zero_symmetric(zero)
-            self._reader.whole(zero, words[row])
-        self._add_masks(words[:, 0], first)
+            both = self._reader.words(zero)
+            kernels.hide(both[0], self._rho[first + row], words[row, 0])
+            np.copyto(words[row, 1], both[1], casting="unsafe")
         return words
-
-    def _add_masks(self, zeros: WordArray, first: int) -> None:
-        """Turn first polynomials of zeros, uint32 [count, 3, N], into those of features from `first`."""
-        for begin in range(0, len(zeros), _ROWS_AT_ONCE):
-            some = zeros[begin : begin + _ROWS_AT_ONCE]
-            messages = self._rho[first + begin : first + begin + len(some)]
-            for level, summand in enumerate(scaled_up(messages)):
-                some[:, level] = added(some[:, level], summand, PRIMES[level])
 
     def finish(self, reply: WordArray) -> PreparedBlock:
         """Decrypt the adapter holder's uint32 [R, 2, 3, N]. Raises HeUnavailable for what cannot be one."""
@@ -117,3 +109,11 @@ class PreparingBlock:
         del self._keys, self._encryptor, self._rho
         self._reader.close()
         self._file.close()
+
+
+def _by_feature(rho: WordArray) -> WordArray:
+    """The table's transpose, by strips whose cache lines stay in the core: a sixth of numpy's time."""
+    result = np.empty(rho.shape[::-1], dtype=rho.dtype)
+    for first in range(0, len(rho), _STRIP):
+        result[:, first : first + _STRIP] = rho[first : first + _STRIP].T
+    return result

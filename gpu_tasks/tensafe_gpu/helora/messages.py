@@ -6,19 +6,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.frames import FrameError
-from tensafe_gpu.helora.masks import BLOCK_ID_BYTES, SeedArray
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PRIMES, N, T
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, ModuleShape, SiteShape
-from tensafe_gpu.helora.public_keys import NONCE_BYTES, keys_of_block
-from tensafe_gpu.helora.seal_stream import SEED_BYTES, WordArray
+from tensafe_gpu.helora.public_keys import BLOCK_ID_BYTES, NONCE_BYTES, keys_of_block
+from tensafe_gpu.helora.seal_stream import SEED_BYTES, SeedArray, WordArray
 
 ROWS_PER_FRAME: Final = 64
 MAX_RANGES: Final = 4096
@@ -216,8 +214,7 @@ def unpack_reply(payload: memoryview, rows: int) -> tuple[bytes, WordArray]:
     return bytes(payload[:BLOCK_ID_BYTES]), words
 
 
-@dataclass(frozen=True, slots=True)
-class MaskedRange:
+class MaskedRange(NamedTuple):
     """Masked tokens of a block's range: z uint32 [count, d_in] below t."""
 
     range: Range
@@ -227,7 +224,7 @@ class MaskedRange:
 def pack_products(parts: Sequence[MaskedRange]) -> list[bytes | memoryview]:
     """PRODUCTS: count u32; per range block id, first u32, count u32; then every z in the same order."""
     head = struct.pack("<I", len(parts)) + b"".join(
-        _RANGE.pack(part.range.block_id, part.range.first, part.range.count) for part in parts
+        _RANGE.pack(part.range.block_id, part.range.first, part.range.tokens) for part in parts
     )
     return [head, *(_words(part.z) for part in parts)]
 
@@ -250,9 +247,10 @@ def unpack_ranges(payload: memoryview) -> tuple[list[Range], memoryview]:
     if not 1 <= count <= MAX_RANGES or len(payload) < 4 + count * _RANGE.size:
         raise FrameError(f"a request for products holds 1 to {MAX_RANGES} ranges")
     ranges = [Range(*_RANGE.unpack_from(payload, 4 + index * _RANGE.size)) for index in range(count)]
-    if any(not 1 <= one.count <= N or one.first + one.count > N for one in ranges):
-        raise FrameError("a range leaves its block")
-    if count > 1 and sum(one.count for one in ranges) > MAX_TOKENS:
+    for one in ranges:
+        if not 1 <= one.tokens <= N or one.first + one.tokens > N:
+            raise FrameError("a range leaves its block")
+    if count > 1 and sum(one.tokens for one in ranges) > MAX_TOKENS:
         raise FrameError(f"a request for products holds at most {MAX_TOKENS} tokens")
     return ranges, payload[4 + count * _RANGE.size :]
 
@@ -262,16 +260,22 @@ def ring_bytes(shapes: Sequence[tuple[int, int]]) -> int:
     return 4 * sum(rows * width for rows, width in shapes)
 
 
-def unpack_ring(payload: memoryview, shapes: Sequence[tuple[int, int]]) -> list[WordArray]:
-    """Consecutive uint32 arrays of these shapes, every word below t. Raises FrameError."""
+def ring_words(payload: memoryview, shapes: Sequence[tuple[int, int]]) -> list[WordArray]:
+    """Consecutive uint32 arrays of these shapes. Raises FrameError."""
     _exactly(payload, ring_bytes(shapes))
     result, begin = [], 0
     for rows, width in shapes:
-        words = _array(payload[begin : begin + 4 * rows * width], (rows, width))
-        if words.size and int(words.max()) >= T:
-            raise FrameError("a masked word is not below t")
-        result.append(words)
-        begin += 4 * rows * width
+        end = begin + 4 * rows * width
+        result.append(_array(payload[begin:end], (rows, width)))
+        begin = end
+    return result
+
+
+def unpack_ring(payload: memoryview, shapes: Sequence[tuple[int, int]]) -> list[WordArray]:
+    """As `ring_words`, every word below t. Raises FrameError."""
+    result = ring_words(payload, shapes)
+    if any(words.size and int(words.max()) >= T for words in result):
+        raise FrameError("a masked word is not below t")
     return result
 
 

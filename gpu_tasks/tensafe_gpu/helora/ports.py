@@ -147,6 +147,11 @@ class Asked(Protocol):
         ...
 
     @property
+    def poll_s(self) -> float:
+        """How long it is worth being looked for before its thread sleeps."""
+        ...
+
+    @property
     def took_s(self) -> float:
         """Seconds that were waited for the end of the answer, once that is there."""
         ...

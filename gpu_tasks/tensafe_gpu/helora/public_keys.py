@@ -33,7 +33,9 @@ from tensafe_gpu.helora.seal_stream import (
 NONCE_BYTES: Final = 32
 """Of the adapter holder, one for each connection."""
 KEY_ID_BYTES: Final = 16
-"""Of the key holder, drawn after it has the nonce; a block's id is its keys'."""
+"""Of the key holder, drawn after it has the nonce."""
+BLOCK_ID_BYTES: Final = KEY_ID_BYTES
+"""A block's id is its keys'."""
 BLOCK_KEY: Final = 1
 DIRECT_KEY: Final = 2
 """What a key is for: an id of one use makes no element of the other."""

@@ -15,8 +15,10 @@ Int64Array = npt.NDArray[np.int64]
 Uint32Array = npt.NDArray[np.uint32]
 Uint64Array = npt.NDArray[np.uint64]
 
-_Q_MOD_T: Final = Q % T
-_FACTORS: Final = tuple(-pow(T, -1, prime) % prime for prime in PRIMES)
+Q_MOD_T: Final = Q % T
+FACTORS: Final = tuple(-pow(T, -1, prime) % prime for prime in PRIMES)
+QUOTIENTS: Final = tuple((factor << 32) // prime for factor, prime in zip(FACTORS, PRIMES, strict=True))
+"""Of Shoup's products with FACTORS: see `scaled_up`."""
 
 
 def below_primes(words: Uint32Array) -> bool:
@@ -43,11 +45,11 @@ def scaled_up(messages: Uint32Array) -> Iterator[Uint64Array]:
     is -c / t. A product with a constant w modulo p, by Shoup's quotient floor(w 2^32 / p): Harvey, arXiv
     1205.2926, section 3. A yielded array is overwritten by the next one.
     """
-    rest = messages * np.uint64(_Q_MOD_T)
+    rest = messages * np.uint64(Q_MOD_T)
     rest &= np.uint64(T - 1)
     quotient, result = np.empty_like(rest), np.empty_like(rest)
-    for prime, factor in zip(PRIMES, _FACTORS, strict=True):
-        np.multiply(rest, np.uint64((factor << 32) // prime), out=quotient)
+    for prime, factor, shoup in zip(PRIMES, FACTORS, QUOTIENTS, strict=True):
+        np.multiply(rest, np.uint64(shoup), out=quotient)
         quotient >>= np.uint64(32)
         quotient *= np.uint64(prime)
         np.multiply(rest, np.uint64(factor), out=result)
@@ -66,12 +68,6 @@ def _below(values: Uint64Array, prime: int) -> Uint64Array:
 def added(words: Uint32Array, summand: Uint64Array, prime: int) -> Uint32Array:
     """(words + summand) modulo the prime, both in [0, prime)."""
     return _below(words + summand, prime).astype(np.uint32)
-
-
-def centred_words(words: Uint32Array) -> Int64Array:
-    """As `centred_mod_t`: t is a power of two, so it is the sign of its topmost bit that is extended."""
-    shift = 32 - (T.bit_length() - 1)
-    return ((words << shift).view(np.int32) >> shift).astype(np.int64)
 
 
 def centred_mod_t(values: Uint32Array | Int64Array) -> Int64Array:

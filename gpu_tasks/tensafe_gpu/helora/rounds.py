@@ -8,11 +8,11 @@ import numpy as np
 
 from tensafe_gpu.helora.exchange import Exchange
 from tensafe_gpu.helora.frames import FrameError
-from tensafe_gpu.helora.messages import unpack_ring
+from tensafe_gpu.helora.messages import ring_words
 from tensafe_gpu.helora.online import unmasked
 from tensafe_gpu.helora.ports import GARBAGE, Float32Array, HeUnavailable
-from tensafe_gpu.helora.quantise import Float64Array, dequantised
-from tensafe_gpu.helora.residues import Int64Array
+from tensafe_gpu.helora.quantise import Float64Array
+from tensafe_gpu.helora.seal_stream import WordArray
 from tensafe_gpu.helora.supply import Slice
 
 
@@ -26,15 +26,15 @@ class Round:
         payload: Callable[[], memoryview],
         rows: Sequence[int],
         slices: Sequence[Sequence[Slice]],
-        quantised: Sequence[tuple[object, Float64Array]],
+        scales: Sequence[Float64Array],
     ) -> None:
         """`draw` draws masks that were noted; `payload` takes the answer and lets the connection go; the rest
         is R, masks and scales by site.
         """
-        self.advance, self.waits_for = exchange.advance, exchange.waits_for
+        self.advance, self.waits_for, self.poll_s = exchange.advance, exchange.waits_for, exchange.poll_s
         self._exchange, self._draw = exchange, draw
         self._payload, self._rows, self._slices = payload, rows, slices
-        self._scales = [scales for _, scales in quantised]
+        self._scales = scales
 
     @property
     def took_s(self) -> float:
@@ -42,25 +42,29 @@ class Round:
 
     def meanwhile(self) -> bool:
         self._exchange.waited_for()
-        if self._exchange.advance():
+        if self.poll_s and self._exchange.advance():
             return True  # masks are drawn when they are needed: nobody waits for it here
         self._draw()
         return False
 
     def answers(self) -> Sequence[Float32Array]:
         payload = self._payload()
-        shapes = [
-            (one.count, width) for width, some in zip(self._rows, self._slices, strict=True) for one in some
-        ]
         try:
-            words = iter(unpack_ring(payload, shapes))
+            # A site's ranges follow each other, so their words are one array.
+            words = ring_words(
+                payload, [(len(one), width) for one, width in zip(self._scales, self._rows, strict=True)]
+            )
+            return [self._products(*site) for site in zip(words, self._slices, self._scales, strict=True)]
         except FrameError as error:
             raise HeUnavailable(GARBAGE, f"the adapter holder's products: {error}") from error
-        return [
-            dequantised(_joined([unmasked(next(words), one.block, one.first) for one in some]), scales)
-            for some, scales in zip(self._slices, self._scales, strict=True)
-        ]
 
-
-def _joined(parts: list[Int64Array]) -> Int64Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    @staticmethod
+    def _products(y: WordArray, slices: Sequence[Slice], scales: Float64Array) -> Float32Array:
+        if len(slices) == 1:
+            return unmasked(y, slices[0].shares, scales)
+        products, begin = np.empty(y.shape, dtype=np.float32), 0
+        for one in slices:
+            here = slice(begin, begin + one.tokens)
+            unmasked(y[here], one.shares, scales[here], products[here])
+            begin += one.tokens
+        return products

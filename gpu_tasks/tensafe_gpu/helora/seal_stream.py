@@ -25,6 +25,7 @@ from tensafe_gpu.helora.seal_library import SealCiphertext, SealObject, seal, sh
 
 WordArray = npt.NDArray[np.uint32]
 
+SeedArray = npt.NDArray[np.uint8]
 SEED_BYTES: Final = 64
 _HEADER: Final = struct.Struct("<HBBBBHQ")
 _MEMBERS: Final = struct.Struct("<32sBQQQdQ")

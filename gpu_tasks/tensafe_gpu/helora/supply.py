@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tensafe_gpu.helora.burned import RESERVE, Burn
 from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import SiteId
+from tensafe_gpu.helora.seal_stream import WordArray
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Indices [first, first + count) of a block, this caller's alone."""
+class Slice(NamedTuple):
+    """Indices [first, first + tokens) of a block, this caller's alone."""
 
     block: PreparedBlock
     first: int
-    count: int
+    tokens: int
+
+    @property
+    def shares(self) -> WordArray:
+        """uint32 [tokens, R]: the block's at these indices."""
+        return self.block.shares[self.first : self.first + self.tokens]
 
 
 @dataclass(slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tensafe_gpu.helora.evaluation import BlockEvaluation
+from tensafe_gpu.helora.evaluation import BlockEvaluation, answered
 from tensafe_gpu.helora.keystream import new_key, ring_rows
 from tensafe_gpu.helora.masks import PreparingBlock
-from tensafe_gpu.helora.online import answered, masked, unmasked
+from tensafe_gpu.helora.online import masked, token_scales, unmasked
 from tensafe_gpu.helora.parameters import MAX_L1, N, T
 from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens
+from tensafe_gpu.helora.residues import centred_mod_t
 from tests.support.helora import halves_of
 
 SHAPES = [*((d, rank) for d in (512, 1024, 2048, 4096) for rank in (8, 16, 32)), (896, 48), (1536, 16)]
@@ -35,15 +36,19 @@ def test_every_product_of_a_block_is_exact(d: int, rows: int) -> None:
         x = rng.standard_normal((512, d)).astype(np.float32) * np.float32(10.0 ** rng.integers(-3, 4))
         x[0] = np.sign(site.a[0])  # the largest sum that the first row can have
         x_q, scales = quantised_tokens(x, site.x_bound)
-        z = masked(x_q, prepared.rho(first, 512, d))
+        assert np.array_equal(token_scales(x, site.x_bound), scales)
+        z = masked(x, scales, prepared.rho(first, 512, d))
         y = answered(columns, z, ring_rows(share_key, first, 512, rows))
-        sums = unmasked(y, prepared, first)
+        shares = prepared.shares[first : first + 512]
+        sums = centred_mod_t(y - shares)
         assert np.array_equal(sums.astype(np.float64), x_q.astype(np.float64) @ columns)
         some = slice(0, 4)  # integers all the way; slow in numpy
         assert np.array_equal(sums[some], x_q[some].astype(np.int64) @ site.a.T.astype(np.int64))
         assert int(np.abs(sums).max()) < T // 2
-        alone = [dequantised(sums[n : n + 1], scales[n : n + 1])[0] for n in (0, 7)]
-        assert np.array_equal(alone, dequantised(sums, scales)[[0, 7]])
+        products = unmasked(y, shares, scales)
+        assert np.array_equal(products, dequantised(sums, scales))
+        alone = [unmasked(y[n : n + 1], shares[n : n + 1], scales[n : n + 1])[0] for n in (0, 7)]
+        assert np.array_equal(alone, products[[0, 7]])
 
 
 @pytest.mark.parametrize("outliers", [1.0, 1000.0])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from math import inf
+from pathlib import Path
 
 import pytest
 
-from tensafe_gpu.helora.exchange import Exchange, gather
+from tensafe_gpu.helora.cores import on_one_core
+from tensafe_gpu.helora.exchange import POLL_S, Exchange, gather
 from tensafe_gpu.helora.frames import (
     HEADER,
     TO_ADAPTER_HOLDER,
@@ -34,7 +39,11 @@ Peer = Callable[[socket.socket], object]
 class Of(Exchange):
     """An exchange that counts what is done meanwhile, as `ports.Asked`."""
 
-    drawn = 0
+    drawn = looks = 0
+
+    def advance(self, *, send_only: bool = False) -> bool:
+        self.looks += 1
+        return super().advance(send_only=send_only)
 
     def meanwhile(self) -> bool:
         self.drawn += 1
@@ -50,7 +59,7 @@ def asked() -> Iterator[Callable[..., Of]]:
     """Begins a request to a peer that does what it is given, in a thread."""
     open_: list[socket.socket] = []
 
-    def ask(peer: Peer, payload: bytes = b"z", limit_s: float = inf) -> Of:
+    def ask(peer: Peer, payload: bytes = b"z", limit_s: float = inf, poll_s: float = POLL_S) -> Of:
         mine, theirs = socket.socketpair()
         open_.extend((mine, theirs))
 
@@ -59,7 +68,7 @@ def asked() -> Iterator[Callable[..., Of]]:
                 peer(theirs)
 
         threading.Thread(target=run, daemon=True).start()
-        one = Of(mine, Kind.PRODUCTS, 7, [payload], TO_KEY_HOLDER, TIME_S, limit_s)
+        one = Of(mine, Kind.PRODUCTS, 7, [payload], TO_KEY_HOLDER, TIME_S, limit_s, poll_s)
         one.advance()
         return one
 
@@ -192,3 +201,41 @@ def test_what_nobody_waited_for_and_what_was_closed_has_no_answer(asked: Callabl
     gather([left])
     with pytest.raises(PeerGone):
         left.frame()
+
+
+def test_who_shares_a_core_with_its_peer_sleeps_until_the_answer_is_there(asked: Callable[..., Of]) -> None:
+    """Each look would take the core from the peer."""
+    one = asked(answering(b"y", lambda: time.sleep(0.05)), poll_s=0.0)
+    gather([one])
+    assert bytes(one.frame().payload) == b"y"
+    assert one.looks <= 3  # to send, and when there is something
+
+
+CONNECTED = """
+import os, socket, sys
+os.sched_setaffinity(0, {int(sys.argv[2])})
+peer = socket.socket(socket.AF_UNIX)
+peer.connect(sys.argv[1])
+sys.stdin.read()
+"""
+
+
+def test_one_core_for_both_is_what_their_processes_may_run_on(tmp_path: Path) -> None:
+    mine = os.sched_getaffinity(0)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "door"))
+        door.listen()
+        for core in sorted(mine)[:2]:
+            command = [sys.executable, "-c", CONNECTED, str(tmp_path / "door"), str(core)]
+            peer = subprocess.Popen(command, stdin=subprocess.PIPE)
+            sock, _ = door.accept()
+            try:
+                os.sched_setaffinity(0, {min(mine)})
+                assert on_one_core(sock) is (core == min(mine))
+                os.sched_setaffinity(0, mine)
+                assert on_one_core(sock) is (len(mine) == 1)
+            finally:
+                os.sched_setaffinity(0, mine)
+                sock.close()
+                peer.communicate()
+        assert not on_one_core(sock)  # closed: not known

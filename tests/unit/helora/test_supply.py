@@ -41,7 +41,7 @@ def test_slices_follow_each_other_and_are_burned_in_steps_before_they_are_used()
             assert burn.until % RESERVE == 0
             burned[burn.block_id] = burn.until
         for one in slices:
-            ids = [(one.block.block_id, one.first + n) for n in range(one.count)]
+            ids = [(one.block.block_id, one.first + n) for n in range(one.tokens)]
             assert all(index < burned[block_id] for block_id, index in ids)
             places += ids
     assert len(places) == len(set(places)) == N + 165

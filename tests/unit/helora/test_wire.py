@@ -14,14 +14,14 @@ from tensafe_gpu.helora import direct_messages, frames, messages
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.direct import layout_of
 from tensafe_gpu.helora.direct_messages import MAX_ENTRIES
+from tensafe_gpu.helora.evaluation import answered
 from tensafe_gpu.helora.frames import TO_ADAPTER_HOLDER, TO_KEY_HOLDER, FrameError, Kind, PeerGone, PeerSlow
-from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.messages import MAX_RANGES, Hello, MaskedRange, Refusal, Welcome
-from tensafe_gpu.helora.online import answered, masked, unmasked
+from tensafe_gpu.helora.online import masked, unmasked
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PARAMETERS, PRIMES, N, Q, T
 from tensafe_gpu.helora.ports import CODES, AdapterInfo, ModuleShape, SiteShape
 from tensafe_gpu.helora.public_keys import keys_of_block
-from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
+from tensafe_gpu.helora.quantise import quantised_tokens
 from tensafe_gpu.helora.residues import scaled_up
 from tensafe_gpu.helora.seal_library import KEY_PRIMES
 from tensafe_gpu.helora.seal_stream import MemoryFile, ciphertext_from_seed, ciphertext_words
@@ -173,16 +173,18 @@ def times(vector: list[int]) -> list[int]:
 
 def test_a_token_in_numbers() -> None:
     """What the words of PRODUCTS and PRODUCTS_REPLY mean, step by step, and with Python's integers."""
-    x_q, scales = quantised_tokens(np.array([X], dtype=np.float32), 8)
+    x = np.array([X], dtype=np.float32)
+    x_q, scales = quantised_tokens(x, 8)
     assert x_q.tolist() == [X_Q] == [[round(one * 8 / 2) for one in X]]  # Python rounds half to even
-    z = masked(x_q, np.array([RHO], dtype=np.uint32))
+    z = masked(x, scales, np.array([RHO], dtype=np.uint32))
     assert z.tolist() == [Z] == [[(one + rho) % T for one, rho in zip(X_Q, RHO, strict=True)]]
     y = answered(np.array(A, dtype=np.float64).T, z, np.array([SHARE], dtype=np.uint32))
     assert y.tolist() == [Y] == [[(one - s) % T for one, s in zip(times(Z), SHARE, strict=True)]]
     assert [(one - s) % T for one, s in zip(times(RHO), SHARE, strict=True)] == DECRYPTED
-    sums = unmasked(y, PreparedBlock(BLOCK, bytes(32), np.array([DECRYPTED], dtype=np.uint32)), 0)
+    shares = np.array([DECRYPTED], dtype=np.uint32)
+    sums = unmasked(y, shares, np.ones(1))
     assert sums.tolist() == [SUMS] == [times(X_Q)]
-    assert (dequantised(sums, scales) @ np.array([[1.0], [-2.5]])).tolist() == [[-791.75]]
+    assert (unmasked(y, shares, scales) @ np.array([[1.0], [-2.5]])).tolist() == [[-791.75]]
 
 
 def test_masks_are_scaled_to_these_residues() -> None:
