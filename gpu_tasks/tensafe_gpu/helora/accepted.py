@@ -38,7 +38,7 @@ from tensafe_gpu.helora.accepted_records import (
     stored_block,
     tokens_of,
 )
-from tensafe_gpu.helora.burned import RESERVE
+from tensafe_gpu.helora.burned import rounded_up
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import (
     BUDGET_SPENT,
@@ -197,7 +197,7 @@ class AcceptLog:
         More may be reserved than was asked for in the end, never less.
         """
         blocks = {
-            block_id: _rounded_up(index)
+            block_id: rounded_up(index)
             for block_id, index in nexts.items()
             if index > self._blocks[offer.of, block_id].until
         }
@@ -206,8 +206,29 @@ class AcceptLog:
             meter = self._meter(offer.of, site)
             after = meter.used.get(offer.tenant, 0) + count
             if after > meter.reserved.get(offer.tenant, 0):
-                tokens[site] = _rounded_up(after)
-        return not (blocks or tokens) or self._written(offer, blocks, tokens)
+                tokens[site] = rounded_up(after)
+        if not (blocks or tokens):
+            return True
+        self._add_ahead(offer, blocks, tokens, wanted)
+        return self._written(offer, blocks, tokens)
+
+    def _add_ahead(
+        self, offer: Offer, blocks: dict[bytes, int], tokens: dict[SiteId, int], wanted: Mapping[SiteId, int]
+    ) -> None:
+        """Add what other sites in use need for as many tokens: a forward pass uses as many of every site, and
+        this is one write for all of them, not one for each.
+        """
+        more = max(wanted.values())
+        for site in [site for of, site in self._meters if of == offer.of and site not in wanted]:
+            meter = self._meters[offer.of, site]
+            reserved, used = meter.reserved.get(offer.tenant, 0), meter.used.get(offer.tenant, 0)
+            if 0 < reserved < used + more:
+                tokens[site] = rounded_up(used + more)
+            for block_id in self._ids.get((offer.of, offer.tenant, site), ()):
+                block = self._blocks[offer.of, block_id]
+                until = rounded_up(min(block.next + more, N))
+                if 0 < block.until < until:
+                    blocks[block_id] = until
 
     def _written(self, offer: Offer, blocks: Mapping[bytes, int], tokens: Mapping[SiteId, int]) -> bool:
         writes, done = list(self._writes(offer, blocks, tokens)), False
@@ -316,7 +337,3 @@ class AcceptLog:
 
 def _before(of: Epoch, adapter: str, version: int, epoch: int) -> bool:
     return (of.adapter, of.version) == (adapter, version) and of.number < epoch
-
-
-def _rounded_up(index: int) -> int:
-    return -(-index // RESERVE) * RESERVE

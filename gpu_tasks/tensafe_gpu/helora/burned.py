@@ -32,6 +32,11 @@ RESERVE: Final = 256
 """Indices burned at once, at multiples of it: a forced write per 256 tokens; a crash loses the rest."""
 
 
+def rounded_up(index: int) -> int:
+    """To the end of its reserve."""
+    return -(-index // RESERVE) * RESERVE
+
+
 class IndexBurned(RuntimeError):
     """A copy of this process burned this range: nothing was sent, and its masks must be dropped."""
 

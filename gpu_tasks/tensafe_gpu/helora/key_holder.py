@@ -280,6 +280,9 @@ class RemoteKeyHolder:
             taken = [self._supplies[site].take(tokens) for site, tokens in wanted]
             burns = list(chain.from_iterable(burns for _, burns in taken))
             if burns:
+                # A forward pass uses as many of every site: all of them with one write, not with one each.
+                more = max(totals.values())
+                burns += chain.from_iterable(one.ahead(more) for one in self._supplies.values())
                 try:
                     self._burn_log.burn(burns)
                 except (IndexBurned, TensafeError) as error:

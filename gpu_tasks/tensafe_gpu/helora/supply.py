@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tensafe_gpu.helora.burned import RESERVE, Burn
+from tensafe_gpu.helora.burned import Burn, rounded_up
 from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import SiteId
@@ -66,13 +66,22 @@ class Supply:
             cursor.next += count
             tokens -= count
             if cursor.next > cursor.burned:
-                until = -(-cursor.next // RESERVE) * RESERVE
-                block_id = cursor.block.block_id
-                burns.append(Burn(block_id, self._digest, self._epoch, self._site, cursor.burned, until))
-                cursor.burned = until
+                burns.append(self._burned(cursor, rounded_up(cursor.next)))
             if cursor.next == N:
                 self._cursors.popleft()
         return slices, burns
+
+    def ahead(self, tokens: int) -> list[Burn]:
+        """What has to be burned of the first block before so many are used of it."""
+        if not self._cursors:
+            return []
+        cursor = self._cursors[0]
+        until = min(rounded_up(cursor.next + tokens), N)
+        return [self._burned(cursor, until)] if until > cursor.burned else []
+
+    def _burned(self, cursor: _Cursor, until: int) -> Burn:
+        since, cursor.burned = cursor.burned, until
+        return Burn(cursor.block.block_id, self._digest, self._epoch, self._site, since, until)
 
     def skip_reserved(self) -> None:
         """Give up what is left of reserved ranges: the other side may have restarted and lost them too."""

@@ -45,3 +45,15 @@ def test_slices_follow_each_other_and_are_burned_in_steps_before_they_are_used()
             assert all(index < burned[block_id] for block_id, index in ids)
             places += ids
     assert len(places) == len(set(places)) == N + 165
+
+
+def test_what_the_next_tokens_need_is_burned_ahead_once_and_no_more_than_the_block() -> None:
+    some = supply(2)
+    assert [(burn.since, burn.until) for burn in some.ahead(1)] == [(0, RESERVE)]
+    assert some.ahead(RESERVE) == []
+    assert [(burn.since, burn.until) for burn in some.ahead(RESERVE + 1)] == [(RESERVE, 2 * RESERVE)]
+    assert some.take(2 * RESERVE)[1] == []  # nothing that is burned is burned again
+    assert [burn.since for burn in some.take(1)[1]] == [2 * RESERVE]
+    assert [(burn.since, burn.until) for burn in some.ahead(3 * N)] == [(3 * RESERVE, N)]
+    assert some.ahead(N) == []
+    assert supply(0).ahead(1) == []
