@@ -190,7 +190,7 @@ def test_a_tenant_opens_so_many_blocks_of_a_site_and_no_more(
         now[0] += LIVE_S / 4 + 1
         again.open_block(offer(), SITE, one)
         assert len(stored_blocks(items)) == 7 + number + 1
-        assert len(again._ids[offer().of, "t", SITE]) == 4
+        assert len(again._known.ids(offer(), SITE)) == 4
     for log in (again, stale, AcceptLog(items)):
         assert refused(lambda log=log: log.accept(offer(), [Range(ids[0], 0, 1)])) == GARBAGE
         assert refused(lambda log=log: log.accept(offer(), [Range(ids[2], 512, 1)])) == GARBAGE

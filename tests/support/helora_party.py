@@ -38,7 +38,9 @@ class Party:
     def shares(self, block_id: bytes, first: int, count: int) -> np.ndarray:
         """The adapter holder's own s."""
         service = self.holder.service
-        (salt,) = {one.salt for (_, known), one in service.accepted._blocks.items() if known == block_id}
+        (salt,) = {
+            one.salt for (_, known), one in service.accepted._known.blocks.items() if known == block_id
+        }
         key = OpenedAdapter(self.holder.store.load("a")).share_key(QK, block_id, salt)
         return ring_rows(key, first, count, len(self.a))
 

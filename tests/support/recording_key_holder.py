@@ -15,9 +15,9 @@ from unittest import mock
 
 import numpy as np
 
-from tensafe_gpu.helora import key_holder
+from tensafe_gpu.helora import key_holder, preparation
 from tensafe_gpu.helora.exchange import gather
-from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
+from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.ports import Asked, Float32Array, SiteId
 from tensafe_gpu.helora.quantise import quantised_tokens
 from tensafe_gpu.helora.seal_stream import MemoryFile, _array, body_of
@@ -61,7 +61,7 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
             self._write(("activations", x), ("quantised", x_q), ("scales", scales), ("products", products))
         return AtOnce(answers)
 
-    def _prepared(self, *arguments: Any) -> PreparedBlock:
+    def prepare(self, site: SiteId) -> None:
         holder = self
 
         class Remembered(PreparingBlock):
@@ -76,8 +76,8 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
                     ("masks by token", self._rho[:, :2].T.astype(np.int64)),
                 )
 
-        with mock.patch.object(key_holder, "PreparingBlock", Remembered):
-            return super()._prepared(*arguments)
+        with mock.patch.object(preparation, "PreparingBlock", Remembered):
+            super().prepare(site)
 
     def _write(self, *facts: tuple[str, Any]) -> None:
         with _lock, self.file.open("ab") as opened:

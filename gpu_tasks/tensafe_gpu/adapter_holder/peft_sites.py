@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
-import safetensors
-from safetensors.numpy import load as load_tensors
+import numpy.typing as npt
+from safetensors import SafetensorError, deserialize
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe_gpu.helora.adapter import LoraModule, LoraSite
@@ -20,6 +20,8 @@ from tensafe_gpu.peft_settings import MUST_BE_OFF
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
 _TENSOR: Final = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[a-z_.]+)\.lora_([AB])\.weight")
+_DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""As safetensors names what is served, and numpy its bytes."""
 _SITES: Final = {
     "self_attn.q_proj": "self_attn.qkv",
     "self_attn.k_proj": "self_attn.qkv",
@@ -38,16 +40,14 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
     Raises InvalidRequest for files that cannot be read or hold values that are not finite; Unsupported,
     with the name, for sites, dtypes and variants of LoRA that the protocol does not serve.
     """
-    scaling = _scaling(files)
+    scaling = _scaling(_config(files))
     try:
-        tensors = load_tensors(files[WEIGHTS_FILE])
+        tensors = dict(deserialize(files[WEIGHTS_FILE]))  # type: ignore[no-untyped-call]
     except KeyError as error:
-        raise InvalidRequest(
-            f"{WEIGHTS_FILE} is missing or has another dtype than float32 or float16", field=WEIGHTS_FILE
-        ) from error
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"{WEIGHTS_FILE} is missing", field=WEIGHTS_FILE) from error
+    except (SafetensorError, TypeError, ValueError) as error:
         raise InvalidRequest(f"{WEIGHTS_FILE} is unreadable", field=WEIGHTS_FILE) from error
-    pairs: dict[str, dict[str, np.ndarray[Any, Any]]] = defaultdict(dict)
+    pairs: dict[str, dict[str, npt.NDArray[np.float64]]] = defaultdict(dict)
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
         if match is None or _leaf(match[1]) not in _SITES:
@@ -56,19 +56,59 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
                 "with train_unembed=False",
                 field=WEIGHTS_FILE,
             )
-        if tensor.dtype not in (np.float32, np.float16) or tensor.ndim != 2:
-            raise Unsupported(f"{name[:200]} has dtype {tensor.dtype}; float32 or float16 is served")
-        pairs[match[1]][match[2]] = tensor
+        pairs[match[1]][match[2]] = _matrix(name, tensor)
     if not pairs:
         raise InvalidRequest("the adapter has no weights", field=WEIGHTS_FILE)
     return _stacked({name: _module(name, pair, scaling) for name, pair in pairs.items()})
 
 
-def _scaling(files: Mapping[str, bytes]) -> float:
+def check_base_model(files: Mapping[str, bytes], base_model: str) -> None:
+    """Raises InvalidRequest if the configuration names another base model than this one.
+
+    Folders in front of a name count for nothing: PEFT writes down where a model was loaded from.
+    """
+    trained_on = _config(files).get("base_model_name_or_path")
+    if trained_on and _last(str(trained_on)) != _last(base_model):
+        raise InvalidRequest(
+            f"the adapter was trained on {str(trained_on)[:200]!r}, as its {CONFIG_FILE} says, and not on "
+            f"{base_model[:200]!r}",
+            field="base_model",
+        )
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].casefold()
+
+
+def _matrix(name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Raises Unsupported for another dtype than those of _DTYPES, or other than two dimensions."""
+    dtype, shape, data = tensor["dtype"], tensor["shape"], tensor["data"]
+    if dtype not in _DTYPES or len(shape) != 2:
+        raise Unsupported(
+            f"{name[:200]} has dtype {dtype} and {len(shape)} dimensions; served are matrices of "
+            f"{', '.join(_DTYPES)}",
+            field=WEIGHTS_FILE,
+        )
+    numbers = np.frombuffer(data, dtype=_DTYPES[dtype])
+    if dtype == "BF16":  # the upper half of a float32
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.reshape(shape).astype(np.float64)
+
+
+def _config(files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         config = json.loads(files[CONFIG_FILE])
+        if isinstance(config, dict):
+            return config
+    except (KeyError, ValueError):
+        pass
+    raise InvalidRequest(f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE)
+
+
+def _scaling(config: Mapping[str, Any]) -> float:
+    try:
         rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise InvalidRequest(
             f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
         ) from error
@@ -84,10 +124,10 @@ def _scaling(files: Mapping[str, bytes]) -> float:
     return float(alpha) / rank
 
 
-def _module(name: str, pair: Mapping[str, np.ndarray[Any, Any]], scaling: float) -> LoraModule:
+def _module(name: str, pair: Mapping[str, npt.NDArray[np.float64]], scaling: float) -> LoraModule:
     if set(pair) != {"A", "B"}:
         raise InvalidRequest(f"{name} lacks lora_A or lora_B", field=WEIGHTS_FILE)
-    a, b = pair["A"].astype(np.float64), pair["B"].astype(np.float64)
+    a, b = pair["A"], pair["B"]
     if a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
         raise InvalidRequest(f"lora_A and lora_B of {name} do not fit together", field=WEIGHTS_FILE)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -26,7 +26,7 @@ from tensafe.storage.sqlite_items import SqliteItems
 from tensafe.vault.scope import Scope
 from tensafe.vault.vault import Vault
 from tensafe_gpu.adapter_holder import served_codec
-from tensafe_gpu.adapter_holder.peft_sites import read_peft
+from tensafe_gpu.adapter_holder.peft_sites import check_base_model, read_peft
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.helora.adapter import Naming, ServedAdapter, serve
 from tensafe_gpu.helora.keystream import new_key
@@ -95,6 +95,7 @@ class AdapterStore:
         """
         if not _NAME.fullmatch(name) or not base_model:
             raise InvalidRequest("an adapter's name has letters, digits, '.', '_' and '-'", field="name")
+        check_base_model(files, base_model)
         sites, secret = read_peft(files), new_key()
         version = max((one.version for one in self.versions(name)), default=0) + 1
         scope = _scope(name, version)

@@ -16,27 +16,24 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 from tensafe.contracts.errors import Unavailable
 from tensafe.storage.ports import (
     TRANSACTION_MAX_WRITES,
     ConditionFailed,
     Delete,
-    Item,
     Items,
     Put,
 )
+from tensafe_gpu.helora.accepted_known import Known
 from tensafe_gpu.helora.accepted_records import (
     Block,
     Epoch,
-    Meter,
     Offer,
     Range,
     block_body,
     spent_tokens,
-    stored_block,
-    tokens_of,
 )
 from tensafe_gpu.helora.burned import rounded_up
 from tensafe_gpu.helora.parameters import N
@@ -51,7 +48,6 @@ from tensafe_gpu.helora.ports import (
 
 _TRIES: Final = 4
 """How often a request is looked at again because another process reserved something of the same."""
-_BLOCKS_READ: Final = 1000
 MAX_LIVE: Final = 128
 """Blocks of a tenant at one site that are open and not used up; a sampler has two."""
 LIVE_S: Final = 3600
@@ -64,13 +60,7 @@ class AcceptLog:
 
     def __init__(self, items: Items, *, clock: Callable[[], float] = time.time) -> None:
         self._items, self._clock = items, clock
-        self._lock = threading.Lock()
-        self._blocks: dict[tuple[Epoch, bytes], Block] = {}
-        self._ids: dict[tuple[Epoch, str, SiteId], set[bytes]] = defaultdict(set)
-        """Of the known blocks, by epoch, tenant and site."""
-        self._read: set[Epoch] = set()
-        """Whose stored blocks are all known."""
-        self._meters: dict[tuple[Epoch, SiteId], Meter] = {}
+        self._lock, self._known = threading.Lock(), Known(items)
 
     def open_block(self, offer: Offer, site: SiteId, block_id: bytes) -> bytes:
         """Take a block's id, once in its epoch; the salt of its shares.
@@ -86,7 +76,7 @@ class AcceptLog:
                 block = Block(site, offer.tenant, os.urandom(_SALT_BYTES), 0, 0, 1, int(self._clock()))
                 writes = [Put(offer.of.block(block_id), block_body(block, 0), 0)]
                 for one in leaving:
-                    known = self._blocks[offer.of, one]
+                    known = self._known.blocks[offer.of, one]
                     writes.append(Put(offer.of.block(one), block_body(known, N), known.stored))
                 done = False
                 try:
@@ -96,12 +86,12 @@ class AcceptLog:
                     if self._items.get(offer.of.block(block_id)) is not None:
                         raise HeUnavailable(GARBAGE, "this block id has been used") from None
                 finally:
-                    # Where it was not done it is not known who changed them, or whether it was carried out.
-                    self._forget(offer.of, leaving, ())
-                    if done:
-                        self._read.add(offer.of)
+                    if not done:  # nor is it known who changed them, or whether it was carried out
+                        self._known.doubt(offer.of, leaving, ())
                 if done:
-                    self._keep(offer.of, block_id, block)
+                    for one in leaving:
+                        self._known.drop(offer.of, one)
+                    self._known.keep(offer.of, block_id, block)
                     return block.salt
             raise Unavailable("another adapter holder uses the same store all the time")
 
@@ -121,9 +111,9 @@ class AcceptLog:
                 _, nexts, wanted = self._checked(offer, ranges)
                 if self._reserved(offer, nexts, wanted):
                     for block_id, index in nexts.items():
-                        self._blocks[offer.of, block_id].next = index
+                        self._known.blocks[offer.of, block_id].next = index
                     self._count(offer, wanted)
-                    return [self._blocks[offer.of, one.block_id].salt for one in ranges]
+                    return [self._known.blocks[offer.of, one.block_id].salt for one in ranges]
             raise Unavailable("another adapter holder uses the same store all the time")
 
     def meter(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
@@ -143,11 +133,7 @@ class AcceptLog:
         """
         partition = Epoch(adapter, version, epoch).block(b"\0").partition
         with self._lock:
-            for known in [key for key in self._blocks if _before(key[0], adapter, version, epoch)]:
-                self._drop(*known)
-            self._read = {of for of in self._read if not _before(of, adapter, version, epoch)}
-            for metered in [key for key in self._meters if _before(key[0], adapter, version, epoch)]:
-                del self._meters[metered]
+            self._known.forget_before(adapter, version, epoch)
         # No other request waits for this. A block that is read again meanwhile answers nothing reserved.
         while old := self._items.query(partition, last=f"{epoch:010d}", limit=TRANSACTION_MAX_WRITES):
             self._items.write([Delete(one.key, None) for one in old])
@@ -157,7 +143,7 @@ class AcceptLog:
         of = Epoch(adapter, version, epoch)
         with self._lock:
             stored = spent_tokens(self._items, adapter, version, epoch)
-            here = {site: meter.used for (one, site), meter in self._meters.items() if one == of}
+            here = {site: meter.used for (one, site), meter in self._known.meters.items() if one == of}
             return stored | {site: dict(used) for site, used in here.items() if used}
 
     def _checked(
@@ -167,7 +153,7 @@ class AcceptLog:
         nexts: dict[bytes, int] = {}
         wanted: dict[SiteId, int] = defaultdict(int)
         for one in ranges:
-            block = self._block(offer.of, one.block_id)
+            block = self._known.block(offer.of, one.block_id)
             if block is None or block.tenant != offer.tenant:
                 raise HeUnavailable(VERSION_MISMATCH, "a block that was not prepared here in this epoch")
             first_new = nexts.get(one.block_id, block.next)
@@ -182,12 +168,12 @@ class AcceptLog:
     def _check_budget(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
         """Of all tenants together: who has several must not learn more."""
         for site, count in wanted.items():
-            if self._meter(offer.of, site).total + count > offer.tokens_per_site:
+            if self._known.meter(offer.of, site).total + count > offer.tokens_per_site:
                 raise HeUnavailable(BUDGET_SPENT, f"the token budget of {site} is spent for this epoch")
 
     def _count(self, offer: Offer, wanted: Mapping[SiteId, int]) -> None:
         for site, count in wanted.items():
-            meter = self._meter(offer.of, site)
+            meter = self._known.meter(offer.of, site)
             meter.used[offer.tenant] = meter.used.get(offer.tenant, 0) + count
             meter.total += count
 
@@ -199,11 +185,11 @@ class AcceptLog:
         blocks = {
             block_id: rounded_up(index)
             for block_id, index in nexts.items()
-            if index > self._blocks[offer.of, block_id].until
+            if index > self._known.blocks[offer.of, block_id].until
         }
         tokens = {}
         for site, count in wanted.items():
-            meter = self._meter(offer.of, site)
+            meter = self._known.meter(offer.of, site)
             after = meter.used.get(offer.tenant, 0) + count
             if after > meter.reserved.get(offer.tenant, 0):
                 tokens[site] = rounded_up(after)
@@ -219,13 +205,13 @@ class AcceptLog:
         this is one write for all of them, not one for each.
         """
         more = max(wanted.values())
-        for site in [site for of, site in self._meters if of == offer.of and site not in wanted]:
-            meter = self._meters[offer.of, site]
+        for site in [site for site in self._known.sites(offer.of) if site not in wanted]:
+            meter = self._known.meters[offer.of, site]
             reserved, used = meter.reserved.get(offer.tenant, 0), meter.used.get(offer.tenant, 0)
             if 0 < reserved < used + more:
                 tokens[site] = rounded_up(used + more)
-            for block_id in self._ids.get((offer.of, offer.tenant, site), ()):
-                block = self._blocks[offer.of, block_id]
+            for block_id in self._known.ids(offer, site):
+                block = self._known.blocks[offer.of, block_id]
                 until = rounded_up(min(block.next + more, N))
                 if 0 < block.until < until:
                     blocks[block_id] = until
@@ -240,12 +226,12 @@ class AcceptLog:
             return False
         finally:
             if not done:  # nor is it known whether a write that failed was carried out
-                self._forget(offer.of, blocks, tokens)
+                self._known.doubt(offer.of, blocks, tokens)
         for block_id, until in blocks.items():
-            block = self._blocks[offer.of, block_id]
+            block = self._known.blocks[offer.of, block_id]
             block.until, block.stored = until, block.stored + 1
         for site, reserved in tokens.items():
-            meter = self._meters[offer.of, site]
+            meter = self._known.meters[offer.of, site]
             meter.reserved[offer.tenant], meter.stored = reserved, meter.stored + 1
         return True
 
@@ -253,45 +239,22 @@ class AcceptLog:
         self, offer: Offer, blocks: Mapping[bytes, int], tokens: Mapping[SiteId, int]
     ) -> Iterable[Put]:
         for block_id, until in blocks.items():
-            block = self._blocks[offer.of, block_id]
+            block = self._known.blocks[offer.of, block_id]
             yield Put(offer.of.block(block_id), block_body(block, until), block.stored)
         for site, reserved in tokens.items():
-            meter = self._meters[offer.of, site]
+            meter = self._known.meters[offer.of, site]
             yield Put(offer.of.meter(site), {**meter.reserved, offer.tenant: reserved}, meter.stored)
-
-    def _forget(self, of: Epoch, blocks: Iterable[bytes], sites: Iterable[SiteId]) -> None:
-        for block_id in blocks:
-            self._drop(of, block_id)
-        self._read.discard(of)
-        for site in sites:
-            self._meters.pop((of, site), None)
-
-    def _block(self, of: Epoch, block_id: bytes) -> Block | None:
-        """As it is known here, or as it is stored: what was reserved counts as used then."""
-        block = self._blocks.get((of, block_id))
-        if block is None:
-            item = self._items.get(of.block(block_id))
-            block = None if item is None else self._known(of, block_id, item)
-        return block
-
-    def _known(self, of: Epoch, block_id: bytes, item: Item) -> Block | None:
-        """Know a block as it is stored; None for one of a build whose shares hung on the block's id."""
-        block = stored_block(item)
-        if block is not None:
-            self._keep(of, block_id, block)
-        return block
 
     def _leaving(self, offer: Offer, site: SiteId) -> list[bytes]:
         """Ids of blocks that make room for another one. Raises HeUnavailable if too many stay."""
-        if offer.of not in self._read:
-            self._read_all(offer.of)
+        self._known.read_all(offer.of)
         live = []
-        for one in list(self._ids[offer.of, offer.tenant, site]):
-            block = self._blocks[offer.of, one]
+        for one in list(self._known.ids(offer, site)):
+            block = self._known.blocks[offer.of, one]
             if block.next < N:
                 live.append((block.opened_s, one))
             else:
-                self._drop(offer.of, one)
+                self._known.drop(offer.of, one)
         live.sort()
         over = live[: max(0, len(live) + 1 - MAX_LIVE)]
         if over and over[-1][0] > self._clock() - LIVE_S:
@@ -300,40 +263,3 @@ class AcceptLog:
                 f"{MAX_LIVE} blocks of {site} are open and not used up: use them, or come later",
             )
         return [one for _, one in over][: TRANSACTION_MAX_WRITES - 1]
-
-    def _read_all(self, of: Epoch) -> None:
-        """Know every stored block of an epoch that is not used up."""
-        first, last = of.block(b""), f"{of.number:010d}0"
-        begin = first.sort
-        while found := self._items.query(first.partition, first=begin, last=last, limit=_BLOCKS_READ):
-            for item in found:
-                block_id = bytes.fromhex(item.key.sort.partition("/")[2])
-                if (of, block_id) not in self._blocks and int(cast(int, item.body["until"])) < N:
-                    self._known(of, block_id, item)
-            begin = found[-1].key.sort + "\0"
-        self._read.add(of)
-
-    def _keep(self, of: Epoch, block_id: bytes, block: Block) -> None:
-        self._blocks[of, block_id] = block
-        self._ids[of, block.tenant, block.site].add(block_id)
-
-    def _drop(self, of: Epoch, block_id: bytes) -> None:
-        block = self._blocks.pop((of, block_id), None)
-        if block is not None:
-            ids = self._ids[of, block.tenant, block.site]
-            ids.discard(block_id)
-            if not ids:
-                del self._ids[of, block.tenant, block.site]
-
-    def _meter(self, of: Epoch, site: SiteId) -> Meter:
-        meter = self._meters.get((of, site))
-        if meter is None:
-            item = self._items.get(of.meter(site))
-            tokens = {} if item is None else tokens_of(item)
-            stored = 0 if item is None else item.version
-            meter = self._meters[of, site] = Meter(tokens, dict(tokens), sum(tokens.values()), stored)
-        return meter
-
-
-def _before(of: Epoch, adapter: str, version: int, epoch: int) -> bool:
-    return (of.adapter, of.version) == (adapter, version) and of.number < epoch

@@ -32,18 +32,11 @@ from tensafe_gpu.helora.direct_messages import (
 from tensafe_gpu.helora.exchange import gather, wait_for
 from tensafe_gpu.helora.frames import FrameError, Kind
 from tensafe_gpu.helora.limits import request_limits
-from tensafe_gpu.helora.masks import PreparedBlock, PreparingBlock
 from tensafe_gpu.helora.messages import (
-    ROWS_PER_FRAME,
     MaskedRange,
     b_bytes,
-    pack_begin,
     pack_products,
-    pack_rows,
-    pack_whole_rows,
-    reply_bytes,
     unpack_b,
-    unpack_reply,
 )
 from tensafe_gpu.helora.online import masked, token_scales
 from tensafe_gpu.helora.parameters import MAX_TOKENS
@@ -60,6 +53,7 @@ from tensafe_gpu.helora.ports import (
     SiteId,
     SiteShape,
 )
+from tensafe_gpu.helora.preparation import prepared
 from tensafe_gpu.helora.quantise import Float64Array, dequantised, quantised_tokens
 from tensafe_gpu.helora.rounds import Round
 from tensafe_gpu.helora.supply import Slice, Supply
@@ -202,7 +196,7 @@ class RemoteKeyHolder:
         with self._offline_lock:
             if self._offline is None or not self._offline.usable:
                 self._offline = self._greeted()
-            block = self._prepared(self._offline, index, shape)
+            block = prepared(self._offline, index, shape, self._timeouts.offline_s)
         with self._supply_lock:
             self._supplies[site].add(block)
         log.info(
@@ -309,28 +303,6 @@ class RemoteKeyHolder:
             begin = end
         return used
 
-    def _prepared(self, connection: Connection, index: int, shape: SiteShape) -> PreparedBlock:
-        timeout_s = self._timeouts.offline_s
-        block = PreparingBlock(shape.d_in, shape.rank_rows)
-        try:
-            begin = pack_begin(index, block.block_id, block.public_halves(connection.nonce))
-            connection.ask(Kind.BLOCK_BEGIN, begin, Kind.ACCEPTED, 0, timeout_s)
-            for first in range(0, shape.d_in, ROWS_PER_FRAME):
-                count = min(ROWS_PER_FRAME, shape.d_in - first)
-                kind, rows = _rows_of(block, first, count, whole=connection.on_one_host)
-                last = first + count == shape.d_in
-                answer = (Kind.BLOCK_REPLY, reply_bytes(shape.rank_rows)) if last else (Kind.ACCEPTED, 0)
-                payload = connection.ask(kind, rows, *answer, timeout_s)
-            block_id, words = unpack_reply(payload, shape.rank_rows)
-            if block_id != block.block_id:
-                raise FrameError("the reply of another block")
-            return block.finish(words)
-        except FrameError as error:
-            connection.close()
-            raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
-        finally:
-            block.close()
-
     def _fetch_b(self, index: int, shape: SiteShape) -> Mapping[str, Float32Array]:
         request, wait_s = struct.pack("<H", index), self._timeouts.offline_s
         payload = self._online.ask(Kind.B_REQUEST, [request], Kind.B_REPLY, b_bytes(shape), wait_s)
@@ -339,13 +311,3 @@ class RemoteKeyHolder:
         except FrameError as error:
             self._online.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder's B: {error}") from error
-
-
-def _rows_of(
-    block: PreparingBlock, first: int, count: int, *, whole: bool
-) -> tuple[Kind, list[bytes | memoryview]]:
-    """The frame of encrypted features [first, first + count)."""
-    if whole:
-        words = block.encrypted_whole(first, count)
-        return Kind.BLOCK_WHOLE_ROWS, pack_whole_rows(block.block_id, first, words)
-    return Kind.BLOCK_ROWS, pack_rows(block.block_id, first, *block.encrypted(first, count))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tensafe_gpu.adapter_holder import service
-from tensafe_gpu.helora import accepted, key_holder
+from tensafe_gpu.helora import accepted, key_holder, preparation
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.connection import Wanted
 from tensafe_gpu.helora.evaluation import BlockEvaluation
@@ -100,7 +100,7 @@ class Exchange:
 
 def exchange(build: type[BlockEvaluation], d: int, rows: int) -> Exchange:
     """A key holder that follows the protocol."""
-    with parties(build, d, rows) as party, mock.patch.object(key_holder, "PreparingBlock", Remembering):
+    with parties(build, d, rows) as party, mock.patch.object(preparation, "PreparingBlock", Remembering):
         party.private.prepare(QK)
         prepared = party.private._supplies[QK]._cursors[0].block
         bound = party.private.info().site(QK).x_bound

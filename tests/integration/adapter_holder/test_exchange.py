@@ -173,7 +173,7 @@ def test_a_new_epoch_ends_the_old_one(holder: Holder, burn_log: BurnLog) -> None
     b_old, b_new = (one.b_matrices()[OUT][f"{OUT}_proj"] for one in (old, new))
     assert abs(float((b_old * b_new).sum() / np.linalg.norm(b_old) / np.linalg.norm(b_new))) < 0.5
     new.prepare(OUT)
-    assert [of.number for of, _ in holder.service.accepted._blocks] == [2]
+    assert [of.number for of, _ in holder.service.accepted._known.blocks] == [2]
     plain = PlainReference(holder.store.load("a").adapter)
     x = tokens(3)
     assert np.array_equal(new.products([(OUT, x)])[0], plain.products([(OUT, x)])[0])

@@ -19,7 +19,7 @@ from tensafe_gpu.adapter_holder import places, service
 from tensafe_gpu.adapter_holder import store as store_module
 from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
 from tensafe_gpu.helora import direct as direct_module
-from tensafe_gpu.helora import frames, key_holder, messages
+from tensafe_gpu.helora import frames, messages, preparation
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, tls_connector, unix_connector
@@ -121,7 +121,7 @@ def test_frames_out_of_place_cost_nothing(
     x = np.ones((3, D), dtype=np.float32)
     private.products([(OUT, x)])
     accepted = holder.service.accepted
-    spent, opened = accepted.spent("a", 1, 1), len(accepted._blocks)
+    spent, opened = accepted.spent("a", 1, 1), len(accepted._known.blocks)
     connection = private._online
     block = private._supplies[OUT]._cursors[0].block
     z = np.zeros((1, D), dtype=np.uint32)
@@ -164,7 +164,7 @@ def test_frames_out_of_place_cost_nothing(
         assert refused(Kind.DIRECT, direct(words, key)) == PARAMETERS_REFUSED
         assert refused(Kind.DIRECT, direct(token[0], wrong[-1])) == PARAMETERS_REFUSED
     assert accepted.spent("a", 1, 1) == spent
-    assert len(accepted._blocks) == opened
+    assert len(accepted._known.blocks) == opened
     connection.ask(Kind.BLOCK_BEGIN, messages.pack_begin(1, one.block_id, half), Kind.ACCEPTED, 0, 5)
     private.products([(OUT, x)])
     private.close()
@@ -491,7 +491,7 @@ def test_a_capture_of_an_exchange_holds_nothing_that_the_adapter_holder_must_not
             key = ternary_key(self)
             secrets.extend(key[:32].astype(kind).tobytes() for kind in ("i1", "<i4", "<i8"))
 
-    monkeypatch.setattr(key_holder, "PreparingBlock", Remembered)
+    monkeypatch.setattr(preparation, "PreparingBlock", Remembered)
     tap = Tap(tmp_path / "tap", holder.socket)
     private = RemoteKeyHolder(unix_connector(tmp_path / "tap"), Wanted(TENANT, "a"), burn_log)
     private.b_matrices()

@@ -73,6 +73,8 @@ def test_tokens_of_unfinished_prompts_are_thrown_away_and_their_generators_set_b
     sampling = source(GPUModelRunner.sample_tokens)
     assert sampling.index("self._sample(") < sampling.index("self._bookkeeping_sync(")
     assert "self.discard_request_mask = " in source(GPUModelRunner.__init__)
+    assert "self.input_batch = InputBatch(" in source(GPUModelRunner.__init__)
+    assert isinstance(InputBatch.num_reqs, property)
     assert "self.generators: dict[int, torch.Generator]" in source(InputBatch.__init__)
 
 
@@ -155,12 +157,16 @@ def test_the_prefix_cache_knows_adapters_by_name_and_path() -> None:
 
 
 def test_front_end() -> None:
+    from vllm.config import ModelConfig
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
     for name in ("generate", "add_lora", "remove_lora", "list_loras", "collective_rpc", "shutdown"):
         assert callable(getattr(AsyncLLM, name)), name
     assert isinstance(AsyncLLM.errored, property)
+    assert parameters(AsyncLLM.from_engine_args)[0] == "engine_args"
+    assert "self.model_config = " in source(AsyncLLM.__init__)
+    assert callable(ModelConfig.get_vocab_size)
     assert issubclass(EngineDeadError, Exception)
 
 
@@ -477,9 +483,43 @@ def test_vllm_01_every_private_attribute_that_is_touched_is_in_the_document() ->
     assert [name for name in sorted(touched) if f"`{name}`" not in text and f"`.{name}`" not in text] == []
 
 
+SIGNATURE = re.compile(r"^\| `(vllm\.[\w.]+)`[^|]*\| ([\w, ]+) \|$", re.MULTILINE)
+
+
+def test_vllm_01_every_method_of_the_document_has_the_parameters_that_it_lists() -> None:
+    listed = dict(SIGNATURE.findall(DOCUMENT.read_text()))
+    assert len(listed) == 17
+    for name, expected in listed.items():
+        owner, _, method = name.rpartition(".")
+        module, _, class_ = owner.rpartition(".")
+        found = getattr(getattr(importlib.import_module(module), class_), method)
+        assert parameters(found) == expected.split(", "), name
+
+
+def test_vllm_01_every_method_that_the_sampler_overrides_is_among_them() -> None:
+    package, text = Path(inspect.getfile(tensafe_gpu.sampler)).parent, DOCUMENT.read_text()
+    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    passed_on = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Call)
+        and getattr(node.value.func, "id", "") == "super"
+        and node.attr != "__init__"
+    }
+    assert passed_on >= {"_sample", "_dummy_run", "_prepare_inputs", "_get_prompt_logprobs_dict"}
+    listed = {name.rpartition(".")[2] for name, _ in SIGNATURE.findall(text)}
+    assert passed_on - listed == {"format"}  # of logging.Formatter
+
+
 def test_the_document_names_each_attribute() -> None:
     text = DOCUMENT.read_text()
     for name in (
+        "input_batch",
+        "num_reqs",
+        "get_vocab_size",
+        "from_engine_args",
+        "has_full_cudagraphs",
         "register_oot",
         "op_registry_oot",
         "quant_method",

@@ -6,15 +6,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
+from safetensors.torch import save as save_torch
 
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, Unsupported
 from tensafe_gpu.adapter_holder import served_codec
 from tensafe_gpu.adapter_holder.extraction import extraction_note, measured
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, check_base_model, read_peft
 from tensafe_gpu.adapter_holder.policy import Policy
-from tensafe_gpu.helora.adapter import Naming, orthogonal, serve
+from tensafe_gpu.helora.adapter import LoraSite, Naming, orthogonal, serve
 from tests.support.helora import PlainReference, peft_files
 
 D, RANK = 48, 4
@@ -102,14 +104,46 @@ A_OF_Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
          Unsupported, "lm_head.*train_unembed=False"),
         (with_tensors(FILES, **{A_OF_Q: np.full((RANK, D), np.nan, np.float32)}),
          InvalidRequest, "not finite"),
-        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.float64)}), Unsupported, "float64"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.float64)}), Unsupported, "lora_A.*F64.*F32"),
         (with_tensors(FILES, **{A_OF_Q: np.ones((RANK + 1, D), np.float32)}), InvalidRequest, "do not fit"),
-        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.int8)}), Unsupported, "int8"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones((RANK, D), np.int8)}), Unsupported, "I8"),
+        (with_tensors(FILES, **{A_OF_Q: np.ones(D, np.float32)}), Unsupported, "1 dimensions"),
+        (FILES | {CONFIG_FILE: b"[]"}, InvalidRequest, "not a LoRA configuration"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_named(files: dict[str, bytes], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         read_peft(files)
+
+
+def test_an_adapter_in_16_bits_is_served_as_the_numbers_that_it_holds() -> None:
+    """bfloat16 is what PEFT saves of a base in bfloat16: the upper half of a float32, so nothing is lost."""
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in load_tensors(FILES[WEIGHTS_FILE]).items()}
+    for dtype in (torch.bfloat16, torch.float16):
+        small = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        wide = {name: tensor.to(torch.float32) for name, tensor in small.items()}
+        for found, wanted in zip(read(save_torch(small)), read(save_torch(wide)), strict=True):
+            for one, other in zip(found.modules, wanted.modules, strict=True):
+                assert np.array_equal(one.a, other.a)
+                assert np.array_equal(one.b, other.b)
+                assert one.a.any()
+
+
+def read(weights: bytes) -> list[LoraSite]:
+    return read_peft({**FILES, WEIGHTS_FILE: weights})
+
+
+@pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-0.6B", "/models/qwen3-0.6b/", "", None])
+def test_an_adapter_of_this_base_model_is_taken_wherever_that_was_loaded_from(trained_on: str | None) -> None:
+    check_base_model(changed(FILES, base_model_name_or_path=trained_on), "Qwen/Qwen3-0.6B")
+
+
+@pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-1.7B", "/models/other", "Qwen/Qwen3-0.6B/checkpoint-7"])
+def test_an_adapter_of_another_base_model_is_refused_with_both_names(trained_on: str) -> None:
+    files = changed(FILES, base_model_name_or_path=trained_on)
+    with pytest.raises(InvalidRequest, match=f"{trained_on}.*Qwen/Qwen3-0.6B") as raised:
+        check_base_model(files, "Qwen/Qwen3-0.6B")
+    assert raised.value.field == "base_model"
 
 
 def test_modules_of_one_site_with_different_inputs_are_refused() -> None:

@@ -10,7 +10,7 @@ from tensafe_gpu.helora.keystream import new_key, ring_rows
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.online import masked, token_scales, unmasked
 from tensafe_gpu.helora.parameters import MAX_L1, N, T
-from tensafe_gpu.helora.quantise import dequantised, quantised_rows, quantised_tokens
+from tensafe_gpu.helora.quantise import A_BITS, CREST, dequantised, quantised_rows, quantised_tokens
 from tensafe_gpu.helora.residues import centred_mod_t
 from tests.support.helora import halves_of
 
@@ -60,6 +60,23 @@ def test_no_split_of_bits_lets_a_sum_leave_the_ring(outliers: float) -> None:
     worst = np.abs(site.a.astype(np.int64)).sum(axis=1).max()
     assert worst * site.x_bound < T // 2
     assert worst <= MAX_L1
+
+
+@pytest.mark.parametrize(("d", "bits"), [(896, 10), (4096, 9), (20_000, 8)])
+def test_a_site_takes_the_split_of_bits_that_rounds_least(d: int, bits: int) -> None:
+    """More bits for A leave fewer for x: which is better hangs on the site, and both are measured here."""
+    rows, lost = np.random.default_rng(1).standard_normal((8, d)), {}
+    for candidate in A_BITS:
+        scale = np.abs(rows).max(axis=1, keepdims=True) / (2 ** (candidate - 1) - 1)
+        a = np.rint(rows / scale)
+        bound = (T // 2 - 1) // int(np.abs(a).sum(axis=1).max())
+        if np.abs(a).sum(axis=1).max() <= MAX_L1:
+            of_a = np.linalg.norm(a * scale - rows) / np.linalg.norm(rows)
+            step = CREST / bound  # of tokens whose root mean square is 1
+            lost[candidate] = (of_a**2 + step**2 / 12) ** 0.5
+    site = quantised_rows(rows)
+    assert site.bits == bits == min(lost, key=lambda one: lost[one])
+    assert (site.error_a**2 + site.error_x**2) ** 0.5 == pytest.approx(lost[bits], rel=1e-6)
 
 
 def test_a_tokens_integers_depend_on_that_token_alone() -> None:
