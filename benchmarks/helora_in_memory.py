@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, Frame, frame_pieces, parse_header
@@ -20,6 +21,7 @@ class InMemory:
         self._service = service
         self._session: Session | None = None
         self._taken, self._left = bytearray(), memoryview(b"")
+        self._null = Path("/dev/null").open("rb")  # noqa: SIM115 - open as long as this is
 
     @classmethod
     def to(cls, service: HolderService) -> socket.socket:
@@ -63,11 +65,12 @@ class InMemory:
         raise OSError
 
     def fileno(self) -> int:
-        """It is not closed."""
-        return 0
+        """Always readable."""
+        return self._null.fileno()
 
     def close(self) -> None:
         """Give the session back."""
+        self._null.close()
         if self._session is not None:
             self._session.close()
             self._session = None

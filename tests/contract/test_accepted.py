@@ -276,3 +276,43 @@ def test_an_outage_accepts_nothing_twice_and_gives_no_token_back(
         assert spent_tokens(table, "a", 1, 1) == {SITE: {"t": 256}}
         log.accept(offer(512), [Range(BLOCK, 256, 1)])
         assert refused(lambda: log.accept(offer(512), [Range(BLOCK, 256, 1)])) == GARBAGE
+
+
+A_QKV, A_OUT, B_QKV, B_OUT = (bytes([n]) * 16 for n in range(10, 14))
+BLOCKS = (A_QKV, SITE), (A_OUT, OTHER), (B_QKV, SITE), (B_OUT, OTHER)
+
+
+def test_a_reserve_is_of_what_was_asked_alone(items: Items) -> None:
+    """Two samplers of a tenant, and whatever one does, the other's blocks go on: also at another holder, when
+    a write of the first one fails, and after a restart, where its sampler begins at its own next reserve.
+    """
+    one, other = AcceptLog(items), AcceptLog(items)
+    for block, site in BLOCKS[:2]:
+        one.open_block(offer(), site, block)
+        one.accept(offer(), [Range(block, 0, 100)])
+    for block, site in BLOCKS[2:]:
+        other.open_block(offer(), site, block)  # it reads what is open
+        other.accept(offer(), [Range(block, 0, 200)])
+        other.accept(offer(), [Range(block, 200, 2048)])
+    for first in range(100, 600):
+        for block in (A_QKV, A_OUT):
+            one.accept(offer(), [Range(block, first, 1)])
+    third = AcceptLog(items)
+    for block in (A_QKV, A_OUT):
+        assert refused(lambda block=block: third.accept(offer(), [Range(block, 767, 1)])) == GARBAGE
+        third.accept(offer(), [Range(block, 768, 1)])
+
+
+def test_a_write_that_fails_takes_nothing_from_another_sampler(
+    items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AcceptLog(items)
+    for block, site in BLOCKS:
+        log.open_block(offer(), site, block)
+        log.accept(offer(), [Range(block, 0, 200)])
+    with monkeypatch.context() as failing:
+        failing.setattr(items, "write", lambda _: (_ for _ in ()).throw(Unavailable("throttled")))
+        with pytest.raises(Unavailable):
+            log.accept(offer(), [Range(A_QKV, 200, 100)])
+    for block in (A_OUT, B_QKV, B_OUT):
+        log.accept(offer(), [Range(block, 200, 1)])

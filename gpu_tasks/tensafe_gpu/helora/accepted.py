@@ -193,28 +193,7 @@ class AcceptLog:
             after = meter.used.get(offer.tenant, 0) + count
             if after > meter.reserved.get(offer.tenant, 0):
                 tokens[site] = rounded_up(after)
-        if not (blocks or tokens):
-            return True
-        self._add_ahead(offer, blocks, tokens, wanted)
-        return self._written(offer, blocks, tokens)
-
-    def _add_ahead(
-        self, offer: Offer, blocks: dict[bytes, int], tokens: dict[SiteId, int], wanted: Mapping[SiteId, int]
-    ) -> None:
-        """Add what other sites in use need for as many tokens: a forward pass uses as many of every site, and
-        this is one write for all of them, not one for each.
-        """
-        more = max(wanted.values())
-        for site in [site for site in self._known.sites(offer.of) if site not in wanted]:
-            meter = self._known.meters[offer.of, site]
-            reserved, used = meter.reserved.get(offer.tenant, 0), meter.used.get(offer.tenant, 0)
-            if 0 < reserved < used + more:
-                tokens[site] = rounded_up(used + more)
-            for block_id in self._known.ids(offer, site):
-                block = self._known.blocks[offer.of, block_id]
-                until = rounded_up(min(block.next + more, N))
-                if 0 < block.until < until:
-                    blocks[block_id] = until
+        return not (blocks or tokens) or self._written(offer, blocks, tokens)
 
     def _written(self, offer: Offer, blocks: Mapping[bytes, int], tokens: Mapping[SiteId, int]) -> bool:
         writes, done = list(self._writes(offer, blocks, tokens)), False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 from typing import Final, cast
 
 from tensafe.storage.ports import Item, Items
@@ -47,10 +47,6 @@ class Known:
             stored = 0 if item is None else item.version
             meter = self.meters[of, site] = Meter(tokens, dict(tokens), sum(tokens.values()), stored)
         return meter
-
-    def sites(self, of: Epoch) -> Iterator[SiteId]:
-        """Whose meters are known."""
-        return (site for one, site in self.meters if one == of)
 
     def read_all(self, of: Epoch) -> None:
         """Know every stored block of an epoch that is not used up, if that is not known to be so."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from scipy.linalg.blas import dgemm
 
 from tensafe_gpu.helora.keystream import floods, ring_rows
 from tensafe_gpu.helora.parameters import PRIMES, N, T
@@ -96,11 +95,8 @@ class BlockEvaluation:
     def _add(self, block: Float64Array) -> None:
         """The next features' words, float64 [count, 2, 3, N]."""
         count, begin = len(block), self._next
-        some = self._a[:, begin : begin + count]
-        # sums += some @ block, transposed since BLAS counts by columns: in place, without a second array.
-        self._sums = dgemm(
-            1.0, block.reshape(count, -1).T, some.T, beta=1.0, c=self._sums.T, overwrite_c=True
-        ).T
+        # scipy's dgemm would add in place and be a quarter faster, but it keeps the interpreter meanwhile.
+        self._sums += self._a[:, begin : begin + count] @ block.reshape(count, -1)
         self._next = begin + count
 
     def reply(self, share_key: bytes) -> WordArray:

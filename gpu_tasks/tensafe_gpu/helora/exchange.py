@@ -131,6 +131,7 @@ class Exchange:
             if sent < len(piece):
                 self._out.appendleft(piece[sent:])
             elif not self._out:
+                self._wanted = select.POLLIN
                 self._deadline = min(time.monotonic() + self._timeout_s, self._until)
             return
         got = self._sock.recv_into(self._into)

@@ -3,15 +3,13 @@
 Integers alone decide what goes over the wire, and each loop has numpy's result bit for bit: the functions of
 `quantise` and `residues` that they stand for are what the tests hold them to. Only the key holder imports
 this: numba comes with vLLM, and an adapter holder needs neither. Compiled when this module is imported, which
-takes 1.3 s; what was compiled is kept beside it where its folder can be written.
+takes a second; nothing is kept on disk, where numba would not see that a constant has changed.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
@@ -27,13 +25,10 @@ except ImportError as error:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CACHED: Final = os.access(Path(__file__).parent, os.W_OK)
-"""Numba keeps what it compiles in __pycache__, as Python does, with the same trust."""
-
 
 def _compiled(signature: object, *, nogil: bool = False) -> Callable[[F], F]:
     """For C-contiguous arrays of exactly these types. `nogil`: where others gain more than that costs."""
-    return cast("Callable[[F], F]", numba.njit(signature, nogil=nogil, cache=_CACHED))
+    return cast("Callable[[F], F]", numba.njit(signature, nogil=nogil))
 
 
 _read = partial(types.Array, layout="C", readonly=True)

@@ -115,8 +115,8 @@ class RemoteKeyHolder:
     def ask(self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf) -> Asked:
         shapes, tokens, most = [self._shapes[site][1] for site, _ in sites], 0, 0
         for (site, x), shape in zip(sites, shapes, strict=True):
-            if x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
-                raise ValueError(f"activations of {site} must be [tokens, {shape.d_in}]")
+            if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != shape.d_in or not len(x):
+                raise ValueError(f"activations of {site} must be float32 [tokens, {shape.d_in}]")
             tokens += len(x)
             most += 4 * len(x) * shape.rank_rows
         if tokens > MAX_TOKENS:
@@ -279,10 +279,12 @@ class RemoteKeyHolder:
                 burns += chain.from_iterable(one.ahead(more) for one in self._supplies.values())
                 try:
                     self._burn_log.burn(burns)
-                except (IndexBurned, TensafeError) as error:
+                except BaseException as error:  # whatever it is: they pass for burned from here on
                     for supply in self._supplies.values():
                         supply.drop()
-                    raise HeUnavailable(STATE_FAILED, "the used indices could not be burned") from error
+                    if isinstance(error, IndexBurned | TensafeError):
+                        raise HeUnavailable(STATE_FAILED, "the used indices could not be burned") from error
+                    raise
         return [slices for slices, _ in taken]
 
     def _mask(

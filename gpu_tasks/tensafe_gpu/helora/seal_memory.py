@@ -1,7 +1,7 @@
 """Words of SEAL ciphertexts without SEAL's compression, which costs more than the encryption itself.
 
 The binding offers the words one at a time or in a zstd stream: 0.9 ms for a ciphertext, against 0.5 ms for
-encrypting it. Here they are copied from where they lie. That place is a private matter of SEAL, so nothing
+encrypting it. Here they are read where they lie. That place is a private matter of SEAL, so nothing
 is taken on trust: every object must show the expected parms_id, shape and word count around the pointer,
 the kernel reads those of a new object and, of a new place, the first and last word (a wrong address is an
 error, not a crash), and a process first compares both ways on fresh ciphertexts. If anything differs, or the
@@ -69,7 +69,7 @@ class WordReader:
 
     @property
     def direct(self) -> bool:
-        """Whether words are copied, rather than read from SEAL's stream."""
+        """Whether words are read where they lie, rather than from SEAL's stream."""
         return self._direct
 
     def words(self, ciphertext: SealObject) -> Uint64Array:
