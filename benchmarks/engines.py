@@ -30,7 +30,7 @@ def run(bench: Bench) -> Mapping[str, float]:
     from tests.support.holder_process import HolderProcess  # noqa: PLC0415 - not needed to list benchmarks
 
     if find_spec("vllm") is None:
-        raise NotRun("vllm is not installed")
+        raise NotRun("vLLM is not installed: pip install 'tensafe[sampler]'")
     if cores() < len(WAYS):
         raise NotRun("two engines on one core share nothing but that")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -50,7 +50,7 @@ HALF_BILLION: Final = Shape(896, 24, 4864, 14)
 def run(bench: Bench) -> Mapping[str, float]:
     """The 0.5B shape."""
     if find_spec("vllm") is None:
-        raise NotRun("vllm is not installed")
+        raise NotRun("vLLM is not installed: pip install 'tensafe[sampler]'")
     return measured(bench, HALF_BILLION)
 
 

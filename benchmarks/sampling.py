@@ -41,7 +41,7 @@ core that the other side would then share."""
 def run(bench: Bench) -> Mapping[str, float]:
     """The base model against vLLM without LoRA, then an adapter against vLLM with the same adapter."""
     if find_spec("vllm") is None:
-        raise NotRun("vllm is not installed")
+        raise NotRun("vLLM is not installed: pip install 'tensafe[sampler]'")
     model, threads = models.thirty_million(bench.folder), cores()
     arguments = (str(model), CONTEXT_TOKENS, threads, NEW_TOKENS)
     roles = ("api", "trainer", "sampler")

@@ -145,6 +145,7 @@ class Listener:
         threading.Thread(target=self._serve, args=(visitor,), name="key-holder", daemon=True).start()
 
     def _too_late(self, visitor: Visitor) -> None:
+        log.info("connection dropped: silent peer")
         if self._tls is None:
             self._tell(visitor.sock, 0, TIMEOUT, "a frame did not arrive in time")
 

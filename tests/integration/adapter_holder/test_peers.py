@@ -102,11 +102,23 @@ def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
     ],
 )  # fmt: skip
 def test_whoever_does_not_speak_the_protocol_is_told_and_dropped(
-    holder: Holder, burn_log: BurnLog, sent: bytes, code: str, words: str
+    holder: Holder,
+    burn_log: BurnLog,
+    caplog: pytest.LogCaptureFixture,
+    sent: bytes,
+    code: str,
+    words: str,
 ) -> None:
+    caplog.set_level("INFO", "tensafe_gpu.adapter_holder.listener")
     got, message = answer_to(holder, sent)
     assert got == code
     assert words in message
+    # The adapter holder's own operator reads it too.
+    (line,) = [one for one in caplog.records if one.name.endswith("listener")]
+    told = {GARBAGE: "dropped: not the protocol", VERSION_MISMATCH: "dropped: not the protocol"}
+    told |= {TIMEOUT: f"dropped: {'slow' if sent else 'silent'} peer", PARAMETERS_REFUSED: "request refused"}
+    assert line.getMessage().endswith(told[code])
+    assert words in str(vars(line).get("reason", words))
     holder.key_holder(burn_log).close()  # and everybody else goes on
 
 

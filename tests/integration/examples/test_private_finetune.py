@@ -52,11 +52,15 @@ def test_two_steps_on_a_model_given_by_its_path(tmp_path: Path) -> None:
     encrypted = report["encrypted"]
     assert [answer["exact"] for answer in encrypted["answers"]] == [True] * 4
     assert (encrypted["policy"], encrypted["sites"], encrypted["attestations"]) == ("HE_REQUIRED", 4, 4)
+    assert 0 < encrypted["opening_s"] < 300
+    assert 0 < encrypted["plain_ms_per_token"] < 60_000
+    assert 0 < encrypted["private_ms_per_token"] < 60_000
     tokens = sum(answer["tokens"] for answer in encrypted["answers"])
     assert encrypted["evaluated"] >= 4 * tokens
     assert encrypted["metered"] >= tokens
     page = (output / "report.html").read_text()
     assert f"epsilon {privacy['epsilon']:.2f}, delta 0.0001" in page
+    assert "time of a token, one prompt at a time" in page
     assert (output / MARKER).is_file()
 
 
