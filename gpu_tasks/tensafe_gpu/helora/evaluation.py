@@ -30,6 +30,8 @@ from tensafe_gpu.helora.seal_stream import (
 )
 
 _MASK: Final = np.uint32(T - 1)
+_FEW: Final = 16
+"""Words of a second polynomial that are looked at before all of them."""
 
 
 def answered(a_columns: Float64Array, z: WordArray, shares: WordArray) -> WordArray:
@@ -84,7 +86,8 @@ class BlockEvaluation:
     def add_whole(self, words: WordArray) -> None:
         """As `add`, with second polynomials in place of seeds: uint32 [count, 2, 3, N]."""
         self._check(words)
-        if not words[:, 1].any(axis=(1, 2)).all():
+        begun = words[:, 1, 0, :_FEW].any(axis=1)  # of a ciphertext that is one, for all but certain
+        if not words[~begun, 1].any(axis=(1, 2)).all():
             raise HeUnavailable(PARAMETERS_REFUSED, "a ciphertext is transparent")
         self._add(words.astype(np.float64))
 
@@ -107,10 +110,9 @@ class BlockEvaluation:
         for row in range(rows):
             flood = self._flood()
             zero = self._zero()
+            # All of it stays below 2**51, so that one reduction at the end is enough.
+            result[row] += zero
             for level, (prime, scaled) in enumerate(zip(PRIMES, scaled_up(shares[row]), strict=True)):
-                for half in (0, 1):
-                    reduced(result[row, half, level], prime)
-                    result[row, half, level] += zero[half, level]
                 result[row, 0, level] += (flood % prime) - scaled.astype(np.int64)
                 for half in (0, 1):
                     reduced(result[row, half, level], prime)

@@ -98,6 +98,8 @@ def test_a_transparent_ciphertext_is_refused(block: PreparingBlock) -> None:
     with pytest.raises(HeUnavailable, match="transparent") as raised:
         BlockEvaluation(A, *halves_of(block)).add_whole(words)
     assert raised.value.code == PARAMETERS_REFUSED
+    words[5, 1, 2, N - 1] = 1  # none of its words but the last: it is one all the same
+    BlockEvaluation(A, *halves_of(block)).add_whole(words)
 
 
 def test_a_public_key_out_of_range_is_refused(block: PreparingBlock) -> None:
