@@ -65,15 +65,16 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
 def check_base_model(files: Mapping[str, bytes], base_model: str) -> None:
     """Raises InvalidRequest if the configuration names another base model than this one.
 
-    Folders in front of a name count for nothing: PEFT writes down where a model was loaded from.
+    PEFT writes down where a model was loaded from: a folder's path says nothing of what lies there.
     """
-    trained_on = _config(files).get("base_model_name_or_path")
-    if trained_on and _last(str(trained_on)) != _last(base_model):
-        raise InvalidRequest(
-            f"the adapter was trained on {str(trained_on)[:200]!r}, as its {CONFIG_FILE} says, and not on "
-            f"{base_model[:200]!r}",
-            field="base_model",
-        )
+    trained_on = str(_config(files).get("base_model_name_or_path") or "")
+    if not trained_on or trained_on.startswith(("/", ".", "~")) or _last(trained_on) == _last(base_model):
+        return
+    raise InvalidRequest(
+        f"the adapter was trained on {trained_on[:200]!r}, as its {CONFIG_FILE} says, and not on "
+        f"{base_model[:200]!r}",
+        field="base_model",
+    )
 
 
 def _last(name: str) -> str:

@@ -133,12 +133,14 @@ def read(weights: bytes) -> list[LoraSite]:
     return read_peft({**FILES, WEIGHTS_FILE: weights})
 
 
-@pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-0.6B", "/models/qwen3-0.6b/", "", None])
+@pytest.mark.parametrize(
+    "trained_on", ["Qwen/Qwen3-0.6B", "qwen3-0.6b", "/models/snapshots/5f2c", "./mine", "", None]
+)
 def test_an_adapter_of_this_base_model_is_taken_wherever_that_was_loaded_from(trained_on: str | None) -> None:
     check_base_model(changed(FILES, base_model_name_or_path=trained_on), "Qwen/Qwen3-0.6B")
 
 
-@pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-1.7B", "/models/other", "Qwen/Qwen3-0.6B/checkpoint-7"])
+@pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-1.7B", "other", "Qwen/Qwen3-0.6B-Base"])
 def test_an_adapter_of_another_base_model_is_refused_with_both_names(trained_on: str) -> None:
     files = changed(FILES, base_model_name_or_path=trained_on)
     with pytest.raises(InvalidRequest, match=f"{trained_on}.*Qwen/Qwen3-0.6B") as raised:
