@@ -72,8 +72,7 @@ class PreparingBlock:
         words = np.empty((count, len(PRIMES), N), dtype=np.uint32)
         seeds = np.empty((count, SEED_BYTES), dtype=np.uint8)
         for row in range(count):
-            serializable = self._encryptor.encrypt_zero_symmetric()  # what is read lies in it
-            zero, seed = self._reader.seeded(serializable)
+            zero, seed = self._reader.seeded(self._encryptor.encrypt_zero_symmetric())
             kernels.hide(zero, self._rho[first + row], words[row])
             seeds[row] = np.frombuffer(seed, dtype=np.uint8)
         return words, seeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -23,12 +23,6 @@ from tests.support.tap import Tap, indices_sent
 
 D, RANK = 64, 8
 OUT = "model.layers.0.self_attn.o"
-
-
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    with closing(BurnLog(tmp_path / "burned.db")) as log:
-        yield log
 
 
 def tokens(seed: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -30,19 +29,6 @@ from tests.support.helora import Holder, PlainReference, adapter_holder, peft_fi
 
 D, RANK = 64, 8
 QKV, OUT = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o"
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[Holder]:
-    with adapter_holder(tmp_path / "holder") as holder:
-        yield holder
-
-
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    log = BurnLog(tmp_path / "burned.db")
-    yield log
-    log.close()
 
 
 def publish(holder: Holder, **changed: object) -> PlainReference:

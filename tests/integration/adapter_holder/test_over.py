@@ -42,13 +42,6 @@ def holder(tmp_path: Path) -> Iterator[Holder]:
         yield holder
 
 
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    log = BurnLog(tmp_path / "burned.db")
-    yield log
-    log.close()
-
-
 def until(done: Callable[[], bool], limit_s: float = 10) -> None:
     deadline = time.monotonic() + limit_s
     while not done():

@@ -60,13 +60,6 @@ def holder(tmp_path: Path) -> Iterator[Holder]:
         yield holder
 
 
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    log = BurnLog(tmp_path / "burned.db")
-    yield log
-    log.close()
-
-
 def hello(**changed: object) -> bytes:
     fields = {"parameters": "", "tenant": TENANT, "adapter": "a", "version": None} | changed
     payload = json.dumps(fields).encode()

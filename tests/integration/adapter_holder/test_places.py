@@ -88,13 +88,6 @@ def holder(tmp_path: Path, room: int) -> Iterator[Holder]:
         yield holder
 
 
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    log = BurnLog(tmp_path / "burned.db")
-    yield log
-    log.close()
-
-
 @contextmanager
 def reached(holder: Holder, tmp_path: Path, how: str) -> Iterator[tuple[Connector, Connector]]:
     """As a peer without a certificate reaches it, and as an honest key holder does."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,24 +15,11 @@ from tensafe_gpu.helora.accepted_records import Epoch
 from tensafe_gpu.helora.burned import RESERVE, BurnLog
 from tensafe_gpu.helora.exchange import POLL_S, Exchange, gather
 from tensafe_gpu.helora.ports import NOT_PREPARED, HeUnavailable
-from tests.support.helora import TENANT, Holder, PlainReference, adapter_holder, peft_files, policy
+from tests.support.helora import TENANT, Holder, PlainReference, peft_files, policy
 
 D, RANK, STEP = 64, 8, 3
 SITES = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o", "model.layers.1.self_attn.o"
 USED = 2 * RESERVE + 100
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[Holder]:
-    with adapter_holder(tmp_path / "holder") as holder:
-        yield holder
-
-
-@pytest.fixture
-def burn_log(tmp_path: Path) -> Iterator[BurnLog]:
-    log = BurnLog(tmp_path / "burned.db")
-    yield log
-    log.close()
 
 
 class Calls:

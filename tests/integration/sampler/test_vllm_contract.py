@@ -186,11 +186,15 @@ def test_vllm_01_the_loggers_that_are_shut_are_those_that_quote_requests() -> No
     assert 'logger.exception("Encountered invalid token id: %r", next_token_id)' in source(decoding)
 
 
+def sampler_nodes() -> list[ast.AST]:
+    """Of the syntax of everything in the sampler."""
+    package = Path(inspect.getfile(tensafe_gpu.sampler)).parent
+    return [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+
+
 def imported() -> set[tuple[str, str]]:
     """(module, name) of everything that the sampler imports of vLLM."""
-    package = Path(inspect.getfile(tensafe_gpu.sampler)).parent
-    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    froms = [node for node in sampler_nodes() if isinstance(node, ast.ImportFrom) and node.module]
     of_vllm = [node for node in froms if f"{node.module}.".startswith("vllm.")]
     return {(str(node.module), one.name) for node in of_vllm for one in node.names}
 
@@ -470,11 +474,10 @@ def test_vllm_01_projections_are_found_by_their_unfused_names() -> None:
 
 def test_vllm_01_every_private_attribute_that_is_touched_is_in_the_document() -> None:
     """Read off the sampler's own source; what is public in vLLM is in the list of the next test."""
-    package, text = Path(inspect.getfile(tensafe_gpu.sampler)).parent, DOCUMENT.read_text()
-    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    text = DOCUMENT.read_text()
     touched = {
         node.attr
-        for node in nodes
+        for node in sampler_nodes()
         if isinstance(node, ast.Attribute)
         and re.match("_[^_]", node.attr)
         and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"})
@@ -497,11 +500,10 @@ def test_vllm_01_every_method_of_the_document_has_the_parameters_that_it_lists()
 
 
 def test_vllm_01_every_method_that_the_sampler_overrides_is_among_them() -> None:
-    package, text = Path(inspect.getfile(tensafe_gpu.sampler)).parent, DOCUMENT.read_text()
-    nodes = [node for path in package.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    text = DOCUMENT.read_text()
     passed_on = {
         node.attr
-        for node in nodes
+        for node in sampler_nodes()
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Call)
         and getattr(node.value.func, "id", "") == "super"

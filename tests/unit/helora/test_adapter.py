@@ -137,7 +137,9 @@ def read(weights: bytes) -> list[LoraSite]:
     "trained_on", ["Qwen/Qwen3-0.6B", "qwen3-0.6b", "/models/snapshots/5f2c", "./mine", "", None]
 )
 def test_an_adapter_of_this_base_model_is_taken_wherever_that_was_loaded_from(trained_on: str | None) -> None:
-    check_base_model(changed(FILES, base_model_name_or_path=trained_on), "Qwen/Qwen3-0.6B")
+    files = changed(FILES, base_model_name_or_path=trained_on)
+    assert json.loads(files[CONFIG_FILE])["base_model_name_or_path"] == trained_on
+    assert check_base_model(files, "Qwen/Qwen3-0.6B") is None  # and raises nothing
 
 
 @pytest.mark.parametrize("trained_on", ["Qwen/Qwen3-1.7B", "other", "Qwen/Qwen3-0.6B-Base"])
