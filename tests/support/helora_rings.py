@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tensafe_gpu.helora.parameters import N
+from tensafe_gpu.helora.parameters import PRIMES, N
 from tensafe_gpu.helora.seal_library import KEY_PRIMES
 
 
@@ -20,6 +20,16 @@ def coefficients(words: np.ndarray) -> np.ndarray:
     return np.stack(
         [_backward(row.astype(np.int64), prime) for row, prime in zip(words, KEY_PRIMES, strict=True)]
     )
+
+
+def times_small(words: np.ndarray, polynomial: np.ndarray, primes: tuple[int, ...] = PRIMES) -> np.ndarray:
+    """uint32 [primes, N] of coefficients times integers [N] in the ring: int64 [primes, N]."""
+    result = np.empty(words.shape, dtype=np.int64)
+    for level, prime in enumerate(primes):
+        right = _forward((polynomial % prime).astype(np.int64), prime)
+        left = _forward(words[level].astype(np.int64), prime)
+        result[level] = _backward(left * right % prime, prime)
+    return result
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -38,7 +48,7 @@ def combined(residues: np.ndarray, primes: tuple[int, ...] = KEY_PRIMES) -> np.n
 
 def _forward(values: np.ndarray, prime: int) -> np.ndarray:
     """Cooley-Tukey, natural order in, bit-reversed order out."""
-    powers, blocks = _powers(prime), 1
+    powers, blocks = roots(prime), 1
     while blocks < N:
         halves = values.reshape(blocks, 2, -1)
         turned = halves[:, 1] * powers[blocks : 2 * blocks, np.newaxis] % prime
@@ -59,7 +69,7 @@ def _backward(values: np.ndarray, prime: int) -> np.ndarray:
 
 
 @functools.cache
-def _powers(prime: int) -> np.ndarray:
+def roots(prime: int) -> np.ndarray:
     """Powers of the least primitive 2N-th root, in bit-reversed order: int64 [N]."""
     found = next(
         root
@@ -73,4 +83,4 @@ def _powers(prime: int) -> np.ndarray:
 
 @functools.cache
 def _inverses(prime: int) -> np.ndarray:
-    return np.array([pow(int(power), -1, prime) for power in _powers(prime)], dtype=np.int64)
+    return np.array([pow(int(power), -1, prime) for power in roots(prime)], dtype=np.int64)
