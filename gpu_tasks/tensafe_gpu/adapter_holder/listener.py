@@ -158,10 +158,11 @@ class Listener:
             sock = self._secured(visitor)
             session = self._greeted(sock, visitor)
             standing = self._standing(sock)
-            while session is not None:
-                frame = self._next(sock, session, standing)
-                if not self._answered(sock, session, standing, frame):
-                    break
+            # No frame outlives its answer: nothing here has a name for it.
+            while session is not None and self._answered(
+                sock, session, standing, self._next(sock, session, standing)
+            ):
+                session.frame_room.give_back()
         except PeerGone:
             pass
         except PeerSlow:
@@ -235,11 +236,19 @@ class Listener:
         return Standing(sock, self._tls, look_s=self._patience.look_s)
 
     def _next(self, sock: socket.socket, session: Session, standing: Standing | None) -> Frame:
-        """The next request. Raises Over if there may be none."""
+        """The next request. Raises Over if there may be none, or no memory is left for it."""
         look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
+        frame_s = self._patience.frame_s
+
+        def admit(size_bytes: int) -> None:
+            try:
+                session.frame_room.take(size_bytes, wait_s=frame_s)
+            except HeUnavailable as error:
+                raise Over(error.code, str(error)) from error  # what follows the header is not read
+
         while True:
             try:
-                return receive(sock, session.limits, idle_s=look_s, frame_s=self._patience.frame_s)
+                return receive(sock, session.limits, idle_s=look_s, frame_s=frame_s, admit=admit)
             except PeerIdle:
                 silent_s += look_s
                 if silent_s >= self._patience.idle_s:

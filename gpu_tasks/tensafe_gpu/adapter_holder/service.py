@@ -12,13 +12,14 @@ from typing import Final
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
+from tensafe_gpu.adapter_holder.room import BLOCKS_BYTES, FRAMES_BYTES, Room, Share
 from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
 from tensafe_gpu.helora.direct import direct_elements, layout_of
 from tensafe_gpu.helora.direct_messages import pack_direct_reply, unpack_direct
-from tensafe_gpu.helora.evaluation import BlockEvaluation, answered
+from tensafe_gpu.helora.evaluation import BlockEvaluation, answered, evaluation_bytes
 from tensafe_gpu.helora.frames import Frame, FrameError, Kind
 from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.messages import (
@@ -70,6 +71,7 @@ class HolderService:
         self.accepted, self.evaluation = accepted, evaluation
         self.counters: Counter[str] = Counter()
         self.places = Places()
+        self.frame_room, self.block_room = Room(FRAMES_BYTES), Room(BLOCKS_BYTES)
         self._store = store
         self.shelf = Shelf(store, accepted, over=self.forget_what_was_looked_up)
         self._looked: dict[tuple[str, int], tuple[float, tuple[int, bool]]] = {}
@@ -143,6 +145,9 @@ class Session:
         self._sites: dict[bytes, SiteId] = {}
         """Of blocks that were asked for, by id, which is opened once in an epoch."""
         self._ahead = RowsAhead()
+        self._block_room = Share(service.block_room, offer.tenant)
+        self.frame_room = Share(service.frame_room, offer.tenant)
+        """Of the frame at hand."""
         self.limits: Mapping[Kind, int] = request_limits(opened.info)
         """Of the frames that it answers."""
 
@@ -190,6 +195,7 @@ class Session:
     def close(self) -> None:
         """Give its place back and forget what it has."""
         self._give_up_block()
+        self.frame_room.give_back()
         self._service.shelf.give_back(self._opened)
         self._service.places.give_back(self._offer.tenant)
 
@@ -197,6 +203,7 @@ class Session:
         if self._block is not None:
             self._block[2].close()
             self._block = None
+        self._block_room.give_back()
 
     def _b(self, payload: memoryview) -> Answer:
         if len(payload) != 2:
@@ -212,11 +219,17 @@ class Session:
         site = self._site(index)
         self._give_up_block()
         check_half(b)  # before its id is used up
-        # Then what is bounded: who is refused costs nothing more.
-        salt = self._service.accepted.open_block(self._offer, site, block_id)
-        elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
-        evaluation = self._service.evaluation(self._opened.adapter.sites[site].a, b, elements)
-        self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
+        a = self._opened.adapter.sites[site].a
+        self._block_room.take(evaluation_bytes(a))
+        try:
+            # Then what is bounded: who is refused costs nothing more.
+            salt = self._service.accepted.open_block(self._offer, site, block_id)
+            elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
+            evaluation = self._service.evaluation(a, b, elements)
+            self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
+        except BaseException:
+            self._block_room.give_back()
+            raise
         return Kind.ACCEPTED, []
 
     def _rows(self, payload: memoryview) -> Answer:

@@ -44,6 +44,11 @@ def answered(a_columns: Float64Array, z: WordArray, shares: WordArray) -> WordAr
     return (sums.astype(np.uint32) - shares) & _MASK
 
 
+def evaluation_bytes(a: Int16Array) -> int:
+    """What the sums of one block of this site, int16 [R, d_in], and its A take while it is evaluated."""
+    return 8 * (len(a) * 2 * len(PRIMES) * N + a.size)
+
+
 class BlockEvaluation:
     """One block of one site while its ciphertexts arrive, in order. Not for several threads at once."""
 

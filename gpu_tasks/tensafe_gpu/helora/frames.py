@@ -120,8 +120,17 @@ def frame_pieces(kind: Kind, request: int, parts: Sequence[bytes | memoryview]) 
     return [memoryview(piece).cast("B") for piece in pieces if piece]
 
 
-def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, frame_s: float) -> Frame:
-    """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
+def receive(
+    sock: socket.socket,
+    limits: Mapping[Kind, int],
+    *,
+    idle_s: float,
+    frame_s: float,
+    admit: Callable[[int], None] | None = None,
+) -> Frame:
+    """The next frame: its first byte within `idle_s`, its header within `frame_s`, the rest within as much.
+
+    `admit` is called with the payload's length before it gets memory, and may wait or raise.
 
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerIdle;
     PeerSlow; PeerGone, also when the connection ends inside a frame.
@@ -138,8 +147,10 @@ def receive(sock: socket.socket, limits: Mapping[Kind, int], *, idle_s: float, f
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
+    if admit is not None:
+        admit(size)
     payload = room(size)
-    _fill(sock, payload, deadline)
+    _fill(sock, payload, time.monotonic() + frame_s)
     return Frame(kind, request, payload)
 
 

@@ -7,6 +7,7 @@ import json
 import struct
 import termios
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,18 +16,24 @@ from socket import socket
 import numpy as np
 import pytest
 
+from tensafe_gpu.adapter_holder.listener import Patience
 from tensafe_gpu.adapter_holder.places import MAX_OF_TENANT
+from tensafe_gpu.adapter_holder.room import Room
+from tensafe_gpu.helora import frames
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connection, Wanted, unix_connector
 from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind, receive
 from tensafe_gpu.helora.limits import request_limits
-from tensafe_gpu.helora.parameters import MAX_TOKENS
-from tensafe_gpu.helora.ports import GARBAGE, AdapterInfo
-from tests.support.helora import QUICK, TENANT, PlainReference, adapter_holder, peft_files, policy
+from tensafe_gpu.helora.messages import pack_begin
+from tensafe_gpu.helora.parameters import MAX_TOKENS, N
+from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, AdapterInfo, HeUnavailable
+from tensafe_gpu.helora.public_keys import keys_of_block
+from tests.support.helora import QUICK, TENANT, Holder, PlainReference, adapter_holder, peft_files, policy
 from tests.support.holder_process import HolderProcess
 
 WIDTH, RANK = 896, 16
 OUT = "model.layers.0.self_attn.o"
+OTHER = "tenant-2"
 MIB = 1 << 20
 
 
@@ -140,3 +147,128 @@ def test_the_longest_frames_of_a_key_holder_are_within_the_limits(tmp_path: Path
                 assert np.array_equal(mine, theirs)
             request = [(sites[0], x[:256])]
             assert np.array_equal(private.direct_products(request)[0], plain.products(request)[0])
+
+
+BEGUN = 8 * (RANK * 6 * N + RANK * 64)
+"""What a block of `o` takes at a width of 64."""
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Holder]:
+    """An adapter of two tenants, at a holder that is impatient."""
+    with adapter_holder(tmp_path / "shared", patience=Patience(5, 30, 3)) as found:
+        files = peft_files(64, RANK)
+        found.store.publish("a", files, base_model="base", policy=policy(tenants=(TENANT, OTHER)))
+        yield found
+
+
+def connected(holder: Holder, tenant: str) -> Connection:
+    return Connection(unix_connector(holder.socket), Wanted(tenant, "a"), QUICK)
+
+
+def emptied(room: Room) -> None:
+    until = time.monotonic() + 10
+    while room.taken_bytes():
+        assert time.monotonic() < until, "never given back"
+        time.sleep(0.01)
+
+
+def test_a_tenant_that_fills_its_half_with_frames_keeps_nobody_else_waiting(
+    shared: Holder, tmp_path: Path
+) -> None:
+    room = shared.service.frame_room = Room(16 * MIB)
+    with ExitStack() as stack, closing(BurnLog(tmp_path / "burned.db")) as burn_log:
+        for _ in range(12):
+            slow = connected(shared, TENANT)
+            stack.callback(slow.close)
+            slow._sock.setblocking(True)
+            slow._sock.sendall(announced(Kind.PRODUCTS, MIB) + bytes(4096))
+        until = time.monotonic() + 5
+        while room.taken_bytes() < 8 * MIB:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        private = stack.enter_context(closing(shared.key_holder(burn_log, tenant=OTHER)))
+        private.prepare(OUT)
+        x = np.ones((512, 64), dtype=np.float32)
+        assert private.products([(OUT, x)])[0].shape == (512, RANK)
+        assert room.taken_bytes() >= 8 * MIB  # they still have their time
+    emptied(room)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_frame_for_which_there_is_no_room_waits_for_some_time(shared: Holder, in_time: bool) -> None:
+    room = shared.service.frame_room = Room(4 * MIB)
+    room.take(TENANT, 2 * MIB)
+    connection = connected(shared, TENANT)
+    with closing(connection):
+        sock = connection._sock
+        sock.setblocking(True)
+        sock.sendall(announced(Kind.PRODUCTS, MIB))
+        time.sleep(0.3)
+        if in_time:
+            room.give_back(TENANT, 2 * MIB)
+            sock.sendall(bytes(MIB))
+        code, message = told(sock)
+    assert (code, "try again" in message) == ((GARBAGE, False) if in_time else (HOLDER_ABSENT, True))
+    if not in_time:
+        room.give_back(TENANT, 2 * MIB)
+    emptied(room)
+
+
+def test_blocks_that_are_begun_and_left_are_refused_beyond_a_tenants_half(shared: Holder) -> None:
+    room = shared.service.block_room = Room(4 * BEGUN)
+    first, second, third = (connected(shared, TENANT) for _ in range(3))
+    other = connected(shared, OTHER)
+
+    def begin(connection: Connection, block_id: bytes) -> None:
+        b = np.zeros((keys_of_block(64), 4, N), dtype=np.uint32)
+        number = [shape.site for shape in connection.info.sites].index(OUT)
+        connection.ask(Kind.BLOCK_BEGIN, pack_begin(number, block_id, b), Kind.ACCEPTED, 0, 5)
+
+    begin(first, bytes(16))
+    begin(second, b"1" * 16)
+    with pytest.raises(HeUnavailable) as raised:
+        begin(third, b"2" * 16)
+    assert raised.value.code == HOLDER_ABSENT
+    assert "try again" in str(raised.value)
+    begin(other, b"3" * 16)
+    with pytest.raises(HeUnavailable, match="has been used"):
+        begin(other, b"3" * 16)  # which gives up the block before
+    assert room.taken_bytes() == 2 * BEGUN
+    first.close()
+    until = time.monotonic() + 5
+    while room.taken_bytes() > BEGUN:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    begin(third, b"2" * 16)  # the refused one's id was not used up, nor its connection ended
+    for one in (second, third, other):
+        one.close()
+    emptied(room)
+
+
+def test_no_frame_outlives_its_answer(
+    shared: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that then says nothing for an hour would keep its memory."""
+    given = list[weakref.ref[memoryview]]()
+
+    def tracked(size: int) -> memoryview:
+        payload = room_of(size)
+        if size > MIB:
+            given.append(weakref.ref(payload))
+        return payload
+
+    room_of = frames.room
+    monkeypatch.setattr(frames, "room", tracked)
+    with (
+        closing(BurnLog(tmp_path / "burned.db")) as burn_log,
+        closing(shared.key_holder(burn_log)) as private,
+    ):
+        private.prepare(OUT)
+        private.products([(OUT, np.ones((4096, 64), dtype=np.float32))])
+        assert len(given) > 1
+        until = time.monotonic() + 5
+        while any(one() is not None for one in given):
+            assert time.monotonic() < until, "a frame is kept"
+            time.sleep(0.01)
+        emptied(shared.service.frame_room)  # while the connection stands
