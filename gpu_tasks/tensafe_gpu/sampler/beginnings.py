@@ -7,15 +7,15 @@ message. So what is not answered here has to be put back before its message is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 from tensafe.contracts.errors import TensafeError, Unavailable
 from tensafe.operations.outcomes import Outcomes
 from tensafe.operations.records import Operation
 from tensafe.storage.ports import ConditionFailed
 from tensafe_gpu.sampler.in_flight import Held
+from tensafe_gpu.sampler.threads import StorageThreads
 
 
 class Beginnings:
@@ -26,7 +26,7 @@ class Beginnings:
         outcomes: Outcomes,
         owner: str,
         *,
-        in_thread: Callable[..., Awaitable[Any]],
+        in_thread: StorageThreads,
         healthy: Callable[[], bool],
         pause_s: float,
     ) -> None:
