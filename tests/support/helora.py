@@ -14,10 +14,11 @@ import numpy as np
 from safetensors.numpy import save as save_tensors
 
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
-from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener, unix_listener
+from tensafe_gpu.adapter_holder.listener import Listener, Patience
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
+from tensafe_gpu.adapter_holder.sockets import tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.adapter import ServedAdapter

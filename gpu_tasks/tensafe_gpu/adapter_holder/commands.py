@@ -28,10 +28,11 @@ from tensafe_gpu.adapter_holder.composition import (
 )
 from tensafe_gpu.adapter_holder.extraction import extraction_note
 from tensafe_gpu.adapter_holder.in_clear import write_in_clear
-from tensafe_gpu.adapter_holder.listener import Listener, tcp_listener, unix_listener
+from tensafe_gpu.adapter_holder.listener import Listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
+from tensafe_gpu.adapter_holder.sockets import tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts, Published
 from tensafe_gpu.adapter_holder.watched import Watcher
 from tensafe_gpu.helora.accepted import AcceptLog

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import ssl
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
 from tensafe_gpu.adapter_holder import places
 from tensafe_gpu.adapter_holder.door import Door
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
 from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
-from tensafe_gpu.adapter_holder.standing import LOOK_S, Standing
 from tensafe_gpu.helora.frames import (
     GREETING,
     Frame,
@@ -33,18 +29,10 @@ from tensafe_gpu.helora.frames import (
 )
 from tensafe_gpu.helora.messages import Refusal, packed
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, VERSION_MISMATCH, HeUnavailable
+from tensafe_gpu.helora.standing import LOOK_S, Standing
 from tensafe_gpu.helora.tls import Contexts, shake_hands, tenant_of, wrapped
 
 log = logging.getLogger(__name__)
-
-_KEEP_ALIVE: Final = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-)
-_BACKLOG: Final = 1024
-"""Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +45,6 @@ class Patience:
     idle_s: float = 3600.0
     frame_s: float = 30.0
     look_s: float = LOOK_S
-
-
-def unix_listener(path: Path) -> socket.socket:
-    """A socket that only this user can reach. Raises ConfigurationError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.unlink(missing_ok=True)
-        old = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(old)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
-    return sock
-
-
-def tcp_listener(host: str, port: int) -> socket.socket:
-    """A TCP socket, to be used with a TLS context alone. Raises ConfigurationError.
-
-    Hosts that are gone without a word are found within a minute: a tenant's places are few.
-    """
-    try:
-        sock = socket.create_server((host, port), backlog=_BACKLOG)
-        for level, option, value in _KEEP_ALIVE:  # which accepted sockets inherit
-            sock.setsockopt(level, option, value)
-        return sock
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror}", field="listen"
-        ) from error
 
 
 class Listener:
@@ -254,16 +209,14 @@ class Listener:
                 if silent_s >= self._patience.idle_s:
                     raise
                 session.check()
-                if standing is not None:
-                    standing.check()
+                _check(standing)
 
     def _answered(
         self, sock: socket.socket, session: Session, standing: Standing | None, frame: Frame
     ) -> bool:
         """Whether the connection goes on."""
         try:
-            if standing is not None:
-                standing.check()
+            _check(standing)
             kind, parts = session.answer(frame)
         except HeUnavailable as error:
             self._refuse(sock, frame, error)
@@ -284,6 +237,15 @@ class Listener:
         refusal = packed(Refusal(code=code, message=message[:2000]))
         with suppress(PeerGone, PeerSlow, OSError):
             send(sock, Kind.ERROR, request, [refusal], self._patience.greeting_s)
+
+
+def _check(standing: Standing | None) -> None:
+    """Raises Over: no request of this connection is answered any more."""
+    if standing is not None:
+        try:
+            standing.check()
+        except HeUnavailable as error:
+            raise Over(error.code, str(error)) from error
 
 
 def _left_s(visitor: Visitor) -> float:

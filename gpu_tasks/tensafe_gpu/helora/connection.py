@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import time
@@ -37,7 +38,10 @@ from tensafe_gpu.helora.ports import (
     AdapterInfo,
     HeUnavailable,
 )
+from tensafe_gpu.helora.standing import LOOK_S, Standing
 from tensafe_gpu.helora.tls import Contexts, secured
+
+log = logging.getLogger(__name__)
 
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
@@ -80,19 +84,34 @@ def unix_connector(path: Path, timeout_s: float = 5.0) -> Connector:
     return connect
 
 
-def tls_connector(host: str, port: int, contexts: Contexts, timeout_s: float = 5.0) -> Connector:
+class TlsConnector:
     """Over mutual TLS 1.3; `contexts` are those of `tls.client_context`, asked for at each connection."""
 
-    def connect() -> socket.socket:
-        plain = socket.create_connection((host, port), timeout=timeout_s)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        contexts: Contexts,
+        timeout_s: float = 5.0,
+        *,
+        look_s: float = LOOK_S,
+    ) -> None:
+        """`look_s`: how often a connection that stands is looked at."""
+        self._host, self._port, self._timeout_s = host, port, timeout_s
+        self._contexts, self._look_s = contexts, look_s
+
+    def __call__(self) -> socket.socket:
+        plain = socket.create_connection((self._host, self._port), timeout=self._timeout_s)
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return secured(plain, contexts(), timeout_s, server_name=host)
+            return secured(plain, self._contexts(), self._timeout_s, server_name=self._host)
         except BaseException:
             plain.close()
             raise
 
-    return connect
+    def standing(self, sock: ssl.SSLSocket) -> Standing:
+        """The right of the adapter holder's certificate, for as long as this connection stands."""
+        return Standing(sock, self._contexts, look_s=self._look_s)
 
 
 class Connection:
@@ -109,6 +128,9 @@ class Connection:
             raise HeUnavailable(TIMEOUT, "the adapter holder does not answer") from error
         except OSError as error:
             raise HeUnavailable(HOLDER_ABSENT, "the adapter holder cannot be reached") from error
+        self._standing = None
+        if isinstance(connector, TlsConnector) and isinstance(self._sock, ssl.SSLSocket):
+            self._standing = connector.standing(self._sock)
         self._poll_s = 0.0 if on_one_core(self._sock) else POLL_S
         hello = Hello(
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
@@ -119,8 +141,11 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """Whether nothing has gone wrong, and the peer has not closed it; while no request is on its way."""
-        if self._sock.fileno() < 0:
+        """Whether nothing has gone wrong, the peer has not closed it and its certificate holds.
+
+        To be asked while no request is on its way.
+        """
+        if self._sock.fileno() < 0 or not self._vouched_for():
             return False
         if time.monotonic() - self._answered < _FRESH_S:
             return True
@@ -180,6 +205,18 @@ class Connection:
     def close(self) -> None:
         """Close it; a second call does nothing."""
         self._sock.close()
+
+    def _vouched_for(self) -> bool:
+        """Whether the adapter holder's certificate holds; if not, it is closed."""
+        if self._standing is None:
+            return True
+        try:
+            self._standing.check()
+        except HeUnavailable as error:
+            log.warning("connection ended: %s", error)
+            self.close()
+            return False
+        return True
 
     def _answer(self, frame: Frame, answer: Kind) -> memoryview:
         if frame.kind is Kind.ERROR:

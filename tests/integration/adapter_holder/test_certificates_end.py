@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
+from tensafe_gpu.adapter_holder.listener import Listener, Patience
+from tensafe_gpu.adapter_holder.sockets import tcp_listener
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Wanted, tls_connector
+from tensafe_gpu.helora.connection import TlsConnector, Wanted
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, HeUnavailable
 from tensafe_gpu.helora.renewal import of_files
@@ -68,7 +69,7 @@ def reach(tmp_path: Path, holder: Holder, authority: Authority, trusted: Path) -
     def reached(given: TlsFiles) -> RemoteKeyHolder:
         contexts = of_files(TlsFiles(given.certificate, given.key, authority.path), client_context)
         return RemoteKeyHolder(
-            tls_connector("127.0.0.1", port, contexts), Wanted(TENANT, "a"), burn_log, QUICK
+            TlsConnector("127.0.0.1", port, contexts), Wanted(TENANT, "a"), burn_log, QUICK
         )
 
     yield reached
@@ -128,6 +129,62 @@ def test_a_certificate_that_is_taken_away_ends_its_connection(
         reach(theirs).close()
     one.close()
     other.close()
+
+
+@contextmanager
+def serving_with(holder: Holder, files: TlsFiles) -> Iterator[int]:
+    """The adapters on a port, with this certificate; it looks at nobody's a second time."""
+    listening = tcp_listener("127.0.0.1", 0)
+    tls = of_files(files, server_context)
+    listener = Listener(holder.service, listening, tls=tls, patience=Patience(5, 30, 5, 30))
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("how", ["list", "authority", "end", "added"])
+def test_a_key_holder_ends_a_connection_whose_adapter_holders_certificate_is_taken_away(
+    tmp_path: Path, holder: Holder, authority: Authority, trusted: Path, how: str
+) -> None:
+    """It sends nothing more on it, says why at the next greeting, and asks another one with what it has."""
+    gone = authority.issue("server", days=6 / 86400 if how == "end" else 2)
+    own, burn_log = authority.issue(TENANT), BurnLog(tmp_path / "burned.db")
+    contexts = of_files(TlsFiles(own.certificate, own.key, trusted), client_context)
+    (tmp_path / "next").mkdir()
+    following = Authority(tmp_path / "next", "following").path.read_bytes()
+    with serving_with(holder, gone) as port:
+        connector = TlsConnector("127.0.0.1", port, contexts, look_s=LOOK_S)
+        private = RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, QUICK)
+        private.prepare(OUT)
+        private.products([(OUT, X)])
+        match how:
+            case "list":
+                put(trusted, authority.revoked(gone))
+            case "authority":
+                put(trusted, following)
+            case "added":
+                put(trusted, authority.path.read_bytes() + following)
+        if how == "added":
+            for _ in range(4):
+                time.sleep(LOOK_S)
+                private.products([(OUT, X)])
+        else:
+            assert ends(private, asking=True) == HOLDER_ABSENT
+            assert not private.connected()
+            asked = holder.service.counters["PRODUCTS"]
+            for again in (private.connect_again, lambda: private.prepare(OUT)):
+                with pytest.raises(HeUnavailable) as raised:
+                    again()
+                assert raised.value.code == NOT_ALLOWED
+            with pytest.raises(HeUnavailable):
+                private.products([(OUT, X)])
+            assert holder.service.counters["PRODUCTS"] == asked
+    private.close()
+    burn_log.close()
 
 
 def test_an_authority_that_is_added_ends_nothing(

@@ -29,7 +29,7 @@ from tensafe_gpu.adapter_holder.composition import open_ports, read_holder_setti
 from tensafe_gpu.adapter_holder.store import AdapterStore
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Wanted, tls_connector
+from tensafe_gpu.helora.connection import TlsConnector, Wanted
 from tensafe_gpu.helora.frames import Kind
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.messages import MaskedRange, pack_products
@@ -155,7 +155,7 @@ def connect(authority: Authority, tmp_path: Path) -> Iterator[Callable[..., Remo
     def connect(port: int, *, name: str = "a", tenant: str = TENANT) -> RemoteKeyHolder:
         files = of_files(authority.issue(tenant), client_context)
         return RemoteKeyHolder(
-            tls_connector("127.0.0.1", port, files, 2), Wanted(tenant, name), burn_log, QUICK
+            TlsConnector("127.0.0.1", port, files, 2), Wanted(tenant, name), burn_log, QUICK
         )
 
     yield connect

@@ -17,12 +17,13 @@ import pytest
 from tensafe.contracts.errors import ConfigurationError
 from tensafe_gpu.adapter_holder import places, service
 from tensafe_gpu.adapter_holder import store as store_module
-from tensafe_gpu.adapter_holder.listener import Listener, Patience, tcp_listener
+from tensafe_gpu.adapter_holder.listener import Listener, Patience
+from tensafe_gpu.adapter_holder.sockets import tcp_listener
 from tensafe_gpu.helora import direct as direct_module
 from tensafe_gpu.helora import frames, messages, preparation
 from tensafe_gpu.helora.accepted_records import Range
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.connection import Connection, Timeouts, TlsConnector, Wanted, unix_connector
 from tensafe_gpu.helora.direct import DirectRequest, layout_of
 from tensafe_gpu.helora.direct_messages import DirectEntry, pack_direct
 from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind
@@ -329,7 +330,7 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
     ) -> RemoteKeyHolder:
         files = by.issue(name, days=days)
         trusted = type(files)(files.certificate, files.key, authority.path)
-        connector = tls_connector("127.0.0.1", port, of_files(trusted, client_context), 2)
+        connector = TlsConnector("127.0.0.1", port, of_files(trusted, client_context), 2)
         return RemoteKeyHolder(connector, Wanted(tenant, "a"), burn_log, SHORT)
 
     with over_tls(holder, authority) as port:
@@ -365,7 +366,7 @@ def test_a_connection_that_ended_after_a_long_silence_is_a_holder_that_has_gone(
     with over_tls(holder, authority, patience=Patience(2, 0.3, 2)) as port:
         contexts = of_files(authority.issue(TENANT), client_context)
         private = RemoteKeyHolder(
-            tls_connector("127.0.0.1", port, contexts, 2), Wanted(TENANT, "a"), burn_log, SHORT
+            TlsConnector("127.0.0.1", port, contexts, 2), Wanted(TENANT, "a"), burn_log, SHORT
         )
         private.prepare(OUT)
         time.sleep(1.0)
@@ -400,7 +401,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
                     break
             assert 0.4 < time.monotonic() - began < 3
         files = authority.issue(TENANT)  # the only place is free again
-        connector = tls_connector("127.0.0.1", port, of_files(files, client_context), 2)
+        connector = TlsConnector("127.0.0.1", port, of_files(files, client_context), 2)
         RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT).close()
     with tcp_listener("127.0.0.1", 0) as listening:
         port = listening.getsockname()[1]
@@ -415,7 +416,7 @@ def test_a_tls_handshake_in_dribs_has_one_time_limit(
         thread = threading.Thread(target=dribble)
         thread.start()
         began = time.monotonic()
-        connector = tls_connector("127.0.0.1", port, of_files(authority.issue(TENANT), client_context), 0.4)
+        connector = TlsConnector("127.0.0.1", port, of_files(authority.issue(TENANT), client_context), 0.4)
         with pytest.raises(HeUnavailable) as raised:
             RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, SHORT)
         assert raised.value.code == TIMEOUT

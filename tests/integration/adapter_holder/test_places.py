@@ -17,7 +17,7 @@ from tensafe_gpu.adapter_holder import door, places
 from tensafe_gpu.adapter_holder.listener import Patience
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Connection, Connector, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.connection import Connection, Connector, TlsConnector, Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, HeUnavailable
 from tensafe_gpu.helora.renewal import of_files
@@ -97,7 +97,7 @@ def reached(holder: Holder, tmp_path: Path, how: str) -> Iterator[tuple[Connecto
     authority = Authority(tmp_path)
     with over_tls(holder, authority, patience=PATIENCE) as port:
         contexts = of_files(authority.issue(TENANT), client_context)
-        honest = tls_connector("127.0.0.1", port, contexts, QUICK.connect_s)
+        honest = TlsConnector("127.0.0.1", port, contexts, QUICK.connect_s)
         yield lambda: socket.create_connection(("127.0.0.1", port), timeout=QUICK.connect_s), honest
 
 

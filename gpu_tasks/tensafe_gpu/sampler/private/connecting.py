@@ -9,7 +9,7 @@ from typing import Final
 
 from tensafe.contracts.errors import TensafeError
 from tensafe_gpu.helora.burned import BurnLog
-from tensafe_gpu.helora.connection import Connector, Timeouts, Wanted, tls_connector, unix_connector
+from tensafe_gpu.helora.connection import Connector, Timeouts, TlsConnector, Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, STATE_FAILED, HeUnavailable, KeyHolder
 from tensafe_gpu.helora.renewal import of_files
@@ -52,7 +52,7 @@ def _connector(holder: Mapping[str, str]) -> Connector:
         files = TlsFiles(*(Path(holder[f"tls_{name}"]) for name in ("cert", "key", "ca")))
     except KeyError as error:
         raise HeUnavailable(PARAMETERS_REFUSED, "tcp needs tls_cert, tls_key and tls_ca") from error
-    return tls_connector(host, int(port), of_files(files, client_context), TIMEOUTS.connect_s)
+    return TlsConnector(host, int(port), of_files(files, client_context), TIMEOUTS.connect_s)
 
 
 @cache

@@ -10,8 +10,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from tensafe_gpu.adapter_holder.service import Over
-from tensafe_gpu.helora.ports import NOT_ALLOWED
+from tensafe_gpu.helora.ports import NOT_ALLOWED, HeUnavailable
 from tensafe_gpu.helora.tls import LIST_BEGINS, Contexts, TrustContext
 
 LOOK_S: Final = 5.0
@@ -29,7 +28,7 @@ class Standing:
         look_s: float = LOOK_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`contexts` are the listener's: they follow the authority's file. Raises ssl.SSLError."""
+        """`contexts` are those of new connections: they follow the authority's file. Raises ssl.SSLError."""
         der = sock.getpeercert(binary_form=True)
         if der is None:
             raise ssl.SSLError("the peer has no certificate")
@@ -40,17 +39,17 @@ class Standing:
         self._look_at = clock() + look_s
 
     def check(self) -> None:
-        """Costs a look at the clock, but for one in `look_s`. Raises Over."""
+        """Costs a look at the clock, but for one in `look_s`. Raises HeUnavailable."""
         now = self._clock()
         if now < self._look_at:
             return
         self._look_at = now + self._look_s
         if time.time() > self._until:
-            raise Over(NOT_ALLOWED, "the certificate has ended")
+            raise HeUnavailable(NOT_ALLOWED, "the peer's certificate has ended")
         trusted = _authority(self._contexts())
         if trusted != self._trusted:
             if not _goes_on(self._certificate, trusted):
-                raise Over(NOT_ALLOWED, "the certificate has been taken away")
+                raise HeUnavailable(NOT_ALLOWED, "the peer's certificate has been taken away")
             self._trusted = trusted
 
 

@@ -1,0 +1,52 @@
+"""The sockets on which an adapter holder listens."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from tensafe.contracts.errors import ConfigurationError
+
+_KEEP_ALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+_BACKLOG: Final = 1024
+"""Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
+
+
+def unix_listener(path: Path) -> socket.socket:
+    """A socket that only this user can reach. Raises ConfigurationError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        old = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(old)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
+    return sock
+
+
+def tcp_listener(host: str, port: int) -> socket.socket:
+    """A TCP socket, to be used with a TLS context alone. Raises ConfigurationError.
+
+    Hosts that are gone without a word are found within a minute: a tenant's places are few.
+    """
+    try:
+        sock = socket.create_server((host, port), backlog=_BACKLOG)
+        for level, option, value in _KEEP_ALIVE:  # which accepted sockets inherit
+            sock.setsockopt(level, option, value)
+        return sock
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}", field="listen"
+        ) from error
