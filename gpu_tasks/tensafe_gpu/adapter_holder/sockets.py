@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -17,13 +18,18 @@ _KEEP_ALIVE: Final = (
 )
 _BACKLOG: Final = 1024
 """Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
+_ANSWERS_S: Final = 1.0
+"""For a connection to a socket of this host, which the kernel makes without the other process."""
 
 
 def unix_listener(path: Path) -> socket.socket:
-    """A socket that only this user can reach. Raises ConfigurationError."""
+    """A socket that only this user can reach, in place of one that nobody serves any more.
+
+    Raises ConfigurationError, also where something else is at `path`: that is not touched.
+    """
+    _make_way(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        path.unlink(missing_ok=True)
         old = os.umask(0o177)
         try:
             sock.bind(str(path))
@@ -50,3 +56,27 @@ def tcp_listener(host: str, port: int) -> socket.socket:
         raise ConfigurationError(
             f"cannot listen on {host}:{port}: {error.strerror}", field="listen"
         ) from error
+
+
+def _make_way(path: Path) -> None:
+    """Take away a socket whose process has ended."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigurationError(f"{path} is there and is no socket: name another path", field="listen")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_ANSWERS_S)
+        try:
+            asking.connect(str(path))
+        except ConnectionRefusedError:  # of all errors the one that says that nobody listens
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            pass
+    raise ConfigurationError(
+        f"{path} is served by another process: end it, or name another path", field="listen"
+    )
