@@ -167,6 +167,8 @@ HE_CODES: Final = {
     "he_timeout": "its adapter holder did not answer in time; try again later",
     "he_garbage": "its adapter holder answered with something that is not an evaluation",
     "he_not_allowed": "its adapter holder does not offer it to this tenant",
+    "he_certificate_refused": "its sampler and its adapter holder do not accept each other's certificates",
+    "he_misconfigured": "its sampler has no address or certificate to reach the adapter holder with",
     "he_not_prepared": "its preprocessing did not keep up; try again",
     "he_activations_not_finite": "the base model's activations are no numbers for this prompt",
     "he_state_failed": "the record of used masks cannot be written",

@@ -69,8 +69,11 @@ def effective(adapter: ExecutionPolicy, request: ExecutionPolicy | None) -> Exec
     return request
 
 
-OWNERS_REFUSALS: Final = frozenset({"he_budget_spent", "he_not_allowed"})
-"""Codes by which an adapter holder says that it may not answer, where all others say that it cannot."""
+OWNERS_REFUSALS: Final = frozenset({"he_budget_spent", "he_not_allowed", "he_certificate_refused"})
+"""Codes by which an adapter holder says that it may not answer, where all others say that it cannot.
+
+A certificate that has merely ended looks like one that was taken away.
+"""
 
 
 def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) -> ExecutionMode:

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
 from tensafe_gpu.adapter_holder import places
@@ -33,6 +34,9 @@ from tensafe_gpu.helora.standing import LOOK_S, Standing
 from tensafe_gpu.helora.tls import Contexts, shake_hands, tenant_of, wrapped
 
 log = logging.getLogger(__name__)
+
+_LAST_WORD_S: Final = 0.5
+_AT_ONCE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class Listener:
             self._tell(visitor.sock, 0, error.code, str(error))
         except ssl.SSLError as error:
             log.warning("connection dropped: TLS", extra={"reason": error.reason})
+            _let_it_read(visitor.sock)
         except TimeoutError:
             log.warning("connection dropped: slow handshake")
         except OSError as error:
@@ -250,6 +255,19 @@ def _check(standing: Standing | None) -> None:
 
 def _left_s(visitor: Visitor) -> float:
     return max(0.0, visitor.deadline - time.monotonic())
+
+
+def _let_it_read(peer: socket.socket) -> None:
+    """Give a peer time to read why it was refused: closed with something unread, the kernel would reset the
+    connection, and the peer would take this side for one that has gone.
+    """
+    until = time.monotonic() + _LAST_WORD_S
+    with suppress(OSError):
+        socket.socket.shutdown(peer, socket.SHUT_WR)
+        while (left_s := until - time.monotonic()) > 0:
+            peer.settimeout(left_s)
+            if not socket.socket.recv(peer, _AT_ONCE_BYTES):
+                return
 
 
 def _cut(peer: socket.socket) -> None:

@@ -28,10 +28,10 @@ from tensafe_gpu.helora.frames import (
 from tensafe_gpu.helora.messages import Hello, Refusal, Welcome, packed, parsed
 from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import (
+    CERTIFICATE_REFUSED,
     CODES,
     GARBAGE,
     HOLDER_ABSENT,
-    NOT_ALLOWED,
     PARAMETERS_REFUSED,
     TIMEOUT,
     VERSION_MISMATCH,
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
+
+_OF_CERTIFICATES: Final = ("CERTIFICATE", "UNKNOWN_CA", "DECRYPT_ERROR", "ACCESS_DENIED")
+"""In OpenSSL's names of the alerts (RFC 8446, section 6.2) by which a peer refuses one."""
 
 Connector = Callable[[], socket.socket]
 """Opens a connection to the adapter holder. Raises OSError."""
@@ -123,7 +126,7 @@ class Connection:
         try:
             self._sock = connector()
         except ssl.SSLError as error:
-            raise HeUnavailable(NOT_ALLOWED, f"the TLS handshake failed: {error.reason}") from error
+            raise _of_tls(error) from error
         except TimeoutError as error:
             raise HeUnavailable(TIMEOUT, "the adapter holder does not answer") from error
         except OSError as error:
@@ -273,5 +276,20 @@ def _gone(error: PeerGone) -> HeUnavailable:
     """In TLS 1.3 the server refuses a certificate after the client's handshake is over: it shows here."""
     cause = error.__cause__
     if isinstance(cause, ssl.SSLError):
-        return HeUnavailable(NOT_ALLOWED, f"the adapter holder refused the certificate: {cause.reason}")
+        return _of_tls(cause)
     return HeUnavailable(HOLDER_ABSENT, "the adapter holder closed the connection")
+
+
+def _of_tls(error: ssl.SSLError) -> HeUnavailable:
+    """A peer that ends in the midst of TLS has gone; one that says why not has refused, or is refused."""
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or error.reason is None:
+        return HeUnavailable(HOLDER_ABSENT, "the adapter holder ended the connection")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return HeUnavailable(
+            CERTIFICATE_REFUSED, f"the adapter holder's certificate is not accepted: {error.verify_message}"
+        )
+    if "ALERT" in error.reason and any(word in error.reason for word in _OF_CERTIFICATES):
+        return HeUnavailable(
+            CERTIFICATE_REFUSED, f"the adapter holder does not accept this certificate: {error.reason}"
+        )
+    return HeUnavailable(GARBAGE, f"the adapter holder speaks another TLS, or none: {error.reason}")

@@ -34,6 +34,8 @@ VERSION_MISMATCH: Final = "version_mismatch"
 TIMEOUT: Final = "timeout"
 GARBAGE: Final = "garbage"
 NOT_ALLOWED: Final = "not_allowed"
+CERTIFICATE_REFUSED: Final = "certificate_refused"
+MISCONFIGURED: Final = "misconfigured"
 NOT_PREPARED: Final = "not_prepared"
 NOT_FINITE: Final = "activations_not_finite"
 STATE_FAILED: Final = "state_failed"
@@ -46,13 +48,17 @@ CODES: Final = (
     TIMEOUT,
     GARBAGE,
     NOT_ALLOWED,
+    CERTIFICATE_REFUSED,
+    MISCONFIGURED,
     NOT_PREPARED,
     NOT_FINITE,
     STATE_FAILED,
 )
 """Every reason for which HE cannot run.
 
-`not_allowed`: the adapter is unknown or not offered to this tenant, which look alike. `not_prepared`: more
+`not_allowed`: the adapter is unknown or not offered to this tenant, which look alike. `certificate_refused`:
+one of the two sides does not accept the other's. `misconfigured`: what the key holder was given to reach the
+adapter holder with cannot be used. `not_prepared`: more
 tokens were asked for than are prepared; prepare and ask again. `state_failed`: the log of used indices
 could not be written, or says that a copy of this process used them. `too_many_blocks`: prepared and not
 used, more than the adapter holder keeps open for one tenant.

@@ -10,7 +10,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from tensafe_gpu.helora.ports import NOT_ALLOWED, HeUnavailable
+from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HeUnavailable
 from tensafe_gpu.helora.tls import LIST_BEGINS, Contexts, TrustContext
 
 LOOK_S: Final = 5.0
@@ -45,11 +45,11 @@ class Standing:
             return
         self._look_at = now + self._look_s
         if time.time() > self._until:
-            raise HeUnavailable(NOT_ALLOWED, "the peer's certificate has ended")
+            raise HeUnavailable(CERTIFICATE_REFUSED, "the peer's certificate has ended")
         trusted = _authority(self._contexts())
         if trusted != self._trusted:
             if not _goes_on(self._certificate, trusted):
-                raise HeUnavailable(NOT_ALLOWED, "the peer's certificate has been taken away")
+                raise HeUnavailable(CERTIFICATE_REFUSED, "the peer's certificate has been taken away")
             self._trusted = trusted
 
 

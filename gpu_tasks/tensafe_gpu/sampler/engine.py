@@ -21,7 +21,7 @@ from tensafe_gpu.sampler.launch import Dtype, EngineSettings, launch, repair
 from tensafe_gpu.sampler.loading import AdapterLoading, lora_request
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, cache_salt, naming, offer_of
 from tensafe_gpu.sampler.private.budget import PASS_S
-from tensafe_gpu.sampler.private.serving import GONE_ON, OF_ONE_REQUEST, PrivateServing
+from tensafe_gpu.sampler.private.serving import GONE_ON, OF_ONE_REQUEST, NeverBegun, PrivateServing
 from tensafe_gpu.sampler.private_files import DEFAULT_ROOT, PrivateDirectory
 from tensafe_gpu.sampler.residency import AnyAdapter, ResidentAdapters
 from tensafe_gpu.sampler.translate import Limits, check_request, in_the_clear, sampling_arguments, to_result
@@ -221,7 +221,7 @@ class SamplingEngine:
             except HeRefused as error:
                 # Its cache blocks may hold what was computed without it: whoever comes next opens it anew.
                 # Where activations were no numbers they hold none either: who reads them is refused too.
-                if error.code not in OF_ONE_REQUEST:
+                if error.code not in OF_ONE_REQUEST and not isinstance(error, NeverBegun):
                     await self._adapters.retire(resident)
                 raise
 

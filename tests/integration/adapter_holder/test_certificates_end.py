@@ -18,7 +18,7 @@ from tensafe_gpu.adapter_holder.sockets import tcp_listener
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import TlsConnector, Wanted
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
-from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, HeUnavailable
+from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HOLDER_ABSENT, HeUnavailable
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
 from tests.support.certificates import Authority
@@ -115,12 +115,12 @@ def test_a_certificate_that_is_taken_away_ends_its_connection(
     elif how == "authority":
         (tmp_path / "next").mkdir()
         put(trusted, Authority(tmp_path / "next", "following").path.read_bytes())
-    assert ends(one, asking=asking) in (NOT_ALLOWED, HOLDER_ABSENT)
+    assert ends(one, asking=asking) in (CERTIFICATE_REFUSED, HOLDER_ABSENT)
     time.sleep(0.3)  # an answer so long ago is not taken for a sign of life
     assert not one.connected()
     with pytest.raises(HeUnavailable) as raised:
         one.connect_again()
-    assert raised.value.code == NOT_ALLOWED
+    assert raised.value.code == CERTIFICATE_REFUSED
     if how != "authority":
         for _ in range(3):
             time.sleep(LOOK_S)
@@ -179,7 +179,7 @@ def test_a_key_holder_ends_a_connection_whose_adapter_holders_certificate_is_tak
             for again in (private.connect_again, lambda: private.prepare(OUT)):
                 with pytest.raises(HeUnavailable) as raised:
                     again()
-                assert raised.value.code == NOT_ALLOWED
+                assert raised.value.code == CERTIFICATE_REFUSED
             with pytest.raises(HeUnavailable):
                 private.products([(OUT, X)])
             assert holder.service.counters["PRODUCTS"] == asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.parameters import PARAMETERS, PRIMES
 from tensafe_gpu.helora.ports import (
+    CERTIFICATE_REFUSED,
     GARBAGE,
     HOLDER_ABSENT,
     NOT_ALLOWED,
@@ -350,12 +352,43 @@ def test_mutual_tls_serves_the_tenant_of_the_certificate(
         ):
             with pytest.raises(HeUnavailable) as raised:
                 connect(port, **wrong)
-            assert raised.value.code == NOT_ALLOWED
+            other_tenant = wrong["name"] != wrong["tenant"]
+            assert raised.value.code == (NOT_ALLOWED if other_tenant else CERTIFICATE_REFUSED)
         connect(port, TENANT, TENANT).close()
     with over_tls(holder, authority, server_days=-1) as port, pytest.raises(HeUnavailable) as raised:
         connect(port, TENANT, TENANT)
-    assert raised.value.code == NOT_ALLOWED
-    assert "TLS" in str(raised.value)
+    assert raised.value.code == CERTIFICATE_REFUSED
+    assert "certificate has expired" in str(raised.value)
+
+
+@pytest.mark.parametrize("how", ["ends", "ends after its hello", "resets", "is cut", "speaks http"])
+def test_a_holder_that_goes_in_the_midst_of_tls_has_gone_and_has_refused_nobody(
+    tmp_path: Path, how: str
+) -> None:
+    """As one that is being replaced does; who was refused would not come again, nor fall back."""
+    files = Authority(tmp_path).issue(TENANT)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer:
+                if how == "ends":
+                    peer.shutdown(socket.SHUT_WR)
+                peer.recv(4096)
+                if how == "resets":
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif how == "is cut":
+                    peer.shutdown(socket.SHUT_RDWR)
+                elif how == "speaks http":
+                    peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connector = TlsConnector("127.0.0.1", server.getsockname()[1], of_files(files, client_context))
+        with pytest.raises(HeUnavailable) as raised:
+            Connection(connector, Wanted(TENANT, "a"), SHORT)
+        thread.join()
+    assert raised.value.code == (GARBAGE if how == "speaks http" else HOLDER_ABSENT)
 
 
 def test_a_connection_that_ended_after_a_long_silence_is_a_holder_that_has_gone(

@@ -21,7 +21,7 @@ from tensafe.contracts.errors import Unavailable
 from tensafe_gpu.adapter_holder import certificates
 from tensafe_gpu.adapter_holder.certificates import LOOK_S, followed, keep
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
-from tensafe_gpu.helora.ports import NOT_ALLOWED, HeUnavailable, KeyHolder
+from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HeUnavailable, KeyHolder
 from tensafe_gpu.helora.renewal import RETRY_S, Renewed, of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
 from tensafe_gpu.sampler.private.connecting import connect
@@ -105,7 +105,7 @@ def test_each_side_takes_up_what_was_renewed_for_its_next_connection(
         cut(private)
         with pytest.raises(HeUnavailable) as raised:
             private.connect_again()
-        assert raised.value.code == NOT_ALLOWED
+        assert raised.value.code == CERTIFICATE_REFUSED
 
     again()
     ours.put(authority.issue(TENANT, days=-1))  # over since yesterday

@@ -61,6 +61,29 @@ def test_other_parameters_are_refused(degree: int, bits: tuple[int, ...], t: int
     assert raised.value.code == PARAMETERS_REFUSED
 
 
+def test_seal_holds_the_parameters_to_128_bits() -> None:
+    """The standard's table allows 109 bits of primes at this degree, which are all used."""
+    context = new_context()
+    level = context.key_context_data().qualifiers().sec_level
+    assert level == seal.SEC_LEVEL_TYPE.TC128
+    assert sum(prime.bit_length() for prime in KEY_PRIMES) == 109
+
+
+def test_a_ciphertext_of_other_parameters_is_not_valid() -> None:
+    """SEAL's own verdict, beside the ranges of words: of the same shape, under another plain modulus."""
+    other = seal.EncryptionParameters(seal.SCHEME_TYPE.BFV)
+    other.set_poly_modulus_degree(N)
+    other.set_coeff_modulus(seal.CoeffModulus.Create(N, [30, 30, 30, 19]))
+    other.set_plain_modulus(T // 2)
+    context = seal.SEALContext(other, True, seal.SEC_LEVEL_TYPE.TC128)
+    ciphertext = seal.Ciphertext()
+    seal.Encryptor(context, seal.KeyGenerator(context).secret_key()).encrypt_zero_symmetric(ciphertext)
+    assert not ciphertext.is_transparent()
+    with pytest.raises(HeUnavailable, match="not valid") as raised:
+        check_ciphertext(ciphertext)
+    assert raised.value.code == PARAMETERS_REFUSED
+
+
 def test_words_at_their_prime_are_refused(block: PreparingBlock) -> None:
     words, seeds = block.encrypted(0, 8)
     for level, prime in enumerate(PRIMES):

@@ -44,6 +44,8 @@ TABLE = [
     ((True, True), REQUIRED, DOWN, DOWN),
     ((True, True), PREFERRED, "he_budget_spent", "he_budget_spent"),
     ((True, True), PREFERRED, "he_not_allowed", "he_not_allowed"),
+    ((True, True), PREFERRED, "he_certificate_refused", "he_certificate_refused"),
+    ((True, True), PREFERRED, "he_adapter_holder_absent", PLAIN),
     # Which says nothing of the owner's mind: a sampler that prepares and uses nothing up.
     ((True, True), PREFERRED, "he_too_many_blocks", PLAIN),
     ((True, True), REQUIRED, "he_too_many_blocks", "he_too_many_blocks"),

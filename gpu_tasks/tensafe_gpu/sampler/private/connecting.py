@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from tensafe.contracts.errors import TensafeError
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connector, Timeouts, TlsConnector, Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
-from tensafe_gpu.helora.ports import PARAMETERS_REFUSED, STATE_FAILED, HeUnavailable, KeyHolder
+from tensafe_gpu.helora.ports import MISCONFIGURED, STATE_FAILED, HeUnavailable, KeyHolder
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context
 
@@ -28,7 +29,10 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
     `digest` is what it has to say, if given: a stranger's word ends no epoch here. Raises HeUnavailable.
     """
     wanted = Wanted(holder["tenant"], holder["adapter"], int(holder["version"]))
-    burn_log = _burn_log(holder["burn_log"])
+    try:
+        burn_log = _burn_log(holder["burn_log"])
+    except (TensafeError, OSError, sqlite3.Error) as error:
+        raise HeUnavailable(STATE_FAILED, "the log of used indices cannot be opened") from error
     private = RemoteKeyHolder(_connector(holder), wanted, burn_log, TIMEOUTS)
     info = private.info()
     if holder.get("digest") not in (None, info.digest):
@@ -47,12 +51,16 @@ def _connector(holder: Mapping[str, str]) -> Connector:
         return unix_connector(Path(rest), TIMEOUTS.connect_s)
     host, _, port = rest.rpartition(":")
     if kind != "tcp" or not host or not port.isdecimal():
-        raise HeUnavailable(PARAMETERS_REFUSED, "an adapter holder's address is unix:PATH or tcp:HOST:PORT")
+        raise HeUnavailable(MISCONFIGURED, "an adapter holder's address is unix:PATH or tcp:HOST:PORT")
     try:
         files = TlsFiles(*(Path(holder[f"tls_{name}"]) for name in ("cert", "key", "ca")))
     except KeyError as error:
-        raise HeUnavailable(PARAMETERS_REFUSED, "tcp needs tls_cert, tls_key and tls_ca") from error
-    return TlsConnector(host, int(port), of_files(files, client_context), TIMEOUTS.connect_s)
+        raise HeUnavailable(MISCONFIGURED, "this sampler has no certificate for adapter holders") from error
+    try:
+        contexts = of_files(files, client_context)
+    except TensafeError as error:
+        raise HeUnavailable(MISCONFIGURED, str(error)) from error
+    return TlsConnector(host, int(port), contexts, TIMEOUTS.connect_s)
 
 
 @cache

@@ -41,6 +41,8 @@ _DIRECT_MS: Final = 10
 """What the direct mode takes for a token; a block takes about a millisecond per input of its site."""
 _DIRECT_TOKENS: Final = 16
 """The most that are evaluated so at once."""
+_REASON_CHARACTERS: Final = 300
+"""Of what may be the other side's text."""
 _WORK: Final = 2.0
 """So many times what either should take is allowed to it, beside the budget of its pass."""
 
@@ -103,12 +105,17 @@ class OpenAdapter:
     def usable(self) -> bool:
         return self._holder is not None and self.failure is None
 
-    def fail(self, error: BaseException) -> str:
-        """Note the first failure; the connection is ended by `close`, since that may wait."""
+    def fail(self, error: BaseException, *, connecting: bool = False) -> str:
+        """Note the first failure; the connection is ended by `close`, since that may wait.
+
+        Of one while connecting the log has the reason.
+        """
         if self.failure is None:
             self.failure = code_of(error)
-            # No traceback and no message: they could quote activations.
+            # No traceback and mostly no message: they could quote activations, which then are not there yet.
             facts = {"code": self.failure, "error": type(error).__name__}
+            if connecting and isinstance(error, HeUnavailable):
+                facts["reason"] = str(error)[:_REASON_CHARACTERS]
             _LOG.error("private adapter failed", extra=facts)
         return self.failure
 
@@ -194,7 +201,7 @@ class OpenAdapter:
         try:
             holder.connect_again()
         except Exception as error:  # noqa: BLE001 - it is told to whoever waits for the adapter
-            self.fail(error)
+            self.fail(error, connecting=True)
         finally:
             with self._lock:
                 self._connecting = False
@@ -275,7 +282,7 @@ class OpenAdapters:
                 key_holder.close()
                 raise
         except Exception as error:  # noqa: BLE001 - it is told to whoever waits for the adapter
-            adapter.fail(error)
+            adapter.fail(error, connecting=True)
 
     def _admit(self, adapter: OpenAdapter, holder: KeyHolder, wanted: dict[str, str | None]) -> None:
         info = holder.info()

@@ -37,6 +37,11 @@ _STANDS_S: Final = 1.0
 OPEN_S: Final = 120.0
 """Longest wait for an adapter that is being opened to come one block of its first preprocessing further."""
 
+
+class NeverBegun(HeRefused):
+    """Nothing of a request was given to the engine, and its adapter serves all others as before."""
+
+
 Rpc = Callable[[str, tuple[Any, ...]], Awaitable[Any]]
 """One method of the worker extension; the answer of the first worker."""
 
@@ -122,7 +127,7 @@ class PrivateServing:
             if found["blocks"] > blocks:
                 blocks, began = found["blocks"], time.monotonic()
             elif time.monotonic() - began > self._block_s:
-                raise HeRefused("he_not_prepared")
+                raise NeverBegun("he_not_prepared")
             await asyncio.sleep(_OPEN_POLL_S)
         return await work
 
