@@ -139,8 +139,12 @@ class Connection:
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
         )
         most = TO_KEY_HOLDER[Kind.WELCOME]
-        payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, most, timeouts.connect_s)
-        self.info, self.nonce = self._checked(payload, wanted)
+        try:
+            payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, most, timeouts.connect_s)
+            self.info, self.nonce = self._checked(payload, wanted)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def usable(self) -> bool:
@@ -255,14 +259,11 @@ class Connection:
         try:
             welcome = parsed(Welcome, payload)
         except FrameError as error:
-            self.close()
             raise HeUnavailable(GARBAGE, f"the adapter holder's greeting: {error}") from error
         info = welcome.info()
         if info.parameters != PARAMETERS:
-            self.close()
             raise HeUnavailable(PARAMETERS_REFUSED, "the adapter holder uses other parameters")
         if info.name != wanted.adapter or wanted.version not in (None, info.version):
-            self.close()
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder offers another adapter or version")
         return info, bytes.fromhex(welcome.nonce)
 

@@ -31,7 +31,7 @@ class Worker:
     """What the engine's process answers of one adapter."""
 
     def __init__(self) -> None:
-        self.missing, self.failure = 5000, None
+        self.missing, self.block_s, self.failure = 5000, 0.0, None
         self.closed = list[str]()
 
     async def __call__(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -39,7 +39,7 @@ class Worker:
             case "tensafe_private_state":
                 return {"state": "ready", "sites": 1, "digest": "d", "epoch": 1, "parameters": "p"}
             case "tensafe_private_missing":
-                return {"missing": self.missing, "blocks": 3}
+                return {"missing": self.missing, "blocks": 3, "block_s": self.block_s}
             case "tensafe_private_standing":
                 return {"connected": self.failure is None, "code": self.failure}
             case "tensafe_private_close":
@@ -85,6 +85,24 @@ def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str) -> None
 
     assert asyncio.run(asked()) == (why == "he_not_prepared")
     assert bool(worker.closed) == (why != "he_not_prepared")
+
+
+def test_a_block_of_a_wide_site_has_the_time_that_it_takes() -> None:
+    """At 28,672 inputs half a minute: a fixed time would refuse every prompt that has to wait for one."""
+    worker, adapter = Worker(), PrivateAdapter("A", "1", {})
+    worker.block_s = 0.6
+
+    async def asked() -> str:
+        serving = PrivateServing(worker, block_s=0.1)
+        await serving.open(adapter, 1)
+
+        async def work() -> str:
+            return "done"
+
+        asyncio.get_running_loop().call_later(0.3, setattr, worker, "missing", 0)
+        return await serving.run(vllm_name(adapter, 1), work(), 2000)
+
+    assert asyncio.run(asked()) == "done"
 
 
 @pytest.fixture

@@ -60,10 +60,10 @@ class PrivateWorkerExtension:
         adapter = self._adapters().get(name)
         return {"state": "absent"} if adapter is None else adapter.facts()
 
-    def tensafe_private_missing(self, name: str, tokens: int) -> dict[str, int]:
+    def tensafe_private_missing(self, name: str, tokens: int) -> dict[str, float]:
         """What a prompt still lacks of preprocessing; see `OpenAdapter.missing`."""
         adapter = self._adapters().get(name)
-        return {"missing": 0, "blocks": 0} if adapter is None else adapter.missing(tokens)
+        return {"missing": 0, "blocks": 0, "block_s": 0.0} if adapter is None else adapter.missing(tokens)
 
     def tensafe_private_standing(self, name: str) -> dict[str, Any]:
         """Whether its connection stands; see `OpenAdapter.standing`. An absent one has none to wait for."""

@@ -176,12 +176,17 @@ class OpenAdapter:
         overflowed = np.logical_not(finite.all(axis=1))
         return Products(np.where(overflowed[:, None], np.float32(np.nan), answer), overflowed)
 
-    def missing(self, tokens: int) -> dict[str, int]:
-        """What a prompt of so many tokens lacks of preprocessing, and the blocks made so far."""
-        preparer = self._preparer
-        if preparer is None or self.failure is not None:
-            return {"missing": 0, "blocks": 0}
-        return {"missing": preparer.missing(tokens), "blocks": preparer.made}
+    def missing(self, tokens: int) -> dict[str, float]:
+        """What a prompt of so many tokens lacks of preprocessing, blocks made so far, the seconds of one."""
+        preparer, info = self._preparer, self._info
+        if preparer is None or info is None or self.failure is not None:
+            return {"missing": 0, "blocks": 0, "block_s": 0.0}
+        widest = max(shape.d_in for shape in info.sites)
+        return {
+            "missing": preparer.missing(tokens),
+            "blocks": preparer.made,
+            "block_s": _WORK * widest / 1000,
+        }
 
     def standing(self) -> dict[str, Any]:
         """Whether its connection stands, and its failure; what has gone is made anew in a thread."""

@@ -119,14 +119,14 @@ class PrivateServing:
         A pass waits for what was used up by others meanwhile, or is beyond a block.
         """
         await self._standing(name)
-        blocks, began = 0, time.monotonic()
+        blocks, began = 0.0, time.monotonic()
         while rows > LOW_WATER:
-            found: dict[str, int] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
+            found: dict[str, float] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
             if not found["missing"]:
                 break
             if found["blocks"] > blocks:
                 blocks, began = found["blocks"], time.monotonic()
-            elif time.monotonic() - began > self._block_s:
+            elif time.monotonic() - began > max(self._block_s, found["block_s"]):
                 raise NeverBegun("he_not_prepared")
             await asyncio.sleep(_OPEN_POLL_S)
         return await work
