@@ -60,3 +60,12 @@ def test_every_makefile_target_says_what_it_does() -> None:
     assert phony
     for target in phony.group(1).split():
         assert re.search(rf"^{target}:.*## \w", makefile, flags=re.MULTILINE), target
+
+
+def test_the_version_of_vllm_that_is_named_is_the_one_that_is_pinned() -> None:
+    pinned = set(re.findall(r'"vllm(?:-cpu)?==([0-9.]+)"', (ROOT / "pyproject.toml").read_text()))
+    assert len(pinned) == 1
+    (version,) = pinned
+    text = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"[Vv]ersion (\d+\.\d+\.\d+)|with their parameters in vLLM (\d+\.\d+)", text))
+    assert {one for pair in named for one in pair if one} == {version, version.rpartition(".")[0]}
