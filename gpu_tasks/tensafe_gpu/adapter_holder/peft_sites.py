@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe_gpu.helora.adapter import LoraModule, LoraSite
 from tensafe_gpu.helora.parameters import MAX_RANK
-from tensafe_gpu.peft_settings import MUST_BE_OFF
+from tensafe_gpu.peft_settings import check_settings
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 CONFIG_FILE: Final = "adapter_config.json"
@@ -40,7 +41,7 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
     Raises InvalidRequest for files that cannot be read or hold values that are not finite; Unsupported,
     with the name, for sites, dtypes and variants of LoRA that the protocol does not serve.
     """
-    scaling = _scaling(_config(files))
+    rank, scaling = _rank_and_scaling(_config(files))
     try:
         tensors = dict(deserialize(files[WEIGHTS_FILE]))  # type: ignore[no-untyped-call]
     except KeyError as error:
@@ -59,7 +60,7 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
         pairs[match[1]][match[2]] = _matrix(name, tensor)
     if not pairs:
         raise InvalidRequest("the adapter has no weights", field=WEIGHTS_FILE)
-    return _stacked({name: _module(name, pair, scaling) for name, pair in pairs.items()})
+    return _stacked({name: _module(name, pair, rank, scaling) for name, pair in pairs.items()})
 
 
 def check_base_model(files: Mapping[str, bytes], base_model: str) -> None:
@@ -106,31 +107,34 @@ def _config(files: Mapping[str, bytes]) -> dict[str, Any]:
     raise InvalidRequest(f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE)
 
 
-def _scaling(config: Mapping[str, Any]) -> float:
+def _rank_and_scaling(config: Mapping[str, Any]) -> tuple[int, float]:
     try:
-        rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
+        rank, alpha, _ = config["r"], config["lora_alpha"], config["peft_type"]
     except KeyError as error:
         raise InvalidRequest(
             f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
         ) from error
-    for name in MUST_BE_OFF:
-        if config.get(name):
-            raise Unsupported(f"the PEFT setting {name} is not supported; it must be off", field=CONFIG_FILE)
-    if kind != "LORA" or config.get("bias", "none") != "none":
-        raise Unsupported("only plain LoRA without trained biases is served privately", field=CONFIG_FILE)
-    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+    check_settings(config, field=CONFIG_FILE, read={"use_rslora"})
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
         raise InvalidRequest(f"r must be 1 to {MAX_RANK}", field=CONFIG_FILE)
-    if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
         raise InvalidRequest("lora_alpha must be a positive number", field=CONFIG_FILE)
-    return float(alpha) / rank
+    return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _module(name: str, pair: Mapping[str, npt.NDArray[np.float64]], scaling: float) -> LoraModule:
+def _module(name: str, pair: Mapping[str, npt.NDArray[np.float64]], rank: int, scaling: float) -> LoraModule:
+    """The scaling is that of `rank`: matrices of another one would be served with another delta."""
     if set(pair) != {"A", "B"}:
         raise InvalidRequest(f"{name} lacks lora_A or lora_B", field=WEIGHTS_FILE)
     a, b = pair["A"], pair["B"]
     if a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
         raise InvalidRequest(f"lora_A and lora_B of {name} do not fit together", field=WEIGHTS_FILE)
+    if a.shape[0] != rank:
+        raise InvalidRequest(
+            f"lora_A and lora_B of {name} have rank {a.shape[0]}, and {CONFIG_FILE} says r={rank}: publish "
+            "both files as one training has saved them",
+            field=WEIGHTS_FILE,
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise InvalidRequest(f"{name} has weights that are not finite", field=WEIGHTS_FILE)
     return LoraModule(name, a, b, scaling)

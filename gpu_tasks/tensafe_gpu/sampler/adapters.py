@@ -12,38 +12,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe_gpu.peft_settings import check_settings
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _KEY: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight")
 _CONFIG_MAX_BYTES: Final = 1 << 20
-
-_READ_BY_VLLM: Final = frozenset({"r", "lora_alpha", "use_rslora", "peft_type", "bias", "target_modules"})
-_WITHOUT_EFFECT: Final = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_dropout",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-    }
-)
-_PLAIN_INITIALISATION: Final = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +91,9 @@ def _check_config(content: bytes, max_rank: int) -> int:
         config = json.loads(content[:_CONFIG_MAX_BYTES])
     except ValueError as error:
         raise InvalidRequest(f"{CONFIG_FILE} is not JSON", field=where) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise Unsupported("only adapters of peft_type LORA are served", field=where)
-    for key, value in sorted(config.items()):
-        _check_setting(key, value, where)
+    if not isinstance(config, dict):
+        raise InvalidRequest(f"{CONFIG_FILE} is not a LoRA configuration", field=where)
+    check_settings(config, field=where, read={"use_rslora"})  # which vLLM reads
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InvalidRequest("r must be a positive integer", field=where)
@@ -122,17 +102,6 @@ def _check_config(content: bytes, max_rank: int) -> int:
     if rank > max_rank:
         raise InvalidRequest(f"rank {rank} is over this sampler's limit of {max_rank}", field=where)
     return rank
-
-
-def _check_setting(key: str, value: Any, where: str) -> None:  # noqa: ANN401 - any JSON value
-    """Refuse a setting that is in force and that vLLM would not apply as PEFT does."""
-    if key == "bias" and value != "none":
-        raise Unsupported(f"bias={value!r} is not served; use bias='none'", field=where)
-    if key == "init_lora_weights" and value in _PLAIN_INITIALISATION:
-        return
-    if key in _READ_BY_VLLM or key in _WITHOUT_EFFECT or not value:
-        return
-    raise Unsupported(f"the LoRA setting {key} is not served; it must be absent or off", field=where)
 
 
 def _check_tensors(tensors: Mapping[str, torch.Tensor], base: BaseShapes, rank: int) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.training import LORA_ALPHA, MAX_RANK, LoraSpec
-from tensafe_gpu.peft_settings import MUST_BE_OFF
+from tensafe_gpu.peft_settings import check_settings
 from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
 from tensafe_gpu.trainer.method import ADAMW, Method
 from tensafe_gpu.trainer.state import RunState, Shapes
@@ -90,11 +90,7 @@ def _read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
         raise InvalidRequest(
             f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
         ) from error
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
-        raise Unsupported("only plain LoRA without trained biases is supported", field=CONFIG_FILE)
-    for name in MUST_BE_OFF:
-        if config.get(name):
-            raise Unsupported(f"the PEFT setting {name} is not supported; it must be off", field=CONFIG_FILE)
+    check_settings(config, field=CONFIG_FILE, read=())
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise InvalidRequest(f"r must be 1 to {MAX_RANK}, not {rank!r}", field=CONFIG_FILE)
     if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
+from tensafe.contracts.training import LORA_ALPHA
+from tensafe_gpu.adapter_holder.peft_sites import read_peft
 from tensafe_gpu.trainer.engine import Engine
 from tensafe_gpu.trainer.peft_format import CONFIG_FILE, WEIGHTS_FILE, export_peft, import_peft
 from tests.support.peft_reference import load_reference, reference_logprobs
@@ -40,6 +42,17 @@ def test_what_is_exported_comes_back(engine):
     assert export_peft(back, "base") == files
 
 
+def test_what_is_exported_is_served_privately_with_its_own_delta(engine):
+    state = warm_run(engine, train_unembed=False)
+    files = export_peft(state, "base")
+    served = {module.name: module for site in read_peft(files) for module in site.modules}
+    pairs = zip(state.layout.sites, state.layout.pairs(state.params.cpu()), strict=True)
+    wanted = {site.name: LORA_ALPHA / state.spec.rank * b @ a for site, (a, b) in pairs}
+    assert set(served) == set(wanted)
+    for name, one in served.items():
+        assert np.allclose(one.scaling * one.b @ one.a, wanted[name].numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_an_adapter_that_peft_wrote_is_read_with_its_own_alpha(engine, model_path, tmp_path):
     import peft
     from transformers import AutoModelForCausalLM
@@ -63,6 +76,8 @@ def test_an_adapter_that_peft_wrote_is_read_with_its_own_alpha(engine, model_pat
     [
         ({"use_dora": True}, "use_dora"),
         ({"use_rslora": True}, "use_rslora"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"bias": "all"}, "biases"),
         ({"peft_type": "IA3"}, "plain LoRA"),
