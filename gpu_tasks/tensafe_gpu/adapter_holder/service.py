@@ -13,7 +13,7 @@ from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
 from tensafe_gpu.adapter_holder.room import BLOCKS_BYTES, FRAMES_BYTES, Room, Share
-from tensafe_gpu.adapter_holder.store import AdapterStore
+from tensafe_gpu.adapter_holder.store import AdapterStore, Published
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.accepted_records import Offer, Range
 from tensafe_gpu.helora.ahead import Rows, RowsAhead
@@ -39,6 +39,7 @@ from tensafe_gpu.helora.messages import (
 from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import (
     GARBAGE,
+    HOLDER_ABSENT,
     NOT_ALLOWED,
     PARAMETERS_REFUSED,
     VERSION_MISMATCH,
@@ -54,6 +55,9 @@ EvaluationType = Callable[[Int16Array, WordArray, WordArray], BlockEvaluation]
 
 _LOOK_AGAIN_S: Final = 0.5
 """A rotation or revocation by another process is seen within this time."""
+_LOOKS: Final = 3
+"""At an adapter that is gone when it is opened; a rotation takes longer than to open what it has begun."""
+_NOT_OFFERED: Final = "there is no such adapter for this tenant"
 _MOST_KNOWN: Final = 4096
 """Blocks of which a session remembers something."""
 
@@ -97,14 +101,7 @@ class HolderService:
             raise
 
     def _greeted(self, hello: Hello) -> tuple[Session, Answer]:
-        refused = HeUnavailable(NOT_ALLOWED, "there is no such adapter for this tenant")
-        try:
-            published = self._store.get(hello.adapter, hello.version)
-            if hello.tenant not in published.policy.tenants or not published.active:
-                raise refused
-            opened = self.shelf.take((published.name, published.version, published.epoch))
-        except (NotFound, Gone):
-            raise refused from None
+        published, opened = self._opened(hello)
         offer = Offer(
             published.name,
             published.version,
@@ -115,17 +112,37 @@ class HolderService:
         nonce = os.urandom(NONCE_BYTES)
         return Session(self, opened, offer, nonce), (Kind.WELCOME, [packed(Welcome.of(opened.info, nonce))])
 
+    def _opened(self, hello: Hello) -> tuple[Published, OpenedAdapter]:
+        """What it asks for, open.
+
+        Raises HeUnavailable. That it is not offered is said of what the store has now, and not because a
+        rotation took away the epoch that was about to be opened.
+        """
+        for _ in range(_LOOKS):
+            try:
+                published = self._store.get(hello.adapter, hello.version)
+            except NotFound:
+                raise HeUnavailable(NOT_ALLOWED, _NOT_OFFERED) from None
+            if hello.tenant not in published.policy.tenants or not published.active:
+                raise HeUnavailable(NOT_ALLOWED, _NOT_OFFERED)
+            try:
+                return published, self.shelf.take((published.name, published.version, published.epoch))
+            except Gone:
+                continue
+        raise HeUnavailable(HOLDER_ABSENT, "the adapter is rotated all the time, or lost; greet again")
+
     def check_current(self, offer: Offer, *, anew: bool = False) -> None:
         """Raise Over when the epoch is over or the version revoked; `anew`: as the store has it now."""
-        key, now = (offer.adapter, offer.version), time.monotonic()
+        key, now, wanted = (offer.adapter, offer.version), time.monotonic(), (offer.epoch, True)
         at, state = self._looked.get(key, (-1e9, (0, False)))
-        if anew or now - at > _LOOK_AGAIN_S:
+        # What another epoch's connection has found a moment ago ends none of this one's.
+        if anew or now - at > _LOOK_AGAIN_S or state != wanted:
             published = self._store.get(offer.adapter, offer.version)
             state = (published.epoch, published.active)
             self._looked[key] = (now, state)
         if not state[1]:
-            raise Over(NOT_ALLOWED, "there is no such adapter for this tenant")
-        if state[0] != offer.epoch:
+            raise Over(NOT_ALLOWED, _NOT_OFFERED)
+        if state != wanted:
             raise Over(VERSION_MISMATCH, "this epoch of the adapter is over; greet again")
 
     def forget_what_was_looked_up(self) -> None:
