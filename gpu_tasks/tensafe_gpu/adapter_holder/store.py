@@ -34,6 +34,8 @@ from tensafe_gpu.helora.keystream import new_key
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _INDEX: Final = "adapters"
 _ACTIVE, _REVOKED = "active", "revoked"
+_TRIES: Final = 4
+"""Of a revocation that meets rotations; each of these takes longer than a try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +151,22 @@ class AdapterStore:
         """Never serve it again, and erase its key first: what is sealed under it is gone for good.
 
         Again, it does what was left undone. Without a version it must be clear which one is meant: raises
-        InvalidRequest if several are active. Raises NotFound.
+        InvalidRequest if several are active. Raises NotFound; Conflict while others change it all the time.
         """
         item = self._revocable(name, version)
         published = _published(item)
         scope = _scope(name, published.version)
-        body = dict(item.body) | {"status": _REVOKED}
-        self._items.write([Put(item.key, body, item.version, sealed=b""), Delete(scope.key_item, None)])
+        for _ in range(_TRIES):
+            body = dict(item.body) | {"status": _REVOKED}
+            try:
+                self._items.write(
+                    [Put(item.key, body, item.version, sealed=b""), Delete(scope.key_item, None)]
+                )
+                break
+            except ConditionFailed:  # rotated meanwhile: what it is by now is revoked
+                item = self._item(name, published.version)
+        else:
+            raise Conflict(f"{name} version {published.version} is changed all the time; revoke it again")
         self._vault.forget(scope)
         if isinstance(self._items, SqliteItems):  # DynamoDB has no log of its own that keeps the key
             self._items.scrub()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tensafe.contracts.errors import Conflict
+from tensafe.storage.ports import Write
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, NOT_ALLOWED, VERSION_MISMATCH, HeUnavailable
 from tests.support.helora import Holder, adapter_holder, peft_files, policy
@@ -150,3 +152,39 @@ def test_a_new_epoch_is_answered_at_once_though_an_old_connection_has_just_looke
     assert len(new.products([(OUT, np.ones((1, D), dtype=np.float32))])) == 1
     for private in (old, new):
         private.close()
+
+
+@pytest.mark.parametrize("meetings", [1, 3])
+def test_a_revocation_that_meets_rotations_revokes_what_they_made(
+    holder: Holder, monkeypatch: pytest.MonkeyPatch, meetings: int
+) -> None:
+    beside_writes(holder, monkeypatch, meetings)
+    revoked = holder.store.revoke("a")
+    assert (revoked.active, revoked.epoch) == (False, 1 + meetings)
+    assert [path for path in (holder.data_dir / "blobs").rglob("*") if path.is_file()] == []
+    monkeypatch.undo()
+    assert not holder.store.get("a", 1).active
+
+
+def test_a_revocation_that_meets_nothing_but_rotations_says_what_to_do(
+    holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside_writes(holder, monkeypatch, 100)
+    with pytest.raises(Conflict, match="a version 1 is changed all the time; revoke it again"):
+        holder.store.revoke("a")
+    monkeypatch.undo()
+    assert not holder.store.revoke("a").active
+
+
+def beside_writes(holder: Holder, monkeypatch: pytest.MonkeyPatch, meetings: int) -> None:
+    """Rotate before each of the next writes, so many times."""
+    left, within, write = [meetings], [False], holder.store._items.write
+
+    def met(writes: Sequence[Write]) -> None:
+        if left[0] and not within[0]:
+            left[0], within[0] = left[0] - 1, True
+            holder.store.rotate("a")
+            within[0] = False
+        write(writes)
+
+    monkeypatch.setattr(holder.store._items, "write", met)
