@@ -93,5 +93,12 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
+def closed_key(path: Path) -> None:
+    """Put a key file under a pass phrase."""
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    sealed = serialization.BestAvailableEncryption(b"pass phrase")
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
+
+
 def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])

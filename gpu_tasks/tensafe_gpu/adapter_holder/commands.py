@@ -32,7 +32,7 @@ from tensafe_gpu.adapter_holder.listener import Listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
-from tensafe_gpu.adapter_holder.sockets import tcp_listener, unix_listener
+from tensafe_gpu.adapter_holder.sockets import listen_address, tcp_listener, unix_listener
 from tensafe_gpu.adapter_holder.store import AdapterStore, HolderPorts, Published
 from tensafe_gpu.adapter_holder.watched import Watcher
 from tensafe_gpu.helora.accepted import AcceptLog
@@ -135,6 +135,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _up(options: argparse.Namespace) -> None:
     """`serve` with the same options, in a process that is started again."""
+    listen_address(options.listen)
     settings = read_holder_settings(options.data_dir)
     if isinstance(settings, CloudHolderSettings):
         raise ConfigurationError("on AWS, ECS starts an adapter holder again: use serve")
@@ -155,13 +156,11 @@ def _up(options: argparse.Namespace) -> None:
 
 
 def _listener(service: HolderService, ports: HolderPorts, options: argparse.Namespace) -> Listener:
-    kind, _, rest = options.listen.partition(":")
-    if kind == "unix" and rest:
-        return Listener(service, unix_listener(Path(rest)))
-    host, _, port = rest.rpartition(":")
-    if kind != "tcp" or not host or not port.isdecimal():
-        raise ConfigurationError("--listen is unix:PATH or tcp:HOST:PORT", field="listen")
-    return Listener(service, tcp_listener(host, int(port)), tls=_contexts(ports, options))
+    address = listen_address(options.listen)
+    if isinstance(address, Path):
+        return Listener(service, unix_listener(address))
+    tls = _contexts(ports, options)
+    return Listener(service, tcp_listener(*address), tls=tls)
 
 
 def _contexts(ports: HolderPorts, options: argparse.Namespace) -> Contexts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -16,10 +17,35 @@ _KEEP_ALIVE: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
+_PATH_MAX_BYTES: Final = 107
+"""unix(7): `sun_path` has 108 bytes, the last of them zero."""
+_PORT: Final = re.compile("[0-9]{1,5}")
+_PORT_MAX: Final = 65_535
 _BACKLOG: Final = 1024
 """Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
 _ANSWERS_S: Final = 1.0
 """For a connection to a socket of this host, which the kernel makes without the other process."""
+
+
+def listen_address(text: str) -> Path | tuple[str, int]:
+    """A unix socket's path, or a host and a port, of what `--listen` names. Raises ConfigurationError."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest:
+        size = len(os.fsencode(rest))
+        if size > _PATH_MAX_BYTES:
+            raise ConfigurationError(
+                f"cannot listen on {rest[:200]}: the path of a unix socket has at most {_PATH_MAX_BYTES} "
+                f"bytes, and this one has {size}; name a shorter one",
+                field="listen",
+            )
+        return Path(rest)
+    host, _, port = rest.rpartition(":")
+    if kind != "tcp" or not host or not _PORT.fullmatch(port) or not 1 <= int(port) <= _PORT_MAX:
+        raise ConfigurationError(
+            f"--listen is unix:PATH or tcp:HOST:PORT with a port of 1 to {_PORT_MAX}, not {text[:200]!r}",
+            field="listen",
+        )
+    return host, int(port)
 
 
 def unix_listener(path: Path) -> socket.socket:
@@ -38,7 +64,9 @@ def unix_listener(path: Path) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
+        raise ConfigurationError(
+            f"cannot listen on {path}: {error.strerror or error}", field="listen"
+        ) from error
     return sock
 
 

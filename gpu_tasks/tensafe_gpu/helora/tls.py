@@ -142,11 +142,20 @@ def _in_memory(content: str | bytes) -> Iterator[Path]:
         os.close(fd)
 
 
+def _no_pass_phrase() -> str:
+    """In the place of OpenSSL's own question at the terminal, which a service would wait at."""
+    raise ConfigurationError(
+        "the TLS key has a pass phrase, and such keys are not taken: give one without (`openssl pkey -in KEY "
+        "-out NEW`), in a file of this user alone",
+        field="tls",
+    )
+
+
 def _loaded(context: TrustContext, files: TlsFiles) -> TrustContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     try:
-        context.load_cert_chain(files.certificate, files.key)
+        context.load_cert_chain(files.certificate, files.key, _no_pass_phrase)
         # Read once: what is looked at later is what OpenSSL was given.
         context.authority_pem = files.authority.read_bytes()
         with _in_memory(context.authority_pem) as authority:

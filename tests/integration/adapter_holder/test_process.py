@@ -26,6 +26,7 @@ from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, HeUnavailable
+from tests.support.certificates import Authority, closed_key
 from tests.support.helora import QUICK, TENANT, PlainReference, peft_files
 
 D, RANK = 64, 8
@@ -120,6 +121,8 @@ def test_failures_are_one_sentence(data_dir: Path, tmp_path: Path) -> None:
         (["init", "--data-dir", str(data_dir)], "never overwritten"),
         (["list", "--data-dir", str(tmp_path)], "no key file"),
         (["show", "--data-dir", str(data_dir), "--name", "none"], "no such adapter"),
+        (["up", "--data-dir", str(data_dir), "--listen", "tcp:127.0.0.1:99999"], "a port of 1 to 65535"),
+        (["up", "--data-dir", str(data_dir), "--listen", "unix:/tmp/" + 150 * "x"], "at most 107 bytes"),
         ([*publish, "--peft", str(broken), "--tenants", "t", "--tokens-per-site", "1"], "not finite"),
         (
             [*publish, "--peft", str(broken), "--tenants", "", "--tokens-per-site", "0"],
@@ -134,9 +137,36 @@ def test_failures_are_one_sentence(data_dir: Path, tmp_path: Path) -> None:
 
 def test_tcp_is_not_served_without_certificates(data_dir: Path) -> None:
     line = [sys.executable, "-m", "tensafe_gpu.adapter_holder", "--data-dir", str(data_dir), "--listen"]
-    done = subprocess.run([*line, "tcp:127.0.0.1:0"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*line, "tcp:127.0.0.1:7443"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert "--tls-cert" in done.stderr
+
+
+def test_a_key_with_a_pass_phrase_is_refused_and_nobody_is_asked_for_it(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """On a terminal OpenSSL would ask, and a service wait."""
+    files = Authority(tmp_path).issue("server")
+    closed_key(files.key)
+    ours, theirs = os.openpty()
+    line = [
+        sys.executable, "-m", "tensafe_gpu.adapter_holder", "--data-dir", str(data_dir),
+        "--listen", "tcp:127.0.0.1:7443", "--tls-cert", str(files.certificate), "--tls-key", str(files.key),
+        "--tls-ca", str(files.authority),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["setsid", "--ctty", "--wait", *line],
+            stdin=theirs, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 1
+    assert "the TLS key has a pass phrase" in done.stderr
+    assert "openssl pkey" in done.stderr
 
 
 def test_a_kill_in_the_middle_uses_no_index_twice_and_loses_no_token_of_the_meter(
