@@ -242,7 +242,7 @@ def _holder(holder_dir: Path | None) -> HolderCommand:
 
 def _at_the_holder(placement: Placement, said: dict[str, Any]) -> Row:
     """Where its epoch stands; metered is what the site that was asked most has answered to all together."""
-    from tensafe.local.publishing import OTHER_DIGEST
+    from tensafe.local.publishing_terms import OTHER_DIGEST
 
     sites = said["tokens_by_site_and_tenant"].values()
     differs = placement.digest not in (None, said["digest"])

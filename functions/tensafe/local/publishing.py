@@ -12,6 +12,7 @@ from typing import Any, Final
 from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
 from tensafe.local.admin import erase_run, find_checkpoint, find_run, scrub
 from tensafe.local.publishing_terms import (
+    OTHER_DIGEST,
     Publishing,
     check_others,
     check_policy,
@@ -27,11 +28,6 @@ from tensafe.services import Services
 from tensafe.storage.ports import Write
 from tensafe.wire.paths import CheckpointPath
 
-OTHER_DIGEST: Final = (
-    "the adapter holder has other weights, or another epoch of them, than the service was told of, and "
-    "nothing is sampled from them; if it was rotated there, take that over: "
-    "`tensafe adapters rotate PATH --rotated`"
-)
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
 
 

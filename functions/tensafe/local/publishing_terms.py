@@ -18,6 +18,12 @@ from tensafe.services import Services
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,99}")
 """As `TenantName` of the adapter holder's policy, which is not part of this package; a test compares them."""
 
+OTHER_DIGEST: Final = (
+    "the adapter holder has other weights, or another epoch of them, than the service was told of, and "
+    "nothing is sampled from them; if it was rotated there, take that over: "
+    "`tensafe adapters rotate PATH --rotated`"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Publishing:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Final, cast
 
+from tensafe.contracts import holder_address
 from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
@@ -17,7 +19,6 @@ from tensafe.operations.streams import now_ms
 from tensafe.storage.ports import ConditionFailed, Delete, Item, Items, JsonValue, Key, Put, Write
 
 _LISTED: Final = 10_000
-_KINDS: Final = ("unix:", "tcp:")
 _TEXTS: Final = ("run_id", "name", "tenant", "base_model", "address", "adapter", "holder_tenant")
 
 
@@ -46,9 +47,6 @@ class Placement:
     saved_ms: int | None = None
     """When the weights were saved; None for what an older release placed."""
 
-    def __post_init__(self) -> None:
-        check_address(self.address)
-
     @property
     def path(self) -> str:
         return f"tinker://{self.run_id}/sampler_weights/{self.name}"
@@ -67,9 +65,17 @@ class Placement:
 
 
 def check_address(address: str) -> None:
-    """Raise InvalidRequest unless an adapter holder can be there."""
-    if not address.startswith(_KINDS):
-        raise InvalidRequest("an adapter holder is at unix:PATH or tcp:HOST:PORT", field="holder")
+    """Raise InvalidRequest unless samplers can look for an adapter holder there.
+
+    Not asked of what is read back: an older release placed what it could not connect to.
+    """
+    found = holder_address.parse(address)
+    if isinstance(found, Path) and not found.is_absolute():
+        raise InvalidRequest(
+            f"{str(found)[:200]!r} would be another socket in each sampler's directory: give the path from "
+            "the root, unix:/...",
+            field="holder",
+        )
 
 
 class Placements:
@@ -107,10 +113,12 @@ class Placements:
         return bool(self._items.query(partition, first=first, last=f"{first}~", limit=1))
 
     def add(self, placement: Placement, also: Sequence[Write] = ()) -> Placement:
-        """Again with the same content it does nothing. Raises Conflict if the path has another placement.
+        """Again with the same content it does nothing. Raises Conflict if the path has another placement,
+        InvalidRequest for an address that is none.
 
         `also` is written in the same transaction.
         """
+        check_address(placement.address)
         body = cast("dict[str, JsonValue]", asdict(placement) | {"created_ms": self._clock_ms()})
         try:
             keys = enumerate(_keys(placement))

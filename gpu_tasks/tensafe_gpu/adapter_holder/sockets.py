@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import stat
 from pathlib import Path
 from typing import Final
 
-from tensafe.contracts.errors import ConfigurationError
+from tensafe.contracts import holder_address
+from tensafe.contracts.errors import ConfigurationError, InvalidRequest
 
 _KEEP_ALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -17,10 +17,6 @@ _KEEP_ALIVE: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
-_PATH_MAX_BYTES: Final = 107
-"""unix(7): `sun_path` has 108 bytes, the last of them zero."""
-_PORT: Final = re.compile("[0-9]{1,5}")
-_PORT_MAX: Final = 65_535
 _BACKLOG: Final = 1024
 """Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
 _ANSWERS_S: Final = 1.0
@@ -29,23 +25,10 @@ _ANSWERS_S: Final = 1.0
 
 def listen_address(text: str) -> Path | tuple[str, int]:
     """A unix socket's path, or a host and a port, of what `--listen` names. Raises ConfigurationError."""
-    kind, _, rest = text.partition(":")
-    if kind == "unix" and rest:
-        size = len(os.fsencode(rest))
-        if size > _PATH_MAX_BYTES:
-            raise ConfigurationError(
-                f"cannot listen on {rest[:200]}: the path of a unix socket has at most {_PATH_MAX_BYTES} "
-                f"bytes, and this one has {size}; name a shorter one",
-                field="listen",
-            )
-        return Path(rest)
-    host, _, port = rest.rpartition(":")
-    if kind != "tcp" or not host or not _PORT.fullmatch(port) or not 1 <= int(port) <= _PORT_MAX:
-        raise ConfigurationError(
-            f"--listen is unix:PATH or tcp:HOST:PORT with a port of 1 to {_PORT_MAX}, not {text[:200]!r}",
-            field="listen",
-        )
-    return host, int(port)
+    try:
+        return holder_address.parse(text)
+    except InvalidRequest as error:
+        raise ConfigurationError(f"--listen: {error.message}", field="listen") from error
 
 
 def unix_listener(path: Path) -> socket.socket:

@@ -320,8 +320,11 @@ def test_a_publication_on_wrong_terms_leaves_nothing_behind_and_one_that_is_made
 ) -> None:
     holder = tmp_path / "holder"
     initialise_holder(holder)
-    assert "unix:PATH or tcp:HOST:PORT" in publish(tensafe, holder, "mine", code=2, holder="/run/adapters")
+    for at in ("/run/adapters", "unix:", "tcp:", "tcp:localhost", "tcp:h:https", "tcp:h:99999"):
+        assert "unix:PATH or tcp:HOST:PORT" in publish(tensafe, holder, "mine", code=2, holder=at)
+    assert "from the root" in publish(tensafe, holder, "mine", code=2, holder="unix:run/adapters")
     assert in_directory(holder)("list") == {"adapters": []}
+    assert find_checkpoint(services, path("mine"))
     kept = publish(tensafe, holder, "mine", "--keep-run")
     assert kept["other_copies"] == f"in what is kept of run {RUN}: tensafe runs erase {RUN}"
     with pytest.raises(NotFound, match="tensafe adapters show"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations.placements import Placement, Placements
+from tensafe.storage.ports import Item, Key
 from tests.fakes.items import MemoryItems
 
 ONE = Placement(
@@ -44,8 +45,18 @@ def test_adding_again_is_the_same_and_another_is_a_conflict(placements: Placemen
     assert placements.add(ONE) == placements.add(replace(ONE, created_ms=9)) == ONE
     with pytest.raises(Conflict):
         placements.add(replace(ONE, adapter="art-2"))
-    with pytest.raises(InvalidRequest):
-        replace(ONE, address="/a")
+
+
+@pytest.mark.parametrize("address", ["/a", "unix:", "unix:relative/s", "tcp:localhost", "tcp:h:https"])
+def test_an_address_that_is_none_is_not_placed_and_what_an_older_release_placed_is_read(
+    placements: Placements, address: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="unix:") as it:
+        placements.add(replace(ONE, address=address))
+    assert it.value.field == "holder"
+    assert placements.of_tenant("acme") == []
+    item = Item(Key("p", "s"), 1, asdict(replace(ONE, address=address)))
+    assert Placement.from_item(item).address == address
 
 
 def test_another_epoch_is_taken_over_from_what_was_known(placements: Placements) -> None:

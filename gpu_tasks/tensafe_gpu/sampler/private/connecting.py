@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tensafe.contracts import holder_address
 from tensafe.contracts.errors import TensafeError
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connector, Timeouts, TlsConnector, Wanted, unix_connector
@@ -46,12 +47,12 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
 
 
 def _connector(holder: Mapping[str, str]) -> Connector:
-    kind, _, rest = holder["address"].partition(":")
-    if kind == "unix" and rest:
-        return unix_connector(Path(rest), TIMEOUTS.connect_s)
-    host, _, port = rest.rpartition(":")
-    if kind != "tcp" or not host or not port.isdecimal():
-        raise HeUnavailable(MISCONFIGURED, "an adapter holder's address is unix:PATH or tcp:HOST:PORT")
+    try:
+        address = holder_address.parse(holder["address"])
+    except TensafeError as error:
+        raise HeUnavailable(MISCONFIGURED, str(error)) from error
+    if isinstance(address, Path):
+        return unix_connector(address, TIMEOUTS.connect_s)
     try:
         files = TlsFiles(*(Path(holder[f"tls_{name}"]) for name in ("cert", "key", "ca")))
     except KeyError as error:
@@ -60,7 +61,7 @@ def _connector(holder: Mapping[str, str]) -> Connector:
         contexts = of_files(files, client_context)
     except TensafeError as error:
         raise HeUnavailable(MISCONFIGURED, str(error)) from error
-    return TlsConnector(host, int(port), contexts, TIMEOUTS.connect_s)
+    return TlsConnector(*address, contexts, TIMEOUTS.connect_s)
 
 
 @cache
