@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 _CREST = 8.0
 """As `tensafe_gpu.helora.quantise.CREST`, which is not part of this package; a test compares them."""
 app = typer.Typer(
-    help="Publish, list, show, rotate and revoke private adapters; keep the samplers' certificate.",
+    help="Publish, list, show, move, rotate and revoke private adapters; keep the samplers' certificate.",
     no_args_is_help=True,
 )
 AdapterPath = Annotated[
     str,
     typer.Argument(metavar="PATH", help="tinker://RUN/sampler_weights/NAME, as `adapters list` shows it."),
+]
+HolderAddress = Annotated[
+    str,
+    typer.Option("--holder", metavar="ADDRESS", help="Where it listens: unix:PATH or tcp:HOST:PORT."),
 ]
 HolderDir = Annotated[
     Path | None,
@@ -50,9 +54,7 @@ def publish(  # noqa: PLR0913, PLR0917 - one option each
             help="A run, whose newest sampler weights are meant, or tinker://RUN/sampler_weights/NAME.",
         ),
     ],
-    holder: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where it listens: unix:PATH or tcp:HOST:PORT.")
-    ],
+    holder: HolderAddress,
     tokens_per_site: Annotated[
         int, typer.Option(min=1, help="Budget of an epoch; what it gives away is printed.")
     ],
@@ -155,6 +157,25 @@ def show(
     here: Row = {} if kept is None else {"kept_in_the_clear": kept.digest}
     there = {} if command is None else _at_the_holder(placement, command("show", *_named(placement)))
     print_object({**_row(placement), **here, **there}, as_json=as_json)
+
+
+@app.command()
+def move(
+    path: AdapterPath,
+    holder: HolderAddress,
+    data_dir: DataDir = None,
+    key_file: KeyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where its adapter holder listens now; the weights have to be those that were published.
+
+    Samplers look there from their next request on, and sample from the published digest alone.
+    """
+    from tensafe.local.publishing import move as take
+
+    with opened(data_dir, key_file) as services:
+        placement = take(services, _find(services, path), holder)
+    print_object(_row(placement), as_json=as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from tensafe.local.publishing_terms import (
     told_again,
 )
 from tensafe.operations.checkpoints import CheckpointKind
-from tensafe.operations.placements import Placement
+from tensafe.operations.placements import Placement, check_address
 from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
@@ -74,7 +74,7 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
             field="path",
         )
     placed = services.placements.peek(str(parsed.run), parsed.name)
-    check_tenant(services, wanted)
+    check_tenant(services, wanted.address, wanted.holder_tenant)
     check_others(services, str(parsed.run), parsed.name, wanted)
     if placed is not None:
         told = told_again(wanted, placed)
@@ -140,6 +140,23 @@ def revoke(services: Services, placement: Placement) -> None:
     services.keeping.delete(placement.run_id, placement.name)
     _erase(services, placement.path)
     services.placements.remove(placement)
+
+
+def move(services: Services, placement: Placement, address: str) -> Placement:
+    """Its adapter holder is at another address; nothing is asked there, and nothing else is changed.
+
+    So samplers go on to take the published digest alone, whoever answers there. Raises InvalidRequest for an
+    address that is none, or one where the samplers are not whom it is published for; Conflict for what an
+    older release placed without a digest, or if it was changed meanwhile.
+    """
+    check_address(address)
+    check_tenant(services, address, placement.holder_tenant)
+    if placement.digest is None:
+        raise Conflict(
+            "an older release published it without its digest, so whatever is at the address would be taken "
+            "for it: `tensafe adapters rotate PATH --rotated` takes the digest over; then move it"
+        )
+    return services.placements.move(placement, address)
 
 
 def rotate(

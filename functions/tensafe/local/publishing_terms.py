@@ -89,7 +89,7 @@ def told_again(wanted: Publishing, placed: Placement) -> dict[str, Any]:
     if there != (wanted.policy, wanted.address, wanted.holder_tenant):
         raise Conflict(
             f"it is published already: {placed.policy}, at {placed.address}, for {placed.holder_tenant}; "
-            "other terms need another checkpoint"
+            "`tensafe adapters move` changes the address, other terms need another checkpoint"
         )
     said = known(wanted, placed.adapter)
     if said is None or said["version"] != placed.version:
@@ -116,13 +116,13 @@ def check_policy(wanted: Publishing, said: Mapping[str, Any]) -> None:
         )
 
 
-def check_tenant(services: Services, wanted: Publishing) -> None:
+def check_tenant(services: Services, address: str, holder_tenant: str) -> None:
     """Over TCP samplers are who their certificate says. Raises InvalidRequest for another name."""
-    if not wanted.address.startswith("tcp:"):
+    if not address.startswith("tcp:"):
         return
     folder = os.environ.get("TENSAFE_HOLDER_TLS")  # which samplers of this machine prefer
     named = common_name(read_pem(Path(folder) / "cert.pem")) if folder else kept_name(services)
-    if named not in (None, wanted.holder_tenant):
+    if named not in (None, holder_tenant):
         raise InvalidRequest(
             f"this service's samplers are {named} by their certificate: nobody could use it",
             field="holder_tenant",

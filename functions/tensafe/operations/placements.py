@@ -139,20 +139,30 @@ class Placements:
 
         Raises NotFound, Conflict if it was changed meanwhile.
         """
+        return self._change(placement, replace(placement, epoch=epoch, digest=digest))
+
+    def move(self, placement: Placement, address: str) -> Placement:
+        """Its adapter holder is at another address, with the same weights; again is fine.
+
+        Raises NotFound, InvalidRequest for an address that is none, Conflict if it was changed meanwhile.
+        """
+        check_address(address)
+        return self._change(placement, replace(placement, address=address))
+
+    def _change(self, placement: Placement, changed: Placement) -> Placement:
         key = layout.placement_item(placement.run_id, placement.name)
         item = self._items.get(key)
         present = self.find(placement.run_id, placement.name) if item is None else Placement.from_item(item)
-        changed = Conflict("the private adapter was changed meanwhile; try again")
-        renewed = replace(placement, epoch=epoch, digest=digest)
-        if present == renewed:
+        meanwhile = Conflict("the private adapter was changed meanwhile; try again")
+        if present == changed:
             return present
         if item is None or present != placement:
-            raise changed
+            raise meanwhile
         try:
-            self._items.write([Put(key, cast("dict[str, JsonValue]", asdict(renewed)), item.version)])
+            self._items.write([Put(key, cast("dict[str, JsonValue]", asdict(changed)), item.version)])
         except ConditionFailed:
-            raise changed from None
-        return renewed
+            raise meanwhile from None
+        return changed
 
     def remove(self, placement: Placement) -> None:
         """Nobody samples from it any more; absent is fine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,34 @@ def test_a_run_means_its_newest_weights_whatever_was_published_of_it_before(
     services.ports.items.write([Put(place, {**body, "colour": "blue"}, item.version)])
     assert "by their path" in publish(tensafe, holder, RUN, code=1)
     assert tensafe("show", path("mine"))["adapter"] == "art-mine"
+
+
+def test_a_wrong_address_is_mended_by_moving_it(tensafe: Tensafe, services: Services, tmp_path: Path) -> None:
+    """The run is erased: nothing could be published again."""
+    holder = tmp_path / "holder"
+    initialise_holder(holder)
+    wrong = publish(tensafe, holder, "mine", holder="unix:/run/tensafe/adaptors")
+    refused = publish(tensafe, holder, "mine", code=1)
+    assert "tensafe adapters move" in refused
+    moved = tensafe("move", path("mine"), "--holder", AT)
+    assert moved == {name: wrong[name] for name in moved} | {"holder": AT}
+    assert tensafe("move", path("mine"), "--holder", AT) == tensafe("show", path("mine")) == moved
+    assert publish(tensafe, holder, "mine")["digest"] == moved["digest"]
+    assert "tcp:HOST:PORT" in tensafe("move", path("mine"), "--holder", "tcp:h:https", code=2)
+    assert "tensafe adapters list" in tensafe("move", path("other"), "--holder", AT, code=3)
+    files = Authority(tmp_path).issue("samplers-of-acme")
+    pems = {"cert": files.certificate, "key": files.key, "ca": files.authority}
+    tensafe("certificate", *(word for name, file in pems.items() for word in (f"--{name}", str(file))))
+    over_tcp = ("move", path("mine"), "--holder", "tcp:h:1")
+    assert "are samplers-of-acme by their certificate" in tensafe(*over_tcp, code=2)
+    # What an older release placed is held to no digest, wherever it is.
+    placed = services.placements.find(RUN, "mine")
+    services.placements._change(placed, replace(placed, digest=None))
+    elsewhere = ("move", path("mine"), "--holder", "unix:/run/other")
+    assert "--rotated" in tensafe(*elsewhere, code=1)
+    tensafe("rotate", path("mine"), "--rotated", "--holder-dir", str(holder))
+    assert (taken := tensafe(*elsewhere))["holder"] == "unix:/run/other"
+    assert taken["digest"] == moved["digest"]
 
 
 def test_what_the_adapter_holder_has_lost_is_not_erased_here(

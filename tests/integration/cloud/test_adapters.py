@@ -161,6 +161,7 @@ def test_an_adapter_from_its_publication_to_its_end(
     assert services.placements.find(RUN, "mine").address.startswith("tcp:adapter-holder.")
     assert [one["path"] for one in tensafe("list")] == [path]
     assert tensafe("show", path)["policy"] == "HE_REQUIRED"
+    assert tensafe("move", path, "--holder", "tcp:other.internal:7443")["digest"] == published["digest"]
     preferred = ("--policy", "HE_PREFERRED", "--keep-plaintext")
     kept = tensafe(*publish(path_of(PREFERRED), *preferred))["digest"]
     assert tensafe("show", path_of(PREFERRED))["kept_in_the_clear"] == kept

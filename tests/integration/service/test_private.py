@@ -157,12 +157,17 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_or_not_at_all(
     base = sampled(base_client)
     assert plain != base
 
-    where = ("--holder-dir", str(holder.data_dir), "--holder", holder.address)
+    wrong = f"{holder.address}-of-somebody"
+    where = ("--holder-dir", str(holder.data_dir), "--holder", wrong)
     choices = ("--holder-tenant", "sampler", "--tokens-per-site", "500", "--private", "--yes")
     published = operate(service, "publish", path, *where, *choices)
     assert published["policy"] == "HE_REQUIRED"
     assert "inputs of the narrowest site" in published["extraction"]
     check_erased(service, path, published)
+    with pytest.raises(tinker.TinkerError, match="he_adapter_holder_absent"):
+        sampled(client.create_sampling_client(model_path=path).result())
+    moved = operate(service, "move", path, "--holder", holder.address)
+    assert (moved["holder"], moved["digest"]) == (holder.address, published["digest"])
 
     private_client = client.create_sampling_client(model_path=path).result()
     private = sampled(private_client)

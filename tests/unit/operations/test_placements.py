@@ -59,6 +59,24 @@ def test_an_address_that_is_none_is_not_placed_and_what_an_older_release_placed_
     assert Placement.from_item(item).address == address
 
 
+def test_it_is_held_elsewhere_with_the_same_weights(placements: Placements) -> None:
+    placed = placements.renew(placements.add(ONE), epoch=2, digest="d2")
+    moved = placements.move(placed, "tcp:h:1")
+    assert moved == replace(placed, address="tcp:h:1") == placements.find("s:train:0", "mine")
+    assert placements.move(moved, "tcp:h:1") == placements.move(placed, "tcp:h:1") == moved
+    assert placements.holds("art-1", "1")
+    with pytest.raises(InvalidRequest):
+        placements.move(moved, "tcp:h")
+    with pytest.raises(Conflict, match="meanwhile"):
+        placements.move(placed, "unix:/b")
+    with pytest.raises(Conflict, match="meanwhile"):
+        placements.renew(placed, epoch=3, digest="d3")
+    assert placements.find("s:train:0", "mine") == moved
+    placements.remove(ONE)
+    with pytest.raises(NotFound):
+        placements.move(moved, "unix:/b")
+
+
 def test_another_epoch_is_taken_over_from_what_was_known(placements: Placements) -> None:
     placements.add(ONE)
     first = placements.renew(ONE, epoch=1, digest="d1")  # an older release placed it without

@@ -9,6 +9,7 @@ import pytest
 
 from tensafe.contracts.errors import Gone
 from tensafe.contracts.execution import ExecutionPolicy
+from tensafe.local import publishing
 from tensafe.operations.checkpoints import UNUSED_S, CheckpointKind
 from tensafe.operations.placements import Placement
 from tensafe.operations.records import StreamKind, StreamRecord
@@ -109,6 +110,24 @@ def preferred(world: World, run: StreamRecord, policy: ExecutionPolicy) -> Strea
     )
     world.items.write(writes)
     return record
+
+
+def test_an_adapter_that_was_moved_is_looked_for_at_its_new_address_by_the_sessions_that_have_it(
+    memory: World,
+) -> None:
+    """Under another identity, so that it is opened anew, with the digest that it has to have."""
+    run, reader = memory.run(), Weights(memory.services)
+    asked = preferred(memory, run, ExecutionPolicy.HE_REQUIRED)
+    before = reader.of(asked)
+    publishing.move(memory.services, memory.services.placements.find(run.stream_id, "mine"), "unix:/new")
+    after = reader.of(asked)
+    assert isinstance(before, PrivateAdapter)
+    assert isinstance(after, PrivateAdapter)
+    assert (before.holder["address"], after.holder["address"]) == ("unix:/h", "unix:/new")
+    assert before.identity != after.identity
+    assert after.holder | {"address": ""} == before.holder | {"address": ""}
+    assert after.digest == before.digest == after.holder["digest"] == "cd" * 32
+    assert weights.still_there(memory.services, after.identity)
 
 
 def test_weights_in_the_clear_are_for_he_preferred_alone_and_go_with_what_they_are_kept_for(
