@@ -75,15 +75,20 @@ class Publishing:
 
 
 def known(wanted: Publishing, adapter: str) -> dict[str, Any] | None:
-    """The active publication of a try that was cut short."""
-    adapters = wanted.holder("list")["adapters"]
-    found = [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
+    """The active publication of a try that was cut short, the newest of several: nothing is placed yet."""
+    found = _active(wanted, adapter)
     return found[-1] if found else None
 
 
+def _active(wanted: Publishing, adapter: str) -> list[dict[str, Any]]:
+    """Versions that the adapter holder serves, oldest first; tries cut short may have left several."""
+    adapters = wanted.holder("list")["adapters"]
+    return [one for one in adapters if one["name"] == adapter and one["status"] == "active"]
+
+
 def told_again(wanted: Publishing, placed: Placement) -> dict[str, Any]:
-    """What the adapter holder says of what is published. Raises Conflict if that was on other terms, or it is
-    not there any more: then whatever is left here stays.
+    """What the adapter holder says of what is published, which is known by its version and digest. Raises
+    Conflict if that was on other terms, or it is not there any more: then whatever is left here stays.
     """
     there = (placed.policy, placed.address, placed.holder_tenant)
     if there != (wanted.policy, wanted.address, wanted.holder_tenant):
@@ -91,12 +96,15 @@ def told_again(wanted: Publishing, placed: Placement) -> dict[str, Any]:
             f"it is published already: {placed.policy}, at {placed.address}, for {placed.holder_tenant}; "
             "`tensafe adapters move` changes the address, other terms need another checkpoint"
         )
-    said = known(wanted, placed.adapter)
-    if said is None or said["version"] != placed.version:
+    active = _active(wanted, placed.adapter)
+    said = next((one for one in active if one["version"] == placed.version), None)
+    if said is None:
         raise Conflict(
             "it is published already, and the adapter holder that is named has it no more, so nothing is "
             "erased. Is that the right one? If so, `tensafe adapters revoke` ends it here"
         )
+    if placed.digest not in (None, said["digest"]):
+        raise Conflict(f"it is published already, and nothing is erased: {OTHER_DIGEST}")
     check_policy(wanted, said)
     return said
 

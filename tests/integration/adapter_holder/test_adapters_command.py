@@ -102,6 +102,17 @@ def publish(tensafe: Tensafe, at: Path, name: str, *more: str, code: int = 0, **
     return tensafe("publish", weights, "--private", "--yes", *where, *options, *more, code=code)
 
 
+def again_at(holder: Path, folder: Path, adapter: str, tokens_per_site: int = 100) -> None:
+    """What a killed `tensafe` may leave there: the same weights as one more version."""
+    folder.mkdir()
+    for name, content in peft_files(64, 8, leaves=("o",)).items():
+        (folder / name).write_bytes(content)
+    in_directory(holder)(
+        "publish", "--name", adapter, "--peft", str(folder), "--base-model", BASE.name,
+        "--tenants", "sampler", "--tokens-per-site", str(tokens_per_site),
+    )  # fmt: skip
+
+
 def test_a_private_adapter_from_its_publication_to_its_end(tensafe: Tensafe, tmp_path: Path) -> None:
     holder = tmp_path / "holder"
     refused = publish(tensafe, holder, "mine", code=1)
@@ -256,6 +267,34 @@ def test_what_the_adapter_holder_has_lost_is_not_erased_here(
     assert find_checkpoint(services, path("other"))
 
 
+def test_a_publication_is_ended_by_its_own_version_whatever_else_the_adapter_holder_has(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    """A try that was killed may have left a second one; other weights under the name end nothing."""
+    holder, other = tmp_path / "holder", tmp_path / "other-holder"
+    for place in (holder, other):
+        initialise_holder(place)
+    first = publish(tensafe, holder, "mine", "--keep-run")
+    again_at(holder, tmp_path / "peft", first["adapter"])
+    again_at(other, tmp_path / "others", first["adapter"])
+    assert [one["version"] for one in in_directory(holder)("list")["adapters"]] == [1, 2]
+    assert "nothing is erased" in publish(tensafe, other, "mine", code=1)
+    run = services.streams.find(RUN)
+    assert run is not None
+    assert run.state is StreamState.ACTIVE
+    ended = publish(tensafe, holder, "mine")
+    assert (ended["version"], ended["digest"]) == (1, first["digest"])
+    run = services.streams.find(RUN)
+    assert run is not None
+    assert run.state is StreamState.ERASED
+    in_directory(holder)("rotate", "--name", first["adapter"], "--version", "1")
+    assert "--rotated" in publish(tensafe, holder, "mine", code=1)
+    tensafe("rotate", path("mine"), "--rotated", "--holder-dir", str(holder))
+    assert publish(tensafe, holder, "mine")["epoch"] == 2
+    in_directory(holder)("revoke", "--name", first["adapter"], "--version", "1")
+    assert "has it no more" in publish(tensafe, holder, "mine", code=1)
+
+
 def test_an_erasure_takes_nothing_that_is_kept_of_another_adapter_of_the_run(
     tensafe: Tensafe, services: Services, tmp_path: Path
 ) -> None:
@@ -366,15 +405,9 @@ def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
     tensafe: Tensafe, tmp_path: Path
 ) -> None:
     """The adapter holder has it, and nothing here says so yet."""
-    holder, folder = tmp_path / "holder", tmp_path / "peft"
+    holder = tmp_path / "holder"
     initialise_holder(holder)
-    folder.mkdir()
-    for name, content in peft_files(64, 8, leaves=("o",)).items():
-        (folder / name).write_bytes(content)
-    in_directory(holder)(
-        "publish", "--name", "art-other", "--peft", str(folder), "--base-model", BASE.name,
-        "--tenants", "sampler", "--tokens-per-site", "50",
-    )  # fmt: skip
+    again_at(holder, tmp_path / "peft", "art-other", 50)
     assert "--tokens-per-site 50" in publish(tensafe, holder, "other", code=1)
     wrong = {"tokens_per_site": "50", "holder_tenant": "others"}
     assert "--holder-tenant sampler" in publish(tensafe, holder, "other", code=1, **wrong)
