@@ -27,7 +27,7 @@ from tensafe_gpu.adapter_holder.composition import (
     read_holder_settings,
 )
 from tensafe_gpu.adapter_holder.extraction import extraction_note
-from tensafe_gpu.adapter_holder.in_clear import write_in_clear
+from tensafe_gpu.adapter_holder.in_clear import in_clear
 from tensafe_gpu.adapter_holder.listener import Listener
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
@@ -83,11 +83,17 @@ def _publish(options: argparse.Namespace) -> None:
         fields = sorted({str(one["loc"][0]) for one in error.errors()})
         raise InvalidRequest(f"the policy is wrong: {', '.join(fields)}") from None
     with _opened(options) as ports:
-        published, adapter = AdapterStore(ports).publish(
-            options.name, _files(options.peft), base_model=options.base_model, policy=policy
-        )
-    if options.in_clear is not None:
-        write_in_clear(adapter, options.in_clear)
+        store, files = AdapterStore(ports), _files(options.peft)
+        # What can fail before it is published fails before it.
+        with in_clear(options.in_clear) as write:
+            published, adapter = store.publish(
+                options.name, files, base_model=options.base_model, policy=policy
+            )
+            try:
+                write(adapter)
+            except BaseException:
+                store.revoke(published.name, published.version)
+                raise
     _print({**_shown(published), "sites": _sites(adapter)})
 
 

@@ -6,13 +6,16 @@ Its delta is B' A_q x with x as it is: an encrypted answer differs from it by th
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from safetensors.numpy import save
 
-from tensafe.contracts.errors import Unsupported
+from tensafe.contracts.errors import ConfigurationError, Unsupported
 from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.helora.adapter import ServedAdapter
 
@@ -45,8 +48,34 @@ def peft_of(adapter: ServedAdapter) -> dict[str, bytes]:
     return {CONFIG_FILE: json.dumps(config).encode(), WEIGHTS_FILE: save(tensors)}
 
 
-def write_in_clear(adapter: ServedAdapter, folder: Path) -> None:
-    """Into a new folder of this user's own."""
-    folder.mkdir(mode=0o700)
-    for name, content in peft_of(adapter).items():
-        (folder / name).write_bytes(content)
+@contextmanager
+def in_clear(folder: Path | None) -> Iterator[Callable[[ServedAdapter], None]]:
+    """What writes an adapter into a new folder of this user's own, which goes if anything fails.
+
+    Without a folder it writes nothing. Raises ConfigurationError where there is one already, none can be
+    made, or it cannot be written to.
+    """
+    if folder is None:
+        yield lambda _: None
+        return
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--in-clear names a new folder, and {folder} cannot be made: {error.strerror}", field="in_clear"
+        ) from error
+
+    def write(adapter: ServedAdapter) -> None:
+        try:
+            for name, content in peft_of(adapter).items():
+                (folder / name).write_bytes(content)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{folder} cannot be written to, so it was not published: {error.strerror}", field="in_clear"
+            ) from error
+
+    try:
+        yield write
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

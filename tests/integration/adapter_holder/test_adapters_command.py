@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from tensafe.cli.app import app
-from tensafe.contracts.errors import NotFound
+from tensafe.contracts.errors import ConfigurationError, NotFound
 from tensafe.contracts.training import ModelInfo
 from tensafe.local.admin import find_checkpoint
 from tensafe.local.composition import initialise, local_services
@@ -413,3 +413,35 @@ def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
     assert "--holder-tenant sampler" in publish(tensafe, holder, "other", code=1, **wrong)
     assert tensafe("list") == []
     assert publish(tensafe, holder, "other", tokens_per_site="50")["adapter"] == "art-other"
+
+
+@pytest.mark.parametrize("what", ["there", "no room for it"])
+def test_what_cannot_be_kept_in_the_clear_is_not_published(tmp_path: Path, what: str) -> None:
+    holder, folder = tmp_path / "holder", tmp_path / "peft"
+    initialise_holder(holder)
+    folder.mkdir()
+    for name, content in peft_files(64, 8, leaves=("o",)).items():
+        (folder / name).write_bytes(content)
+    clear = folder if what == "there" else folder / "adapter_config.json" / "clear"
+    terms = ("--base-model", BASE.name, "--tenants", "sampler", "--tokens-per-site", "100")
+    with pytest.raises(ConfigurationError, match="--in-clear names a new folder"):
+        in_directory(holder)(
+            "publish", "--name", "a", "--peft", str(folder), *terms, "--in-clear", str(clear)
+        )
+    assert in_directory(holder)("list")["adapters"] == []
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_that_fills_up_takes_the_publication_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensafe_gpu.adapter_holder import in_clear as module
+
+    def full(*_: object) -> dict[str, bytes]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "peft_of", full)
+    write = module.in_clear(tmp_path / "clear")
+    with pytest.raises(ConfigurationError, match="not published: No space left"), write as writing:
+        writing(None)  # type: ignore[arg-type]
+    assert not (tmp_path / "clear").exists()
