@@ -25,13 +25,14 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, *, days: float = 1, strict: bool = True) -> TlsFiles:
+    def issue(self, name: str, *, days: float = 1, strict: bool = True, names: int = 1) -> TlsFiles:
         """A certificate whose common name is `name`; expired since yesterday if `days` is negative.
 
-        Without `strict` it does not say which key of the authority signed it.
+        `names`: how often it is said. Without `strict` it does not say which key of the authority signed it.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._signed(_name(name), key, days=days, authority=False, strict=strict)
+        subject = x509.Name([*_name(name)] * names)
+        certificate = self._signed(subject, key, days=days, authority=False, strict=strict)
         paths = self._folder / f"{name}-{days}.crt", self._folder / f"{name}-{days}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         paths[1].write_bytes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import ssl
 import threading
@@ -29,12 +30,22 @@ from tensafe_gpu.helora.frames import (
     send,
 )
 from tensafe_gpu.helora.messages import Refusal, packed
-from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, TIMEOUT, VERSION_MISMATCH, HeUnavailable
+from tensafe_gpu.helora.ports import (
+    CERTIFICATE_REFUSED,
+    GARBAGE,
+    HOLDER_ABSENT,
+    TIMEOUT,
+    VERSION_MISMATCH,
+    HeUnavailable,
+)
 from tensafe_gpu.helora.standing import LOOK_S, Standing
 from tensafe_gpu.helora.tls import Contexts, shake_hands, tenant_of, wrapped
 
 log = logging.getLogger(__name__)
 
+_ONLINE: Final = (Kind.PRODUCTS, Kind.DIRECT)
+_ONLINE_S: Final = 2.0
+"""A sampler gives an online answer up after 3 s."""
 _LAST_WORD_S: Final = 0.5
 _AT_ONCE_BYTES: Final = 1 << 16
 
@@ -172,7 +183,11 @@ class Listener:
         wait_s = _left_s(visitor)
         frame = receive(sock, GREETING, idle_s=wait_s, frame_s=wait_s)
         self._greeting.leave(visitor)
-        certified = tenant_of(sock) if isinstance(sock, ssl.SSLSocket) else None
+        try:
+            certified = tenant_of(sock) if isinstance(sock, ssl.SSLSocket) else None
+        except ssl.SSLError as error:
+            self._refuse(sock, frame, HeUnavailable(CERTIFICATE_REFUSED, str(error)))
+            return None
         try:
             session, (kind, parts) = self._service.greet(frame, certified)
         except HeUnavailable as error:
@@ -200,11 +215,8 @@ class Listener:
         look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
         frame_s = self._patience.frame_s
 
-        def admit(size_bytes: int) -> None:
-            try:
-                session.frame_room.take(size_bytes, wait_s=frame_s)
-            except HeUnavailable as error:
-                raise Over(error.code, str(error)) from error  # what follows the header is not read
+        def admit(kind: Kind, size_bytes: int) -> None:
+            self._make_room(sock, session, standing, kind, size_bytes)
 
         while True:
             try:
@@ -215,6 +227,27 @@ class Listener:
                     raise
                 session.check()
                 _check(standing)
+
+    def _make_room(
+        self, sock: socket.socket, session: Session, standing: Standing | None, kind: Kind, size_bytes: int
+    ) -> None:
+        """For a frame whose header has come. Raises Over if there is none, or may be none any more; PeerGone.
+
+        A forward pass waits for an online answer, and not for long; preprocessing can wait.
+        """
+        patience = self._patience
+        until = time.monotonic() + (_ONLINE_S if kind in _ONLINE else patience.frame_s)
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                return session.frame_room.take(size_bytes, wait_s=min(patience.look_s, max(0.0, left_s)))
+            except HeUnavailable as error:
+                if left_s <= 0:
+                    raise Over(error.code, str(error)) from error  # what follows the header is not read
+            session.check()
+            _check(standing)
+            if _hung_up(sock):
+                raise PeerGone("the connection is closed")
 
     def _answered(
         self, sock: socket.socket, session: Session, standing: Standing | None, frame: Frame
@@ -255,6 +288,13 @@ def _check(standing: Standing | None) -> None:
 
 def _left_s(visitor: Visitor) -> float:
     return max(0.0, visitor.deadline - time.monotonic())
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer has closed it, though bytes of it may be left to read."""
+    ready = select.poll()
+    ready.register(sock, select.POLLRDHUP)
+    return bool(ready.poll(0))
 
 
 def _let_it_read(peer: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""How much memory greeted peers may fill at once: frames that arrive, and blocks that have been begun.
+"""How much memory greeted peers may fill at once: frames that arrive, B that is sent, blocks that are begun.
 
 A frame or a block is no larger than its adapter makes it, but a tenant has many connections. So all of them
 share a room, of which one tenant fills no more than half: who comes beside a tenant that fills its half is
@@ -19,6 +19,10 @@ FRAMES_BYTES: Final = 512 << 20
 BLOCKS_BYTES: Final = 1 << 30
 """Of blocks, from BLOCK_BEGIN to BLOCK_REPLY."""
 SMALL_BYTES: Final = 1 << 16
+ROOM_S: Final = 30.0
+"""How long preprocessing waits for room: others' blocks take seconds, and come to their end."""
+LEFT_S: Final = 120.0
+"""A block that was begun and gets no further for so long gives its room to others."""
 
 
 class Room:

@@ -12,7 +12,7 @@ from typing import Final
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
-from tensafe_gpu.adapter_holder.room import BLOCKS_BYTES, FRAMES_BYTES, Room, Share
+from tensafe_gpu.adapter_holder.room import BLOCKS_BYTES, FRAMES_BYTES, LEFT_S, ROOM_S, Room, Share
 from tensafe_gpu.adapter_holder.store import AdapterStore, Published
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.accepted_records import Offer, Range
@@ -25,6 +25,7 @@ from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.messages import (
     Hello,
     Welcome,
+    b_bytes,
     pack_b,
     pack_products_reply,
     pack_reply,
@@ -157,6 +158,8 @@ class Session:
         self._service, self._opened, self._offer, self._nonce = service, opened, offer, nonce
         self._block: tuple[bytes, bytes, BlockEvaluation] | None = None
         """Its id, the key of its shares, what it has so far."""
+        self._block_at = 0.0
+        """When it was begun, or went on."""
         self._share_keys: dict[bytes, bytes] = {}
         """By salt."""
         self._sites: dict[bytes, SiteId] = {}
@@ -204,9 +207,13 @@ class Session:
         """To be asked while no frame comes. Raises Over when its adapter has been closed, Unavailable."""
         if self._opened.closed:
             self._service.check_current(self._offer)
+        if self._block is not None and time.monotonic() - self._block_at > LEFT_S:
+            self._give_up_block()
 
     def prepare_next(self) -> None:
         """Called when an answer has left: draw what the next one will hold back."""
+        if self._block is None:
+            self._block_room.give_back()
         self._ahead.draw()
 
     def close(self) -> None:
@@ -229,6 +236,7 @@ class Session:
         site = self._site(index)
         matrices = self._opened.adapter.sites[site].b
         shape = self._opened.info.sites[index]
+        self.frame_room.take(b_bytes(shape), wait_s=ROOM_S)
         return Kind.B_REPLY, pack_b(index, [matrices[one.name] for one in shape.modules])
 
     def _begin(self, payload: memoryview) -> Answer:
@@ -237,13 +245,14 @@ class Session:
         self._give_up_block()
         check_half(b)  # before its id is used up
         a = self._opened.adapter.sites[site].a
-        self._block_room.take(evaluation_bytes(a))
+        self._block_room.take(evaluation_bytes(a), wait_s=ROOM_S)
         try:
             # Then what is bounded: who is refused costs nothing more.
             salt = self._service.accepted.open_block(self._offer, site, block_id)
             elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))
             evaluation = self._service.evaluation(a, b, elements)
             self._block = (block_id, self._share_key(site, block_id, salt), evaluation)
+            self._block_at = time.monotonic()
         except BaseException:
             self._block_room.give_back()
             raise
@@ -261,6 +270,7 @@ class Session:
         if self._block is None or self._block[0] != block_id or self._block[2].next_feature != first:
             raise HeUnavailable(GARBAGE, "rows of a block that was not begun, or out of their order")
         _, share_key, evaluation = self._block
+        self._block_at = time.monotonic()
         try:
             add(evaluation)
         except HeUnavailable:
@@ -269,7 +279,8 @@ class Session:
         if not evaluation.complete:
             return Kind.ACCEPTED, []
         reply = evaluation.reply(share_key)
-        self._give_up_block()
+        evaluation.close()
+        self._block = None  # its room goes when the reply has left
         return Kind.BLOCK_REPLY, pack_reply(block_id, reply)
 
     def _products(self, payload: memoryview) -> Answer:

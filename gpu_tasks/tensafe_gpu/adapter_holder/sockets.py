@@ -83,11 +83,14 @@ def _make_way(path: Path) -> None:
         asking.settimeout(_ANSWERS_S)
         try:
             asking.connect(str(path))
-        except ConnectionRefusedError:  # of all errors the one that says that nobody listens
-            path.unlink(missing_ok=True)
-            return
-        except OSError:
-            pass
-    raise ConfigurationError(
-        f"{path} is served by another process: end it, or name another path", field="listen"
-    )
+            served = True
+        except OSError as error:
+            served = not isinstance(error, ConnectionRefusedError)  # which alone says that nobody listens
+    if served:
+        raise ConfigurationError(
+            f"{path} is served by another process: end it, or name another path", field="listen"
+        )
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error

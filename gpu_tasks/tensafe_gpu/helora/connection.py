@@ -131,17 +131,22 @@ class Connection:
             raise HeUnavailable(TIMEOUT, "the adapter holder does not answer") from error
         except OSError as error:
             raise HeUnavailable(HOLDER_ABSENT, "the adapter holder cannot be reached") from error
-        self._standing = None
-        if isinstance(connector, TlsConnector) and isinstance(self._sock, ssl.SSLSocket):
-            self._standing = connector.standing(self._sock)
+        self._standing: Standing | None = None
         self._poll_s = 0.0 if on_one_core(self._sock) else POLL_S
         hello = Hello(
             parameters=PARAMETERS, tenant=wanted.tenant, adapter=wanted.adapter, version=wanted.version
         )
         most = TO_KEY_HOLDER[Kind.WELCOME]
         try:
+            if isinstance(connector, TlsConnector) and isinstance(self._sock, ssl.SSLSocket):
+                self._standing = connector.standing(self._sock)
             payload = self.ask(Kind.HELLO, [packed(hello)], Kind.WELCOME, most, timeouts.connect_s)
             self.info, self.nonce = self._checked(payload, wanted)
+        except ValueError as error:  # of a certificate that OpenSSL takes and `cryptography` does not
+            self.close()
+            raise HeUnavailable(
+                CERTIFICATE_REFUSED, "the adapter holder's certificate cannot be read"
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -177,6 +182,7 @@ class Connection:
 
         Raises HeUnavailable.
         """
+        self._check_certificate()
         self._request = (self._request + 1) & 0xFFFFFFFF
         limits = _limits(answer, most_bytes)
         try:
@@ -215,15 +221,22 @@ class Connection:
 
     def _vouched_for(self) -> bool:
         """Whether the adapter holder's certificate holds; if not, it is closed."""
+        try:
+            self._check_certificate()
+        except HeUnavailable:
+            return False
+        return True
+
+    def _check_certificate(self) -> None:
+        """Close it and raise HeUnavailable where the adapter holder's does not hold any more."""
         if self._standing is None:
-            return True
+            return
         try:
             self._standing.check()
         except HeUnavailable as error:
             log.warning("connection ended: %s", error)
             self.close()
-            return False
-        return True
+            raise
 
     def _answer(self, frame: Frame, answer: Kind) -> memoryview:
         if frame.kind is Kind.ERROR:

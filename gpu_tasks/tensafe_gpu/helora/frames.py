@@ -126,11 +126,12 @@ def receive(
     *,
     idle_s: float,
     frame_s: float,
-    admit: Callable[[int], None] | None = None,
+    admit: Callable[[Kind, int], None] | None = None,
 ) -> Frame:
-    """The next frame: its first byte within `idle_s`, its header within `frame_s`, the rest within as much.
+    """The next frame: its first byte within `idle_s`, the rest within `frame_s`.
 
-    `admit` is called with the payload's length before it gets memory, and may wait or raise.
+    `admit` is called with kind and payload's length before that gets memory, and may raise, or wait, which is
+    not the peer's time.
 
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerIdle;
     PeerSlow; PeerGone, also when the connection ends inside a frame.
@@ -148,9 +149,11 @@ def receive(
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
     if admit is not None:
-        admit(size)
+        began = time.monotonic()
+        admit(kind, size)
+        deadline += time.monotonic() - began
     payload = room(size)
-    _fill(sock, payload, time.monotonic() + frame_s)
+    _fill(sock, payload, deadline)
     return Frame(kind, request, payload)
 
 

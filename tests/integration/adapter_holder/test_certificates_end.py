@@ -187,6 +187,32 @@ def test_a_key_holder_ends_a_connection_whose_adapter_holders_certificate_is_tak
     burn_log.close()
 
 
+def test_a_block_at_hand_is_not_sent_on_to_a_holder_whose_certificate_was_taken_away(
+    tmp_path: Path, holder: Holder, authority: Authority, trusted: Path
+) -> None:
+    own, burn_log = authority.issue(TENANT), BurnLog(tmp_path / "burned.db")
+    contexts = of_files(TlsFiles(own.certificate, own.key, trusted), client_context)
+    gone = authority.issue("server", days=2)
+    with serving_with(holder, gone) as port:
+        connector = TlsConnector("127.0.0.1", port, contexts, look_s=LOOK_S)
+        private = RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, QUICK)
+        put(trusted, authority.revoked(gone))
+        time.sleep(2 * LOOK_S)
+        with pytest.raises(HeUnavailable) as raised:
+            private.b_matrices()
+        assert raised.value.code == CERTIFICATE_REFUSED
+        assert holder.service.counters["B_REQUEST"] == 0
+        private.close()
+    burn_log.close()
+
+
+def test_a_certificate_without_a_name_is_told_so(tmp_path: Path, reach: Reach, authority: Authority) -> None:
+    with pytest.raises(HeUnavailable) as raised:
+        reach(authority.issue("server", days=5, names=2))
+    assert raised.value.code == CERTIFICATE_REFUSED
+    assert "does not name a tenant" in str(raised.value)
+
+
 def test_an_authority_that_is_added_ends_nothing(
     tmp_path: Path, reach: Reach, authority: Authority, trusted: Path
 ) -> None:

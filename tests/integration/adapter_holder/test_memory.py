@@ -16,15 +16,16 @@ from socket import socket
 import numpy as np
 import pytest
 
+from tensafe_gpu.adapter_holder import listener, service
 from tensafe_gpu.adapter_holder.listener import Patience
 from tensafe_gpu.adapter_holder.places import MAX_OF_TENANT
-from tensafe_gpu.adapter_holder.room import Room
+from tensafe_gpu.adapter_holder.room import SMALL_BYTES, Room
 from tensafe_gpu.helora import frames
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connection, Wanted, unix_connector
 from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, VERSION, Kind, receive
 from tensafe_gpu.helora.limits import request_limits
-from tensafe_gpu.helora.messages import pack_begin
+from tensafe_gpu.helora.messages import b_bytes, pack_begin, pack_whole_rows
 from tensafe_gpu.helora.parameters import MAX_TOKENS, N
 from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, AdapterInfo, HeUnavailable
 from tensafe_gpu.helora.public_keys import keys_of_block
@@ -156,7 +157,7 @@ BEGUN = 8 * (RANK * 6 * N + RANK * 64)
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Holder]:
     """An adapter of two tenants, at a holder that is impatient."""
-    with adapter_holder(tmp_path / "shared", patience=Patience(5, 30, 3)) as found:
+    with adapter_holder(tmp_path / "shared", patience=Patience(5, 30, 3, 0.2)) as found:
         files = peft_files(64, RANK)
         found.store.publish("a", files, base_model="base", policy=policy(tenants=(TENANT, OTHER)))
         yield found
@@ -215,15 +216,79 @@ def test_a_frame_for_which_there_is_no_room_waits_for_some_time(shared: Holder, 
     emptied(room)
 
 
-def test_blocks_that_are_begun_and_left_are_refused_beyond_a_tenants_half(shared: Holder) -> None:
+def test_whoever_hangs_up_while_there_is_no_room_leaves_at_once(
+    shared: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_ONLINE_S", 30.0)
+    room = shared.service.frame_room = Room(4 * MIB)
+    room.take(TENANT, 2 * MIB)
+    connection = connected(shared, TENANT)
+    connection._sock.setblocking(True)
+    connection._sock.sendall(announced(Kind.PRODUCTS, MIB) + bytes(100))
+    time.sleep(0.3)
+    assert shared.service.places._of_tenant[TENANT] == 1
+    connection.close()
+    until = time.monotonic() + 5
+    while shared.service.places._of_tenant[TENANT]:
+        assert time.monotonic() < until, "its place is kept"
+        time.sleep(0.01)
+    room.give_back(TENANT, 2 * MIB)
+    emptied(room)
+
+
+def test_b_is_counted_while_it_is_sent(shared: Holder) -> None:
+    """Its request has two bytes, and it may have 256 MiB."""
+    taken = list[int]()
+
+    class Counted(Room):
+        def take(self, tenant: str, size_bytes: int, wait_s: float = 0.0) -> None:
+            super().take(tenant, size_bytes, wait_s)
+            taken.append(size_bytes)
+
+    room = shared.service.frame_room = Counted(2 * SMALL_BYTES)
+    shared.store.publish("wide", peft_files(1100, RANK), base_model="base", policy=policy())
+    connection = Connection(unix_connector(shared.socket), Wanted(TENANT, "wide"), QUICK)
+    with closing(connection):
+        sizes = [b_bytes(shape) for shape in connection.info.sites]
+        connection.ask(Kind.B_REQUEST, [bytes(2)], Kind.B_REPLY, sizes[0], 5)
+        assert taken == sizes[:1]
+        emptied(room)  # while the connection stands
+
+
+def begin(connection: Connection, block_id: bytes) -> None:
+    b = np.zeros((keys_of_block(64), 4, N), dtype=np.uint32)
+    number = [shape.site for shape in connection.info.sites].index(OUT)
+    connection.ask(Kind.BLOCK_BEGIN, pack_begin(number, block_id, b), Kind.ACCEPTED, 0, 5)
+
+
+def test_preparing_waits_for_room_and_what_was_begun_and_left_gives_its_own(
+    shared: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused at once, an adapter that is being opened would fail for good."""
+    monkeypatch.setattr(service, "LEFT_S", 0.5)
+    room = shared.service.block_room = Room(2 * BEGUN)
+    left = connected(shared, TENANT)
+    begin(left, bytes(16))
+    with (
+        closing(BurnLog(tmp_path / "burned.db")) as burn_log,
+        closing(shared.key_holder(burn_log)) as private,
+    ):
+        private.prepare(OUT)
+        assert private.prepared()[OUT] == N
+    parts = pack_whole_rows(bytes(16), 0, np.ones((1, 2, 3, N), dtype=np.uint32))
+    with pytest.raises(HeUnavailable, match="not begun"):
+        left.ask(Kind.BLOCK_WHOLE_ROWS, parts, Kind.ACCEPTED, 0, 5)
+    left.close()
+    emptied(room)
+
+
+def test_blocks_that_are_begun_and_left_are_refused_beyond_a_tenants_half(
+    shared: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ROOM_S", 0.2)
     room = shared.service.block_room = Room(4 * BEGUN)
     first, second, third = (connected(shared, TENANT) for _ in range(3))
     other = connected(shared, OTHER)
-
-    def begin(connection: Connection, block_id: bytes) -> None:
-        b = np.zeros((keys_of_block(64), 4, N), dtype=np.uint32)
-        number = [shape.site for shape in connection.info.sites].index(OUT)
-        connection.ask(Kind.BLOCK_BEGIN, pack_begin(number, block_id, b), Kind.ACCEPTED, 0, 5)
 
     begin(first, bytes(16))
     begin(second, b"1" * 16)

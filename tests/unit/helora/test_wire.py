@@ -375,6 +375,33 @@ def test_a_frame_in_dribs_has_one_time_limit() -> None:
     theirs.close()
 
 
+@pytest.mark.parametrize("waits_s", [0.0, 0.5])
+def test_header_and_payload_share_one_time_and_what_is_waited_for_room_is_not_of_it(waits_s: float) -> None:
+    ours, theirs = socket.socketpair()
+    frame_s, whole = 0.4, WHOLE["products"][0]
+
+    def send_slowly() -> None:
+        for part in (whole[:1], whole[1:16], whole[16:]):
+            theirs.sendall(part)
+            time.sleep(0.3 if not waits_s else 0.15)
+
+    thread = threading.Thread(target=send_slowly)
+    thread.start()
+
+    def receive() -> frames.Frame:
+        admit = lambda kind, size: time.sleep(waits_s)  # noqa: E731
+        return frames.receive(ours, TO_ADAPTER_HOLDER, idle_s=1, frame_s=frame_s, admit=admit)
+
+    if waits_s:
+        assert bytes(receive().payload) == whole[16:]
+    else:
+        with pytest.raises(PeerSlow):
+            receive()
+    thread.join()
+    ours.close()
+    theirs.close()
+
+
 def test_a_connection_that_ends_inside_a_frame_is_gone() -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(WHOLE["refusal"][0][:-1])
