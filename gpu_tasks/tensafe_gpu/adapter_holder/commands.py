@@ -87,13 +87,8 @@ def _publish(options: argparse.Namespace) -> None:
         # What can fail before it is published fails before it.
         with in_clear(options.in_clear) as write:
             published, adapter = store.publish(
-                options.name, files, base_model=options.base_model, policy=policy
+                options.name, files, base_model=options.base_model, policy=policy, before=write
             )
-            try:
-                write(adapter)
-            except BaseException:
-                store.revoke(published.name, published.version)
-                raise
     _print({**_shown(published), "sites": _sites(adapter)})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
@@ -88,10 +88,17 @@ class AdapterStore:
         self._vault = Vault(ports.items, ports.blobs, ports.keyring)
 
     def publish(
-        self, name: str, files: Mapping[str, bytes], *, base_model: str, policy: Policy
+        self,
+        name: str,
+        files: Mapping[str, bytes],
+        *,
+        base_model: str,
+        policy: Policy,
+        before: Callable[[ServedAdapter], None] | None = None,
     ) -> tuple[Published, ServedAdapter]:
         """Seal an adapter's PEFT files as the next version of `name`, in its first epoch.
 
+        `before` is told what will be served while nothing is stored yet; if it raises, nothing is.
         Raises InvalidRequest and Unsupported for what cannot be served, Conflict when somebody else
         published.
         """
@@ -103,6 +110,8 @@ class AdapterStore:
         scope = _scope(name, version)
         naming = Naming(name, version, 1, base_model, policy.tokens_per_site)
         adapter = serve(sites, naming, secret)
+        if before is not None:
+            before(adapter)
         # Written with the record: a publication that was cut short leaves no key, and whoever publishes needs
         # to wrap and never to unwrap.
         key = self._vault.begin(scope)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensafe.contracts.errors import ConfigurationError
+from tensafe.contracts.errors import ConfigurationError, Unavailable, Unsupported
+from tensafe.storage.file_blobs import FileBlobs
 from tensafe_gpu import healthcheck
+from tensafe_gpu.adapter_holder import in_clear
 from tensafe_gpu.adapter_holder.commands import main
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, alone, directory_store
-from tensafe_gpu.adapter_holder.peft_sites import WEIGHTS_FILE
+from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
@@ -133,6 +136,39 @@ def test_failures_are_one_sentence(data_dir: Path, tmp_path: Path) -> None:
         assert done.returncode == 1
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("what", ["no room", "several ranks", "the store is away"])
+def test_what_fails_beside_the_copy_in_the_clear_was_served_at_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """No version that was served for a moment, whose taking back could fail too; and no copy is left."""
+    data, folder = tmp_path / "data", tmp_path / "new"
+    peft = write(tmp_path / "peft", peft_files(D, RANK))
+    assert command("init", "--data-dir", str(data)).returncode == 0
+    publish = (
+        "publish", "--data-dir", str(data), "--name", "d", "--base-model", "base", "--peft", str(peft),
+        "--tenants", TENANT, "--tokens-per-site", "1", "--in-clear", str(folder),
+    )  # fmt: skip
+
+    def fails(*_: object) -> dict[str, bytes]:
+        raise {
+            "no room": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            "several ranks": Unsupported("it has several ranks"),
+            "the store is away": Unavailable("the store is away"),
+        }[what]
+
+    with monkeypatch.context() as patch:
+        target = (FileBlobs, "put") if what == "the store is away" else (in_clear, "peft_of")
+        patch.setattr(*target, fails)
+        done = command(*publish)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr or what in done.stderr
+    assert json.loads(command("list", "--data-dir", str(data)).stdout) == {"adapters": []}
+    assert not folder.exists()
+    assert json.loads(command(*publish).stdout)["version"] == 1
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE}
 
 
 def test_tcp_is_not_served_without_certificates(data_dir: Path) -> None:
