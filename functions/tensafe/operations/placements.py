@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
-from tensafe.contracts import holder_address
 from tensafe.contracts.errors import Conflict, InvalidRequest, NotFound
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations import layout
@@ -69,6 +68,8 @@ def check_address(address: str) -> None:
 
     Not asked of what is read back: an older release placed what it could not connect to.
     """
+    from tensafe.contracts import holder_address  # noqa: PLC0415 - a function that starts places nothing
+
     found = holder_address.parse(address)
     if isinstance(found, Path) and not found.is_absolute():
         raise InvalidRequest(
