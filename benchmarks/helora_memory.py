@@ -23,7 +23,7 @@ from benchmarks.private_decode import HALF_BILLION, NAME, Shape, adapter_files
 from tensafe_gpu.sampler.private.placing import Slice
 
 if TYPE_CHECKING:
-    from tensafe_gpu.helora.ports import AdapterInfo, KeyHolder
+    from tensafe_gpu.helora.ports import KeyHolder
 
 _ALLOCATOR: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(128 * 2**10)}
 """Of glibc: what is freed leaves the process. It would keep up to 64 MB at the end of each thread's arena."""
@@ -104,6 +104,7 @@ def _opened(name: str, data_dir: Path, folder: Path) -> tuple[float, float, floa
     from benchmarks.memory import resident_mb  # noqa: PLC0415
     from tensafe_gpu.sampler.private.connecting import connect  # noqa: PLC0415
     from tensafe_gpu.sampler.private.holders import OpenAdapters  # noqa: PLC0415
+    from tests.support.helora import layers_of  # noqa: PLC0415
 
     there: list[KeyHolder] = []
     let, modules = threading.Event(), dict[str, Slice]()
@@ -111,7 +112,7 @@ def _opened(name: str, data_dir: Path, folder: Path) -> tuple[float, float, floa
     def connected(where: Mapping[str, str]) -> KeyHolder:
         """The first block is not begun before the adapter alone was looked at."""
         holder = connect(where)
-        modules.update(_modules(holder.info()))
+        modules.update(layers_of(holder.info()))
         prepare = holder.prepare
 
         def waiting(site: str) -> None:
@@ -148,14 +149,3 @@ def _opened(name: str, data_dir: Path, folder: Path) -> tuple[float, float, floa
         there[0].products([(site.site, np.ones((1, site.d_in), np.float32))])
     _KEPT.append(adapters)
     return nothing, adapter, blocks
-
-
-def _modules(info: AdapterInfo) -> dict[str, Slice]:
-    """A model that the adapter fits, each site the input of a layer of its own."""
-    found: dict[str, Slice] = {}
-    for site in info.sites:
-        first = 0
-        for one in site.modules:
-            found[one.name] = Slice(site.site, first, first + one.d_out, site.d_in)
-            first += one.d_out
-    return found

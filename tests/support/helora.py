@@ -33,7 +33,8 @@ from tensafe_gpu.helora.public_keys import BLOCK_KEY, common_elements
 from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.seal_stream import WordArray
-from tensafe_gpu.helora.tls import server_context
+from tensafe_gpu.helora.tls import TlsFiles, server_context
+from tensafe_gpu.sampler.private.placing import Slice
 from tests.support.at_once import AtOnce
 from tests.support.certificates import Authority
 
@@ -162,9 +163,16 @@ def over_tls(
     holder: Holder, authority: Authority, *, server_days: int = 1, patience: Patience | None = None
 ) -> Iterator[int]:
     """The same adapters on a port of the loopback, by mutual TLS."""
+    files = authority.issue("server", days=server_days)
+    with served_with(holder, files, patience or Patience(2, 30, 2)) as port:
+        yield port
+
+
+@contextmanager
+def served_with(holder: Holder, files: TlsFiles, patience: Patience) -> Iterator[int]:
+    """As `over_tls`, with a certificate that is there."""
     listening = tcp_listener("127.0.0.1", 0)
-    tls = of_files(authority.issue("server", days=server_days), server_context)
-    listener = Listener(holder.service, listening, tls=tls, patience=patience or Patience(2, 30, 2))
+    listener = Listener(holder.service, listening, tls=of_files(files, server_context), patience=patience)
     thread = threading.Thread(target=listener.serve_forever)
     thread.start()
     try:
@@ -172,6 +180,17 @@ def over_tls(
     finally:
         listener.close()
         thread.join()
+
+
+def layers_of(info: AdapterInfo) -> dict[str, Slice]:
+    """A model that the adapter fits, each site the input of a layer of its own."""
+    found: dict[str, Slice] = {}
+    for site in info.sites:
+        first = 0
+        for one in site.modules:
+            found[one.name] = Slice(site.site, first, first + one.d_out, site.d_in)
+            first += one.d_out
+    return found
 
 
 def policy(tokens_per_site: int = 100_000, tenants: Sequence[str] = (TENANT,)) -> Policy:

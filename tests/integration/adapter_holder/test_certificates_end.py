@@ -22,7 +22,7 @@ from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HOLDER_ABSENT, HeUnava
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
 from tests.support.certificates import Authority
-from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy
+from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy, served_with
 
 D, RANK = 64, 8
 OUT = "model.layers.0.self_attn.o"
@@ -131,19 +131,8 @@ def test_a_certificate_that_is_taken_away_ends_its_connection(
     other.close()
 
 
-@contextmanager
-def serving_with(holder: Holder, files: TlsFiles) -> Iterator[int]:
-    """The adapters on a port, with this certificate; it looks at nobody's a second time."""
-    listening = tcp_listener("127.0.0.1", 0)
-    tls = of_files(files, server_context)
-    listener = Listener(holder.service, listening, tls=tls, patience=Patience(5, 30, 5, 30))
-    thread = threading.Thread(target=listener.serve_forever)
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        listener.close()
-        thread.join()
+LOOKS_ONCE = Patience(5, 30, 5, 30)
+"""Of an adapter holder that looks at nobody's certificate a second time."""
 
 
 @pytest.mark.parametrize("how", ["list", "authority", "end", "added"])
@@ -156,7 +145,7 @@ def test_a_key_holder_ends_a_connection_whose_adapter_holders_certificate_is_tak
     contexts = of_files(TlsFiles(own.certificate, own.key, trusted), client_context)
     (tmp_path / "next").mkdir()
     following = Authority(tmp_path / "next", "following").path.read_bytes()
-    with serving_with(holder, gone) as port:
+    with served_with(holder, gone, LOOKS_ONCE) as port:
         connector = TlsConnector("127.0.0.1", port, contexts, look_s=LOOK_S)
         private = RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, QUICK)
         private.prepare(OUT)
@@ -193,7 +182,7 @@ def test_a_block_at_hand_is_not_sent_on_to_a_holder_whose_certificate_was_taken_
     own, burn_log = authority.issue(TENANT), BurnLog(tmp_path / "burned.db")
     contexts = of_files(TlsFiles(own.certificate, own.key, trusted), client_context)
     gone = authority.issue("server", days=2)
-    with serving_with(holder, gone) as port:
+    with served_with(holder, gone, LOOKS_ONCE) as port:
         connector = TlsConnector("127.0.0.1", port, contexts, look_s=LOOK_S)
         private = RemoteKeyHolder(connector, Wanted(TENANT, "a"), burn_log, QUICK)
         put(trusted, authority.revoked(gone))

@@ -24,16 +24,15 @@ from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.masks import PreparedBlock
 from tensafe_gpu.helora.parameters import MAX_TOKENS, N
-from tensafe_gpu.helora.ports import AdapterInfo, SiteId
+from tensafe_gpu.helora.ports import SiteId
 from tensafe_gpu.sampler.engine import SamplingEngine
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
 from tensafe_gpu.sampler.private.budget import Budget
 from tensafe_gpu.sampler.private.holders import OpenAdapter, OpenAdapters
-from tensafe_gpu.sampler.private.placing import Slice
 from tensafe_gpu.sampler.private.preparing import LOW_WATER
 from tensafe_gpu.sampler.private.serving import PrivateServing
 from tests.project_files import ROOT
-from tests.support.helora import QUICK, TENANT, Holder, peft_files, policy
+from tests.support.helora import QUICK, TENANT, Holder, layers_of, peft_files, policy
 from tests.support.holder_process import HolderProcess
 
 D, RANK = 64, 4
@@ -169,7 +168,7 @@ class Sampler:
 def sampler(holder: Holder, burn_log: BurnLog, blocks: Blocks) -> Iterator[Sampler]:
     published(holder)
     private = holder.key_holder(burn_log)
-    adapters = OpenAdapters(lambda _: private, _modules(private.info()), torch.device("cpu"))
+    adapters = OpenAdapters(lambda _: private, layers_of(private.info()), torch.device("cpu"))
     found, prepare = Sampler(private, adapters), private.prepare
     found.gate.set()
 
@@ -184,17 +183,6 @@ def sampler(holder: Holder, burn_log: BurnLog, blocks: Blocks) -> Iterator[Sampl
     yield found
     found.gate.set()
     found.opened.close()
-
-
-def _modules(info: AdapterInfo) -> dict[str, Slice]:
-    """A model that the adapter fits, each site the input of a layer of its own."""
-    found: dict[str, Slice] = {}
-    for site in info.sites:
-        first = 0
-        for one in site.modules:
-            found[one.name] = Slice(site.site, first, first + one.d_out, site.d_in)
-            first += one.d_out
-    return found
 
 
 def within(sizes: Mapping[int, int], blocks: int) -> None:
