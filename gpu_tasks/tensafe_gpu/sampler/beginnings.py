@@ -38,6 +38,10 @@ class Beginnings:
 
         Raises Unavailable, and then it may be begun all the same.
         """
+        if operation.owner == self._owner:
+            # Of ours alone and not in hand: an earlier write that came after it had been given up. No try.
+            held.begun = operation
+            return operation
         held.begun = self._outcomes.begun(operation, owner=self._owner)
         held.beginning = asyncio.ensure_future(self._in_thread(self._start, operation))
         begun: Operation | None = await asyncio.shield(held.beginning)
@@ -60,7 +64,10 @@ class Beginnings:
             try:
                 if await self._in_thread(self._outcomes.put_back, held.begun, counted=counted):
                     return
-                if late or not await self._in_thread(self._may_yet_begin, held.begun):
+                found = await self._in_thread(self._found, held.begun)
+                if found == held.begun:
+                    continue  # it came between the two looks
+                if late or found is None or found.version != held.begun.version - 1:
                     return
                 late = True  # a write that storage has given no answer to may come to it a little later
             except Unavailable:
@@ -90,11 +97,12 @@ class Beginnings:
             # Nobody else has our name: then an earlier write of ours came late.
             return begun if self._outcomes.peek(operation.stream_id, operation.seq) == begun else None
 
-    def _may_yet_begin(self, begun: Operation) -> bool:
+    def _found(self, begun: Operation) -> Operation | None:
+        """It as it stands, unless it has ended. Raises Unavailable."""
         try:
             found = self._outcomes.peek(begun.stream_id, begun.seq)
         except Unavailable:
             raise
         except TensafeError:
-            return False
-        return found is not None and not found.state.final and found.version == begun.version - 1
+            return None
+        return None if found is None or found.state.final else found

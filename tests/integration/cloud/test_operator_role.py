@@ -26,8 +26,8 @@ from tests.support.operator_calls import allowed, may_use, recorded
 from tests.support.runbooks import RUNBOOKS
 
 __all__ = ["run", "tensafe"]
-THE_PUBLISHERS: Final = {("adapters", "rotate")}
-"""Of the roles that publish: test_adapters.py runs it as them."""
+THE_PUBLISHERS: Final = {("adapters", "rotate"), ("adapters", "move"), ("adapters", "show")}
+"""Of the roles that publish: test_adapters.py runs them as them."""
 BUILT_INTO_THE_AWS_CLI: Final = {"logs:Tail": "logs:FilterLogEvents"}
 
 

@@ -17,10 +17,12 @@ from tensafe.operations.records import OpState
 from tensafe.services import Services
 from tensafe.storage.ports import Message, Put, Write
 from tensafe_gpu.sampler.text import Texts
-from tensafe_gpu.sampler.worker import SamplerWorker
+from tensafe_gpu.sampler.worker import SamplerSettings, SamplerWorker
 from tests.unit.operations.world import BASE, SAMPLE, World
 from tests.unit.sampler.test_worker import QUICK, Engine, maintain, states, submit
 
+UNWATCHED = replace(QUICK, heartbeat_s=30.0)
+"""A heartbeat reads operations too, at moments of its own."""
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -75,12 +77,18 @@ class LosesAnswers:
         return self._inner.get(key)
 
 
-async def served(world: World, services: Services, engine: Engine, until: Callable[[], bool]) -> None:
+async def served(
+    world: World,
+    services: Services,
+    engine: Engine,
+    until: Callable[[], bool],
+    settings: SamplerSettings = QUICK,
+) -> None:
     """One sampler over these services, until `until` and a SIGTERM."""
     stop = threading.Event()
     services.workers.announce("sampler", BASE, "sampler-1", 0)
     texts: Any = Texts("none")
-    worker = SamplerWorker(services, BASE, engine, owner="sampler-1", texts=texts, settings=QUICK)  # type: ignore[arg-type]
+    worker = SamplerWorker(services, BASE, engine, owner="sampler-1", texts=texts, settings=settings)  # type: ignore[arg-type]
     running = asyncio.create_task(worker.run(stop))
     async with asyncio.timeout(20):
         while not until():
@@ -261,29 +269,47 @@ def test_a_beginning_that_is_on_its_way_when_it_stops_is_put_back_too() -> None:
     assert world.queues.depth(SAMPLE) == 1
 
 
-def test_a_beginning_that_comes_late_is_looked_for_once_more() -> None:
-    """Storage has timed out, and takes the write after that: between two looks, or after both."""
-    for looks in (2, 4):
-        world = World()
-        sampler = world.sampler()
-        submit(world, sampler, [1])
-        items = Late(world.items, looks)
+@pytest.mark.parametrize("looks", [0, 1, 2, 3])
+def test_a_beginning_that_comes_late_is_looked_for_once_more(looks: int) -> None:
+    """Storage has timed out, and takes the write after that: before, between or within two looks at it."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    items = Late(world.items, looks)
 
-        def stands(
-            items: Late = items, world: World = world, sampler: Any = sampler, looks: int = looks
-        ) -> OpState:
-            if looks == 2:
-                items.land()  # by now at the latest: whoever has not looked again does not see it
-            return world.op(sampler, 1).state
+    def stands() -> OpState:
+        items.land()  # by now at the latest: whoever has not looked again does not see it
+        return world.op(sampler, 1).state
 
-        queues = HandedBack(world.queues, stands)
-        services = world.open(items=items, queues=queues)
-        asyncio.run(served(world, services, Engine(), ended(world, sampler)))
-        assert items.pending == []
-        assert queues.found == [OpState.PENDING]
-        (operation,) = world.log(sampler)
-        # After both it is found by the next beginning, which goes on with it: that try is counted once too.
-        assert (operation.state, operation.tries) == (OpState.COMPLETED, 1)
+    queues = HandedBack(world.queues, stands)
+    services = world.open(items=items, queues=queues)
+    asyncio.run(served(world, services, Engine(), ended(world, sampler), UNWATCHED))
+    assert queues.found == [OpState.PENDING]
+    (operation,) = world.log(sampler)
+    assert (operation.state, operation.tries) == (OpState.COMPLETED, 1)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before-the-next-one", "as-the-next-one-begins"])
+def test_a_beginning_that_comes_after_both_looks_is_gone_on_with(before: bool) -> None:
+    """It is this sampler's and not in hand, so that nobody has run it: storage's delay is no second try."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    items = Late(world.items, 100)
+
+    def stands() -> OpState:
+        found = world.op(sampler, 1).state
+        if before:
+            items.land()
+        return found
+
+    queues = HandedBack(world.queues, stands)
+    services = world.open(items=items, queues=queues)
+    asyncio.run(served(world, services, Engine(), ended(world, sampler), UNWATCHED))
+    assert items.pending == []
+    assert queues.found == [OpState.PENDING]
+    (operation,) = world.log(sampler)
+    assert (operation.state, operation.tries) == (OpState.COMPLETED, 1)
 
 
 @pytest.mark.parametrize("landed", [False, True], ids=["not-taken", "taken-unsaid"])
