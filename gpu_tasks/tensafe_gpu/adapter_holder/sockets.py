@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +25,8 @@ _BACKLOG: Final = 1024
 """Where a flood of peers waits beside an honest one; the kernel refuses or ignores what is beyond."""
 _ANSWERS_S: Final = 1.0
 """For a connection to a socket of this host, which the kernel makes without the other process."""
+_BEGINS_S: Final = 10.0
+"""For others that begin to listen in the same folder, each of which takes that second at most."""
 
 
 def listen_address(text: str) -> Path | tuple[str, int]:
@@ -36,20 +42,19 @@ def unix_listener(path: Path) -> socket.socket:
 
     Raises ConfigurationError, also where something else is at `path`: that is not touched.
     """
-    _make_way(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        old = os.umask(0o177)
+    with _alone_in(path):
+        _make_way(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.bind(str(path))
-        finally:
-            os.umask(old)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(
-            f"cannot listen on {path}: {error.strerror or error}", field="listen"
-        ) from error
+            old = os.umask(0o177)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(old)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise _cannot(path, error) from error
     return sock
 
 
@@ -69,6 +74,43 @@ def tcp_listener(host: str, port: int) -> socket.socket:
         ) from error
 
 
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    """No other one looks for who serves a socket of this folder until this one listens, or has given up.
+
+    The lock is the folder's own and goes with the process. Raises ConfigurationError.
+    """
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot(path, error) from error
+    try:
+        _locked(folder, path)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _locked(folder: int, path: Path) -> None:
+    until = time.monotonic() + _BEGINS_S
+    while True:
+        try:
+            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise ConfigurationError(
+                    f"cannot listen on {path}: another process that begins to listen there does not end",
+                    field="listen",
+                ) from error
+        except OSError as error:
+            raise _cannot(path, error) from error
+        time.sleep(0.02)
+
+
+def _cannot(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"cannot listen on {path}: {error.strerror or error}", field="listen")
+
+
 def _make_way(path: Path) -> None:
     """Take away a socket whose process has ended."""
     try:
@@ -76,7 +118,7 @@ def _make_way(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
+        raise _cannot(path, error) from error
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigurationError(f"{path} is there and is no socket: name another path", field="listen")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
@@ -93,4 +135,4 @@ def _make_way(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror}", field="listen") from error
+        raise _cannot(path, error) from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tensafe.contracts.errors import ConfigurationError
+from tensafe_gpu.adapter_holder import sockets
 from tensafe_gpu.adapter_holder.sockets import unix_listener
 from tensafe_gpu.helora.burned import BurnLog
 from tests.support.helora import adapter_holder, peft_files, policy
@@ -65,3 +69,53 @@ def test_a_place_where_nothing_can_be_put_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "file" / "s", tmp_path / "absent" / "s"):
         with pytest.raises(ConfigurationError, match="cannot listen on"):
             unix_listener(path)
+
+
+class _OfTwo(socket.socket):
+    """A socket whose process asks who serves a path, and is not scheduled for a while."""
+
+    def connect(self, address: object) -> None:
+        try:
+            super().connect(address)  # type: ignore[arg-type]
+        finally:
+            time.sleep(0.2)
+
+
+def test_of_two_that_start_at_once_in_place_of_a_dead_one_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find that nobody serves it; one would take away what the other has made, where nobody finds it."""
+    path, started = tmp_path / "s", list[socket.socket | ConfigurationError]()
+    unix_listener(path).close()
+
+    def start() -> None:
+        try:
+            started.append(unix_listener(path))
+        except ConfigurationError as error:
+            started.append(error)
+
+    monkeypatch.setattr(sockets.socket, "socket", _OfTwo)
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    (refused,) = [one for one in started if isinstance(one, ConfigurationError)]
+    assert "served by another process" in refused.message
+    (serves,) = [one for one in started if isinstance(one, socket.socket)]
+    with serves, socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(path))
+        serves.accept()[0].close()
+
+
+def test_one_that_begins_to_listen_and_does_not_end_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_BEGINS_S", 0.1)
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(ConfigurationError, match="another process that begins to listen"):
+        unix_listener(tmp_path / "s")
+    os.close(folder)
+    unix_listener(tmp_path / "s").close()
