@@ -69,10 +69,19 @@ class Outcomes(LogReader):
         if self.peek(operation.stream_id, operation.seq) != operation:
             return False
         tries = operation.tries if counted else max(0, operation.tries - 1)
-        pending = replace(operation, state=OpState.PENDING, tries=tries, owner=None)
+        return self._written(replace(operation, state=OpState.PENDING, tries=tries, owner=None))
+
+    def fence(self, operation: Operation) -> bool:
+        """Write it as it is: no earlier write of it that storage gave no answer to can take effect any more.
+
+        False if it has changed. Raises Unavailable, and it may be written all the same.
+        """
+        return self._written(operation)
+
+    def _written(self, operation: Operation) -> bool:
         key = layout.op_item(operation.stream_id, operation.seq)
         try:
-            self._items.write([Put(key, pending.to_body(), operation.version)])
+            self._items.write([Put(key, operation.to_body(), operation.version)])
         except ConditionFailed:
             return False
         return True

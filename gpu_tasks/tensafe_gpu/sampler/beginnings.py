@@ -38,10 +38,6 @@ class Beginnings:
 
         Raises Unavailable, and then it may be begun all the same.
         """
-        if operation.owner == self._owner:
-            # Of ours alone and not in hand: an earlier write that came after it had been given up. No try.
-            held.begun = operation
-            return operation
         held.begun = self._outcomes.begun(operation, owner=self._owner)
         held.beginning = asyncio.ensure_future(self._in_thread(self._start, operation))
         begun: Operation | None = await asyncio.shield(held.beginning)
@@ -57,25 +53,35 @@ class Beginnings:
     async def put_back(self, held: Held, *, counted: bool) -> None:
         """Pending again, as soon as storage takes it; `counted` says whether the try was its own fault.
 
-        Nothing happens if it was never begun or has ended. A dead engine's are put back by the sweeper.
+        Nothing happens if it was never begun or has ended: and none of our writes begins it any more, however
+        late it comes. A dead engine's are put back by the sweeper.
         """
-        held.counted, late = counted, False
+        held.counted = counted
         while held.begun is not None and self._healthy():
             try:
-                if await self._in_thread(self._outcomes.put_back, held.begun, counted=counted):
+                if await self._in_thread(self._settled, held.begun, counted):
                     return
-                found = await self._in_thread(self._found, held.begun)
-                if found == held.begun:
-                    continue  # it came between the two looks
-                if late or found is None or found.version != held.begun.version - 1:
-                    return
-                late = True  # a write that storage has given no answer to may come to it a little later
             except Unavailable:
-                pass
-            await asyncio.sleep(self._pause_s)
+                await asyncio.sleep(self._pause_s)
+
+    def _settled(self, begun: Operation, counted: bool) -> bool:
+        """Whether it neither stands as begun here nor can any more. Raises Unavailable."""
+        if self._outcomes.put_back(begun, counted=counted):
+            return True
+        try:
+            found = self._outcomes.peek(begun.stream_id, begun.seq)
+        except Unavailable:
+            raise
+        except TensafeError:
+            return True
+        if found is None or found.state.final:
+            return True
+        if found.version < begun.version:  # our write may be on its way
+            return self._outcomes.fence(found)
+        return found != begun  # it came between the two looks
 
     @staticmethod
-    async def settled(some: Iterable[Held], timeout_s: float) -> None:
+    async def arrived(some: Iterable[Held], timeout_s: float) -> None:
         """Wait for beginnings that are on their way, whose tasks may have been cancelled meanwhile."""
         calls = {held.beginning for held in some if held.beginning is not None}
         if calls:
@@ -96,13 +102,3 @@ class Beginnings:
         except ConditionFailed:
             # Nobody else has our name: then an earlier write of ours came late.
             return begun if self._outcomes.peek(operation.stream_id, operation.seq) == begun else None
-
-    def _found(self, begun: Operation) -> Operation | None:
-        """It as it stands, unless it has ended. Raises Unavailable."""
-        try:
-            found = self._outcomes.peek(begun.stream_id, begun.seq)
-        except Unavailable:
-            raise
-        except TensafeError:
-            return None
-        return None if found is None or found.state.final else found

@@ -128,7 +128,7 @@ class SamplerWorker:
                 held.task.cancel()
         await asyncio.gather(*(held.task for held in left if held.task), return_exceptions=True)
         left = [held for held in left if not held.answered]
-        await self._beginnings.settled(left, self._settings.stop_grace_s)
+        await self._beginnings.arrived(left, self._settings.stop_grace_s)
         for held in left:
             await self._in_thread(self._give_back, held)
 
