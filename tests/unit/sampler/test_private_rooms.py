@@ -461,10 +461,17 @@ def test_a_long_prompt_is_prepared_for_on_every_site_and_no_further_than_a_block
     assert holder.prepared_sites == ["m.down"]
     assert adapter.missing(2000) == before | {"blocks": before["blocks"] + 1}
     holder.left, holder.failure = dict.fromkeys(holder.left, 1500), HeUnavailable("timeout", "")
-    assert adapter.missing(2000)["missing"] == 500
-    while adapter.missing(2000)["missing"]:  # then whoever needs it hears why
+    found = adapter.missing(2000)
+    assert (found["missing"], found["failures"], found["code"]) == (500, 0, None)
+    while not (found := adapter.missing(2000))["failures"]:
         threading.Event().wait(0.005)
+    assert (found["missing"], found["code"]) == (500, "he_timeout")
     assert holder.left == dict.fromkeys(holder.left, 1500)
+    holder.failure = None  # whoever asks next has it tried again, and waits
+    while (found := adapter.missing(2000))["missing"]:
+        assert found["failures"] >= 1
+        threading.Event().wait(0.005)
+    assert min(holder.left.values()) >= 4096
     adapter.close()
     adapter.fail(HeUnavailable("timeout", ""))
     assert adapter.missing(2000)["missing"] == 0
@@ -490,7 +497,7 @@ def test_a_prompt_waits_for_its_preprocessing_before_the_engine_has_it(
             asked.append(arguments[1])
             await asyncio.sleep(0.1)
             missing, blocks = answers[min(len(asked), len(answers)) - 1]
-            return {"missing": missing, "blocks": blocks, "block_s": 0.0}
+            return {"missing": missing, "blocks": blocks, "block_s": 0.0, "failures": 3, "code": "he_timeout"}
         return {"state": "ready", "sites": 1} if method == "tensafe_private_state" else {}
 
     async def work() -> str:

@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from tensafe_gpu.sampler.environment import CONNECT_VARIABLE
-from tensafe_gpu.sampler.private.holders import Connect, OpenAdapters
+from tensafe_gpu.sampler.private.holders import NOTHING_MISSING, Connect, OpenAdapters
 from tensafe_gpu.sampler.private.injection import how_it_runs, installed, register
 from tensafe_gpu.sampler.private.placing import Slice
 from tensafe_gpu.sampler.private.step import STEP, spans_of
@@ -60,10 +60,10 @@ class PrivateWorkerExtension:
         adapter = self._adapters().get(name)
         return {"state": "absent"} if adapter is None else adapter.facts()
 
-    def tensafe_private_missing(self, name: str, tokens: int) -> dict[str, float]:
+    def tensafe_private_missing(self, name: str, tokens: int) -> dict[str, Any]:
         """What a prompt still lacks of preprocessing; see `OpenAdapter.missing`."""
         adapter = self._adapters().get(name)
-        return {"missing": 0, "blocks": 0, "block_s": 0.0} if adapter is None else adapter.missing(tokens)
+        return NOTHING_MISSING if adapter is None else adapter.missing(tokens)
 
     def tensafe_private_standing(self, name: str) -> dict[str, Any]:
         """Whether its connection stands; see `OpenAdapter.standing`. An absent one has none to wait for."""

@@ -61,6 +61,11 @@ def code_of(error: BaseException) -> str:
     return "he_" + (error.code if isinstance(error, HeUnavailable | DoesNotFit | OtherDigest) else GARBAGE)
 
 
+NOTHING_MISSING: Final[dict[str, Any]] = {
+    "missing": 0, "blocks": 0, "block_s": 0.0, "failures": 0, "code": None
+}  # fmt: skip
+
+
 class Products(NamedTuple):
     """float32 [n, rank_rows]; `overflowed` bool [n] are rows that left float32: NaN here, all others finite.
 
@@ -176,16 +181,21 @@ class OpenAdapter:
         overflowed = np.logical_not(finite.all(axis=1))
         return Products(np.where(overflowed[:, None], np.float32(np.nan), answer), overflowed)
 
-    def missing(self, tokens: int) -> dict[str, float]:
-        """What a prompt of so many tokens lacks of preprocessing, blocks made so far, the seconds of one."""
+    def missing(self, tokens: int) -> dict[str, Any]:
+        """What a prompt of so many tokens lacks of preprocessing, blocks made so far, the seconds of one, how
+        many were not made and why the last one was not.
+        """
         preparer, info = self._preparer, self._info
         if preparer is None or info is None or self.failure is not None:
-            return {"missing": 0, "blocks": 0, "block_s": 0.0}
+            return NOTHING_MISSING
         widest = max(shape.d_in for shape in info.sites)
+        failures, code = preparer.failed()
         return {
             "missing": preparer.missing(tokens),
             "blocks": preparer.made,
             "block_s": _WORK * widest / 1000,
+            "failures": failures,
+            "code": None if code is None else f"he_{code}",
         }
 
     def standing(self) -> dict[str, Any]:

@@ -30,6 +30,9 @@ class Preparer:
         self._urgent: SiteId | None = None
         self._target = low_water
         self._failure: HeUnavailable | None = None
+        """Of the last block, until another one is made or wanted."""
+        self._failures = 0
+        self._last_code: str | None = None
         self._progress = threading.Condition()
         self.made = 0
         """Blocks prepared so far."""
@@ -61,15 +64,20 @@ class Preparer:
     def missing(self, tokens: int) -> int:
         """How many tokens some site still lacks of so many, at most a block; the thread sees to it.
 
-        None are, if it failed at its last block: whoever needs one hears why.
+        If that fails, `failed` says so, and the next one who asks has it tried again.
         """
         least = min(self._holder.prepared().values())
+        if least >= tokens:
+            return 0
         with self._progress:
-            if least >= tokens or self._failure is not None:
-                return 0
             self._target = max(self._target, tokens)
             self._wake.set()
         return tokens - least
+
+    def failed(self) -> tuple[int, str | None]:
+        """How often a block was not made, and the code of the last one that was not."""
+        with self._progress:
+            return self._failures, self._last_code
 
     def want(self, site: SiteId) -> None:
         """Prepare a block of a site ahead of all others."""
@@ -123,6 +131,7 @@ class Preparer:
                 failure = error if isinstance(error, HeUnavailable) else HeUnavailable(GARBAGE, "no block")
                 _LOG.warning("nothing prepared", extra={"code": failure.code, "error": type(error).__name__})
                 with self._progress:
-                    self._failure = failure
+                    self._failure, self._last_code = failure, failure.code
+                    self._failures += 1
                     self._progress.notify_all()
                 self._stopped.wait(_PAUSE_S)

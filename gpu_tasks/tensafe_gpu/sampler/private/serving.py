@@ -116,14 +116,20 @@ class PrivateServing:
     async def _when_prepared(self, name: str, work: Coroutine[Any, Any, T], rows: int) -> T:
         """Wait outside of the engine: in a forward pass everybody would wait, for one site after the other.
 
-        A pass waits for what was used up by others meanwhile, or is beyond a block.
+        A pass waits for what was used up by others meanwhile, or is beyond a block. Raises HeRefused, with
+        the reason, if a block that it waits for is not made.
         """
         await self._standing(name)
-        blocks, began = 0.0, time.monotonic()
+        blocks, began, failures = 0.0, time.monotonic(), None
         while rows > LOW_WATER:
-            found: dict[str, float] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
+            found: dict[str, Any] = await self._rpc("tensafe_private_missing", (name, min(rows, N)))
             if not found["missing"]:
                 break
+            if failures is None:
+                failures = found["failures"]  # before it wanted any
+            elif found["failures"] > failures:
+                code = str(found["code"])
+                raise HeRefused(code) if code in GONE_ON else NeverBegun(code)
             if found["blocks"] > blocks:
                 blocks, began = found["blocks"], time.monotonic()
             elif time.monotonic() - began > max(self._block_s, found["block_s"]):
