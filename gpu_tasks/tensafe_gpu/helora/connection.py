@@ -29,12 +29,12 @@ from tensafe_gpu.helora.messages import Hello, Refusal, Welcome, packed, parsed
 from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import (
     CERTIFICATE_REFUSED,
-    CODES,
     GARBAGE,
     HOLDER_ABSENT,
     PARAMETERS_REFUSED,
     TIMEOUT,
     VERSION_MISMATCH,
+    WIRE_CODES,
     AdapterInfo,
     HeUnavailable,
 )
@@ -264,7 +264,7 @@ class Connection:
 
     def _refusal(self, frame: Frame) -> HeUnavailable:
         refusal = parsed(Refusal, frame.payload)
-        if refusal.code not in CODES:
+        if refusal.code not in WIRE_CODES:
             raise FrameError("a refusal with an unknown code")
         return HeUnavailable(refusal.code, refusal.message)
 

@@ -111,7 +111,7 @@ class Welcome(_Message):
 
 
 class Refusal(_Message):
-    """Adapter holder: why a request was not served; `code` is one of the port's."""
+    """Adapter holder: why a request was not served; `code` is one of WIRE_CODES."""
 
     code: _Name
     message: Annotated[str, Field(max_length=2000)]

@@ -65,6 +65,14 @@ used, more than the adapter holder keeps open for one tenant.
 """
 
 
+WIRE_CODES: Final = tuple(
+    code for code in CODES if code not in {MISCONFIGURED, NOT_PREPARED, NOT_FINITE, STATE_FAILED}
+)
+"""What an adapter holder may refuse with. The others are the key holder's own: of what is on its side, and
+of one request's activations, for which no adapter holder's word is taken.
+"""
+
+
 class HeUnavailable(Exception):
     """The encrypted evaluation did not happen; nothing was released. `code` is one of CODES."""
 

@@ -22,9 +22,11 @@ from tensafe_gpu.helora.messages import Refusal, packed
 from tensafe_gpu.helora.parameters import N
 from tensafe_gpu.helora.ports import (
     BUDGET_SPENT,
+    CODES,
     GARBAGE,
     HOLDER_ABSENT,
     VERSION_MISMATCH,
+    WIRE_CODES,
     Float32Array,
     HeUnavailable,
 )
@@ -149,6 +151,21 @@ def test_a_block_of_another_epoch_is_refused_also_under_the_number_that_was_aske
     private.prepare(OUT)
     assert private.prepared()[OUT] == N
     x = tokens(4)
+    assert np.array_equal(private.products([(OUT, x)])[0], parties.plain(x))
+
+
+@pytest.mark.parametrize("code", [*sorted({*CODES} - {*WIRE_CODES}), "another"])
+def test_a_refusal_with_a_code_that_is_the_key_holder_s_own_is_garbage(parties: Parties, code: str) -> None:
+    """That activations are no numbers, say, leaves an adapter open, which would refuse everybody then."""
+    between, private = parties.between, parties.private
+    private.prepare(OUT)
+    body = memoryview(packed(Refusal(code=code, message="m")))
+    between.change = lambda frame: frame._replace(kind=Kind.ERROR, payload=body)
+    assert refused(lambda: private.products([(OUT, tokens(3))])) == GARBAGE
+    assert not private._online.usable
+    between.change = unchanged
+    private.connect_again()
+    x = tokens(3, 3)
     assert np.array_equal(private.products([(OUT, x)])[0], parties.plain(x))
 
 
