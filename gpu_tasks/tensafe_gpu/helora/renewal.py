@@ -50,10 +50,7 @@ class Renewed:
         self._look_s, self._retry_s = look_s, retry_s
         self._looking = threading.Lock()
         self._looked = clock()
-        self._seen = mark()
-        self._context = load()
-        if mark() != self._seen:
-            self._seen = None  # replaced meanwhile: the first connection looks again
+        self._seen, self._context = self._first()
         self._failed: tuple[object, float] | None = None
         """The mark of what could not be used, and when that was tried."""
         self._reason: str | None = None
@@ -68,6 +65,18 @@ class Renewed:
             finally:
                 self._looking.release()
         return self._context
+
+    def _first(self) -> tuple[object, ssl.SSLContext]:
+        """What there is, and its mark; no mark if it was replaced meanwhile: the first connection looks."""
+        while True:
+            mark = self._mark()
+            try:
+                context = self._load()
+            except (TensafeError, OSError):
+                if self._mark() != mark:
+                    continue  # one of several files
+                raise
+            return (mark if self._mark() == mark else None), context
 
     def _look(self) -> None:
         mark: object = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HeUnavailable
 from tensafe_gpu.helora.tls import LIST_BEGINS, Contexts, TrustContext
@@ -60,7 +60,8 @@ def _authority(context: ssl.SSLContext) -> bytes:
 def _goes_on(certificate: x509.Certificate, authority_pem: bytes) -> bool:
     """Whether the authority still vouches for it; not where that cannot be told without the peer.
 
-    A peer whose certificate came by way of another one connects anew, and OpenSSL verifies both.
+    A peer whose certificate came by way of another one, or whose authority has an algorithm that is not known
+    here, connects anew, and OpenSSL verifies it.
     """
     try:
         authorities = x509.load_pem_x509_certificates(authority_pem)
@@ -80,6 +81,6 @@ def _goes_on(certificate: x509.Certificate, authority_pem: bytes) -> bool:
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
         return False
     return True

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensafe.contracts.errors import Unavailable
+from tensafe.contracts.errors import ConfigurationError, Unavailable
 from tensafe_gpu.adapter_holder import certificates
 from tensafe_gpu.adapter_holder.certificates import LOOK_S, followed, keep
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
@@ -274,6 +274,30 @@ def test_files_that_are_replaced_while_they_are_read_are_read_again(
     contexts()
     assert read[-1] == renewals[1].certificate.read_bytes()
     assert len(read) == 3
+
+
+def test_the_first_files_are_read_again_if_they_are_replaced_meanwhile(
+    theirs: Place, authority: Authority
+) -> None:
+    """A certificate of now and the key of before fit nobody; what does not change is refused as it is."""
+    renewed, read = authority.issue("holder", days=2), list[bytes]()
+
+    def load(files: TlsFiles) -> ssl.SSLContext:
+        read.append(files.certificate.read_bytes())
+        try:
+            return server_context(files)
+        finally:
+            if len(read) == 1:
+                theirs.files.key.write_bytes(renewed.key.read_bytes())
+
+    theirs.files.certificate.write_bytes(renewed.certificate.read_bytes())
+    contexts = of_files(theirs.files, load)
+    assert len(read) == 2
+    contexts()
+    assert len(read) == 2
+    theirs.files.key.write_text("half of a k")
+    with pytest.raises(ConfigurationError):
+        of_files(theirs.files, server_context)
 
 
 def test_what_is_sealed_in_the_vault_is_looked_for_every_so_often(

@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from tensafe.contracts.errors import HE_CODES, HeRefused
+from tensafe_gpu.helora.connection import TlsConnector
 from tensafe_gpu.helora.ports import HeUnavailable
 from tensafe_gpu.sampler.engine import SamplingEngine
+from tensafe_gpu.sampler.private import connecting
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
 from tensafe_gpu.sampler.private.connecting import connect
 from tensafe_gpu.sampler.private.holders import OpenAdapters
@@ -32,6 +34,8 @@ class Worker:
 
     def __init__(self) -> None:
         self.missing, self.block_s, self.failure = 5000, 0.0, None
+        self.failures, self.code = itertools.count(2, 0), ""
+        """How many blocks were not made by each look, and why the last one was not."""
         self.closed = list[str]()
 
     async def __call__(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -39,7 +43,8 @@ class Worker:
             case "tensafe_private_state":
                 return {"state": "ready", "sites": 1, "digest": "d", "epoch": 1, "parameters": "p"}
             case "tensafe_private_missing":
-                return {"missing": self.missing, "blocks": 3, "block_s": self.block_s}
+                found = {"missing": self.missing, "blocks": 3, "block_s": self.block_s}
+                return found | {"failures": next(self.failures), "code": self.code}
             case "tensafe_private_standing":
                 return {"connected": self.failure is None, "code": self.failure}
             case "tensafe_private_close":
@@ -51,9 +56,20 @@ class Worker:
         return None
 
 
-@pytest.mark.parametrize("why", ["he_not_prepared", "he_timeout"])
-def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str) -> None:
-    """Opened anew, an adapter prepares a block of every site, and those of before stay open at its holder."""
+@pytest.mark.parametrize(
+    ("why", "unmade"),
+    [
+        ("he_not_prepared", ""),
+        ("he_timeout", ""),
+        ("he_too_many_blocks", "he_too_many_blocks"),
+        ("he_adapter_holder_absent", "he_adapter_holder_absent"),
+    ],
+)
+def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str, unmade: str) -> None:
+    """Opened anew, an adapter prepares a block of every site, and those of before stay open at its holder.
+
+    Where a holder has gone it is opened anew all the same: it may be another epoch's by now.
+    """
     worker, adapter = Worker(), PrivateAdapter("A", "1", {})
 
     async def asked() -> bool:
@@ -78,13 +94,16 @@ def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str) -> None
             async with engine._adapters.lease(adapter) as resident:
                 serving._stood[resident.path] -= 10
             worker.failure = why
+        if unmade:  # and what was not made before is not this prompt's
+            worker.failures, worker.code = itertools.count(2), unmade
         with pytest.raises(HeRefused) as refused:
             await engine._evaluated(request, adapter, "salt")
         assert refused.value.code == why
         return adapter.identity in engine._adapters
 
-    assert asyncio.run(asked()) == (why == "he_not_prepared")
-    assert bool(worker.closed) == (why != "he_not_prepared")
+    stays = why in {"he_not_prepared", "he_too_many_blocks"}
+    assert asyncio.run(asked()) == stays
+    assert bool(worker.closed) != stays
 
 
 def test_a_block_of_a_wide_site_has_the_time_that_it_takes() -> None:
@@ -167,3 +186,16 @@ def test_what_fails_in_a_pass_leaves_no_words_in_the_log(caplog: pytest.LogCaptu
 def test_the_runbook_says_what_to_do_for_every_code() -> None:
     text = (ROOT / "infra" / "runbooks" / "he-unavailable.md").read_text(encoding="utf-8")
     assert {code for code in HE_CODES if f"`{code}`" not in text} == set()
+
+
+def test_a_certificate_whose_key_is_not_there_yet_leaves_the_one_before_to_every_adapter(
+    reached: dict[str, str], tmp_path: Path
+) -> None:
+    """Whoever replaces two files replaces one of them first, and an adapter may be opened in between."""
+    before = connecting._connector(reached)
+    assert isinstance(before, TlsConnector)
+    other = Authority(tmp_path / "other").issue("t")
+    Path(reached["tls_cert"]).write_bytes(other.certificate.read_bytes())
+    later = connecting._connector(reached)
+    assert isinstance(later, TlsConnector)
+    assert later._contexts() is before._contexts()

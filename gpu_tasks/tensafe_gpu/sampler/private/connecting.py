@@ -14,7 +14,7 @@ from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Connector, Timeouts, TlsConnector, Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import MISCONFIGURED, STATE_FAILED, HeUnavailable, KeyHolder
-from tensafe_gpu.helora.renewal import of_files
+from tensafe_gpu.helora.renewal import Renewed, of_files
 from tensafe_gpu.helora.tls import TlsFiles, client_context
 
 CONNECT: Final = "tensafe_gpu.sampler.private.connecting:connect"
@@ -58,10 +58,16 @@ def _connector(holder: Mapping[str, str]) -> Connector:
     except KeyError as error:
         raise HeUnavailable(MISCONFIGURED, "this sampler has no certificate for adapter holders") from error
     try:
-        contexts = of_files(files, client_context)
+        contexts = _contexts(files)
     except TensafeError as error:
         raise HeUnavailable(MISCONFIGURED, str(error)) from error
     return TlsConnector(*address, contexts, TIMEOUTS.connect_s)
+
+
+@cache
+def _contexts(files: TlsFiles) -> Renewed:
+    """One for all adapters: what cannot be used leaves the one before, also to those opened later."""
+    return of_files(files, client_context)
 
 
 @cache
