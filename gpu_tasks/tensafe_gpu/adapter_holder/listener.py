@@ -10,12 +10,14 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tensafe.contracts.errors import ConfigurationError, IntegrityError, TensafeError
 from tensafe_gpu.adapter_holder import places
 from tensafe_gpu.adapter_holder.door import Door
 from tensafe_gpu.adapter_holder.places import Visitor, Waiting
+from tensafe_gpu.adapter_holder.room import WhileWaiting
 from tensafe_gpu.adapter_holder.service import HolderService, Over, Session
 from tensafe_gpu.helora.frames import (
     GREETING,
@@ -128,6 +130,8 @@ class Listener:
             sock = self._secured(visitor)
             session = self._greeted(sock, visitor)
             standing = self._standing(sock)
+            if session is not None:
+                session.waiting = self._looking(sock, session, standing)
             # No frame outlives its answer: nothing here has a name for it.
             while session is not None and self._answered(
                 sock, session, standing, self._next(sock, session, standing)
@@ -208,19 +212,36 @@ class Listener:
     def _standing(self, sock: socket.socket) -> Standing | None:
         if not isinstance(sock, ssl.SSLSocket) or self._tls is None:
             return None
-        return Standing(sock, self._tls, look_s=self._patience.look_s)
+        try:
+            return Standing(sock, self._tls, look_s=self._patience.look_s)
+        except ValueError as error:  # of a certificate that OpenSSL takes and `cryptography` does not
+            raise Over(CERTIFICATE_REFUSED, "the peer's certificate cannot be read") from error
+
+    def _looking(self, sock: socket.socket, session: Session, standing: Standing | None) -> WhileWaiting:
+        """For as long as a request waits for memory: whether its peer is there, and may go on."""
+
+        def look() -> None:
+            session.check()
+            _check(standing)
+            if _hung_up(sock):
+                raise PeerGone("the connection is closed")
+
+        return WhileWaiting(self._patience.look_s, look)
 
     def _next(self, sock: socket.socket, session: Session, standing: Standing | None) -> Frame:
         """The next request. Raises Over if there may be none, or no memory is left for it."""
         look_s, silent_s = min(self._patience.look_s, self._patience.idle_s), 0.0
         frame_s = self._patience.frame_s
 
-        def admit(kind: Kind, size_bytes: int) -> None:
-            self._make_room(sock, session, standing, kind, size_bytes)
-
         while True:
             try:
-                return receive(sock, session.limits, idle_s=look_s, frame_s=frame_s, admit=admit)
+                return receive(
+                    sock,
+                    session.limits,
+                    idle_s=look_s,
+                    frame_s=frame_s,
+                    admit=partial(self._make_room, session),
+                )
             except PeerIdle:
                 silent_s += look_s
                 if silent_s >= self._patience.idle_s:
@@ -228,26 +249,18 @@ class Listener:
                 session.check()
                 _check(standing)
 
-    def _make_room(
-        self, sock: socket.socket, session: Session, standing: Standing | None, kind: Kind, size_bytes: int
-    ) -> None:
+    def _make_room(self, session: Session, kind: Kind, size_bytes: int) -> None:
         """For a frame whose header has come. Raises Over if there is none, or may be none any more; PeerGone.
 
         A forward pass waits for an online answer, and not for long; preprocessing can wait.
         """
-        patience = self._patience
-        until = time.monotonic() + (_ONLINE_S if kind in _ONLINE else patience.frame_s)
-        while True:
-            left_s = until - time.monotonic()
-            try:
-                return session.frame_room.take(size_bytes, wait_s=min(patience.look_s, max(0.0, left_s)))
-            except HeUnavailable as error:
-                if left_s <= 0:
-                    raise Over(error.code, str(error)) from error  # what follows the header is not read
-            session.check()
-            _check(standing)
-            if _hung_up(sock):
-                raise PeerGone("the connection is closed")
+        wait_s = _ONLINE_S if kind in _ONLINE else self._patience.frame_s
+        try:
+            session.frame_room.take(size_bytes, wait_s, session.waiting)
+        except Over:
+            raise
+        except HeUnavailable as error:
+            raise Over(error.code, str(error)) from error  # what follows the header is not read
 
     def _answered(
         self, sock: socket.socket, session: Session, standing: Standing | None, frame: Frame

@@ -10,6 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, HeUnavailable
@@ -19,8 +22,10 @@ FRAMES_BYTES: Final = 512 << 20
 BLOCKS_BYTES: Final = 1 << 30
 """Of blocks, from BLOCK_BEGIN to BLOCK_REPLY."""
 SMALL_BYTES: Final = 1 << 16
-ROOM_S: Final = 30.0
-"""How long preprocessing waits for room: others' blocks take seconds, and come to their end."""
+ROOM_S: Final = 20.0
+"""How long preprocessing waits for room: others' blocks take seconds, and come to their end. Together
+with what its frame waits it is less than the minute after which a key holder gives it up.
+"""
 LEFT_S: Final = 120.0
 """A block that was begun and gets no further for so long gives its room to others."""
 
@@ -69,18 +74,39 @@ class Room:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class WhileWaiting:
+    """What is done while a connection waits for room: every `look_s` `look` is called, which may raise."""
+
+    look_s: float = inf
+    look: Callable[[], None] = lambda: None
+
+
+_NOTHING: Final = WhileWaiting()
+
+
 class Share:
     """What one connection holds of a room. Not for several threads at once."""
 
     def __init__(self, room: Room, tenant: str) -> None:
         self._room, self._tenant, self._size_bytes = room, tenant, 0
 
-    def take(self, size_bytes: int, wait_s: float = 0.0) -> None:
-        """In place of what it had. Raises HeUnavailable."""
+    def take(self, size_bytes: int, wait_s: float = 0.0, waiting: WhileWaiting = _NOTHING) -> None:
+        """In place of what it had. Raises HeUnavailable if there is none in time, and what a look raises."""
         self.give_back()
-        if size_bytes > SMALL_BYTES:
-            self._room.take(self._tenant, size_bytes, wait_s)
-            self._size_bytes = size_bytes
+        if size_bytes <= SMALL_BYTES:
+            return
+        until = time.monotonic() + wait_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            try:
+                self._room.take(self._tenant, size_bytes, min(left_s, waiting.look_s))
+                break
+            except HeUnavailable:
+                if not left_s:
+                    raise
+            waiting.look()
+        self._size_bytes = size_bytes
 
     def give_back(self) -> None:
         """All of it; a second call does nothing."""

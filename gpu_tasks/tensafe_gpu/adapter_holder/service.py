@@ -12,7 +12,15 @@ from typing import Final
 from tensafe.contracts.errors import Gone, NotFound
 from tensafe_gpu.adapter_holder.opened import OpenedAdapter, Shelf
 from tensafe_gpu.adapter_holder.places import Places
-from tensafe_gpu.adapter_holder.room import BLOCKS_BYTES, FRAMES_BYTES, LEFT_S, ROOM_S, Room, Share
+from tensafe_gpu.adapter_holder.room import (
+    BLOCKS_BYTES,
+    FRAMES_BYTES,
+    LEFT_S,
+    ROOM_S,
+    Room,
+    Share,
+    WhileWaiting,
+)
 from tensafe_gpu.adapter_holder.store import AdapterStore, Published
 from tensafe_gpu.helora.accepted import AcceptLog
 from tensafe_gpu.helora.accepted_records import Offer, Range
@@ -168,6 +176,8 @@ class Session:
         self._block_room = Share(service.block_room, offer.tenant)
         self.frame_room = Share(service.frame_room, offer.tenant)
         """Of the frame at hand."""
+        self.waiting = WhileWaiting()
+        """What is looked at while it waits for room; the connection's affair."""
         self.limits: Mapping[Kind, int] = request_limits(opened.info)
         """Of the frames that it answers."""
 
@@ -236,7 +246,7 @@ class Session:
         site = self._site(index)
         matrices = self._opened.adapter.sites[site].b
         shape = self._opened.info.sites[index]
-        self.frame_room.take(b_bytes(shape), wait_s=ROOM_S)
+        self.frame_room.take(b_bytes(shape), ROOM_S, self.waiting)
         return Kind.B_REPLY, pack_b(index, [matrices[one.name] for one in shape.modules])
 
     def _begin(self, payload: memoryview) -> Answer:
@@ -245,8 +255,9 @@ class Session:
         self._give_up_block()
         check_half(b)  # before its id is used up
         a = self._opened.adapter.sites[site].a
-        self._block_room.take(evaluation_bytes(a), wait_s=ROOM_S)
+        self._block_room.take(evaluation_bytes(a), ROOM_S, self.waiting)
         try:
+            self._service.check_current(self._offer, anew=True)  # that may have taken a while
             # Then what is bounded: who is refused costs nothing more.
             salt = self._service.accepted.open_block(self._offer, site, block_id)
             elements = common_elements(self._nonce, BLOCK_KEY, block_id, len(b))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tensafe_gpu.adapter_holder import listener
 from tensafe_gpu.adapter_holder.listener import Listener, Patience
 from tensafe_gpu.adapter_holder.sockets import tcp_listener
 from tensafe_gpu.helora.burned import BurnLog
@@ -20,6 +21,7 @@ from tensafe_gpu.helora.connection import TlsConnector, Wanted
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import CERTIFICATE_REFUSED, HOLDER_ABSENT, HeUnavailable
 from tensafe_gpu.helora.renewal import of_files
+from tensafe_gpu.helora.standing import Standing
 from tensafe_gpu.helora.tls import TlsFiles, client_context, secured, server_context
 from tests.support.certificates import Authority
 from tests.support.helora import QUICK, TENANT, Holder, adapter_holder, peft_files, policy, served_with
@@ -61,8 +63,8 @@ def reach(tmp_path: Path, holder: Holder, authority: Authority, trusted: Path) -
     served = TlsFiles(files.certificate, files.key, trusted)
     listening = tcp_listener("127.0.0.1", 0)
     tls = of_files(served, server_context)
-    listener = Listener(holder.service, listening, tls=tls, patience=Patience(5, 30, 5, LOOK_S))
-    thread = threading.Thread(target=listener.serve_forever)
+    accepting = Listener(holder.service, listening, tls=tls, patience=Patience(5, 30, 5, LOOK_S))
+    thread = threading.Thread(target=accepting.serve_forever)
     thread.start()
     port = listening.getsockname()[1]
 
@@ -73,7 +75,7 @@ def reach(tmp_path: Path, holder: Holder, authority: Authority, trusted: Path) -
         )
 
     yield reached
-    listener.close()
+    accepting.close()
     thread.join()
     burn_log.close()
 
@@ -200,6 +202,22 @@ def test_a_certificate_without_a_name_is_told_so(tmp_path: Path, reach: Reach, a
         reach(authority.issue("server", days=5, names=2))
     assert raised.value.code == CERTIFICATE_REFUSED
     assert "does not name a tenant" in str(raised.value)
+
+
+def test_a_certificate_that_only_openssl_can_read_is_refused_as_a_certificate(
+    reach: Reach, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as a fault of the adapter holder, after which a sampler would ask again and again."""
+
+    def unreadable(*_: object, **__: object) -> Standing:
+        raise ValueError("a field that is not known")
+
+    monkeypatch.setattr(listener, "Standing", unreadable)
+    private = reach(authority.issue(TENANT))
+    with pytest.raises(HeUnavailable) as refused:
+        private.b_matrices()
+    assert refused.value.code == CERTIFICATE_REFUSED
+    private.close()
 
 
 def test_an_authority_that_is_added_ends_nothing(

@@ -27,7 +27,7 @@ from tensafe_gpu.helora.frames import HEADER, TO_ADAPTER_HOLDER, TO_KEY_HOLDER, 
 from tensafe_gpu.helora.limits import request_limits
 from tensafe_gpu.helora.messages import b_bytes, pack_begin, pack_whole_rows
 from tensafe_gpu.helora.parameters import MAX_TOKENS, N
-from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, AdapterInfo, HeUnavailable
+from tensafe_gpu.helora.ports import GARBAGE, HOLDER_ABSENT, NOT_ALLOWED, AdapterInfo, HeUnavailable
 from tensafe_gpu.helora.public_keys import keys_of_block
 from tests.support.helora import QUICK, TENANT, Holder, PlainReference, adapter_holder, peft_files, policy
 from tests.support.holder_process import HolderProcess
@@ -309,6 +309,65 @@ def test_blocks_that_are_begun_and_left_are_refused_beyond_a_tenants_half(
     for one in (second, third, other):
         one.close()
     emptied(room)
+
+
+@pytest.mark.parametrize("why", ["its peer has gone", "its adapter was revoked"])
+@pytest.mark.parametrize("what", ["block", "B"])
+def test_what_waits_for_room_ends_with_its_right_to_it(
+    shared: Holder, monkeypatch: pytest.MonkeyPatch, what: str, why: str
+) -> None:
+    """A place of its tenant's, and for an hour one of its blocks, would be nobody's."""
+    opened = list[bytes]()
+    open_block = shared.service.accepted.open_block
+    monkeypatch.setattr(
+        shared.service.accepted, "open_block", lambda *given: (opened.append(given[2]), open_block(*given))[1]
+    )
+    shared.store.publish("wide", peft_files(1100, RANK), base_model="base", policy=policy())
+    full = Room(2 * MIB)
+    for tenant in ("x", "y"):
+        full.take(tenant, MIB)
+    if what == "B":
+        shared.service.frame_room = full
+    else:
+        shared.service.block_room = full
+    connection = Connection(unix_connector(shared.socket), Wanted(TENANT, "wide"), QUICK)
+    b = np.zeros((keys_of_block(1100), 4, N), dtype=np.uint32)
+    kind, parts = (
+        (Kind.B_REQUEST, [bytes(2)]) if what == "B" else (Kind.BLOCK_BEGIN, pack_begin(0, bytes(16), b))
+    )
+    connection.begin(kind, parts, Kind.ERROR, 0, 5)
+    time.sleep(0.3)
+    assert shared.service.places._of_tenant[TENANT] == 1
+    if why == "its peer has gone":
+        connection.close()
+    else:
+        shared.store.revoke("wide")
+    until = time.monotonic() + 5
+    while shared.service.places._of_tenant[TENANT]:
+        assert time.monotonic() < until, "its place is kept"
+        time.sleep(0.01)
+    assert opened == []
+    connection.close()
+
+
+def test_no_block_is_opened_of_what_was_revoked_while_it_waited(
+    shared: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is not looked at before there is room."""
+    monkeypatch.setattr(service, "ROOM_S", 10.0)
+    connection = connected(shared, TENANT)
+    real = shared.service.block_room.take
+
+    def take(tenant: str, size_bytes: int, wait_s: float = 0.0) -> None:
+        shared.store.revoke("a")
+        real(tenant, size_bytes, wait_s)
+
+    monkeypatch.setattr(shared.service.block_room, "take", take)
+    with pytest.raises(HeUnavailable) as raised:
+        begin(connection, bytes(16))
+    assert raised.value.code == NOT_ALLOWED
+    connection.close()
+    emptied(shared.service.block_room)
 
 
 def test_no_frame_outlives_its_answer(
