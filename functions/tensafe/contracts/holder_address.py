@@ -18,7 +18,8 @@ PATH_MAX_BYTES: Final = 107
 """unix(7): `sun_path` has 108 bytes, the last of them zero."""
 PORT_MAX: Final = 65_535
 _PORT: Final = re.compile("[0-9]{1,5}")
-_NAME: Final = re.compile(r"(?!.{254})[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_NAME: Final = re.compile(r"(?!.{254})[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+"""Without a dot at its end: certificates have none, so that such a name fits to no peer."""
 
 
 def parse(text: str, field: str = "holder") -> Path | tuple[str, int]:

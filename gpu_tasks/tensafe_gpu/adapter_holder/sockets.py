@@ -26,7 +26,9 @@ _BACKLOG: Final = 1024
 _ANSWERS_S: Final = 1.0
 """For a connection to a socket of this host, which the kernel makes without the other process."""
 _BEGINS_S: Final = 10.0
-"""For others that begin to listen in the same folder, each of which takes that second at most."""
+"""For others that begin to listen there, each of which takes that second at most."""
+_NAME_CHARACTERS: Final = 40
+"""Of the socket's in that of its lock: two names that begin alike wait for each other, and no more."""
 
 
 def listen_address(text: str) -> Path | tuple[str, int]:
@@ -42,7 +44,7 @@ def unix_listener(path: Path) -> socket.socket:
 
     Raises ConfigurationError, also where something else is at `path`: that is not touched.
     """
-    with _alone_in(path):
+    with _alone_at(path):
         _make_way(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -75,27 +77,31 @@ def tcp_listener(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _alone_in(path: Path) -> Iterator[None]:
-    """No other one looks for who serves a socket of this folder until this one listens, or has given up.
+def _alone_at(path: Path) -> Iterator[None]:
+    """No other one looks for who serves this socket until this one listens, or has given up.
 
-    The lock is the folder's own and goes with the process. Raises ConfigurationError.
+    A file beside the socket, this user's alone, is locked for as long as its process lives: on the folder
+    anybody who may read it could hold the lock. Raises ConfigurationError.
     """
+    beside = path.with_name(f".{path.name[:_NAME_CHARACTERS]}.lock")
     try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _cannot(path, error) from error
     try:
-        _locked(folder, path)
+        if os.fstat(lock).st_uid != os.geteuid():
+            raise ConfigurationError(f"{beside} is another user's: name another path", field="listen")
+        _locked(lock, path)
         yield
     finally:
-        os.close(folder)
+        os.close(lock)
 
 
-def _locked(folder: int, path: Path) -> None:
+def _locked(lock: int, path: Path) -> None:
     until = time.monotonic() + _BEGINS_S
     while True:
         try:
-            return fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() >= until:
                 raise ConfigurationError(

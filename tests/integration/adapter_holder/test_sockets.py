@@ -113,9 +113,29 @@ def test_one_that_begins_to_listen_and_does_not_end_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockets, "_BEGINS_S", 0.1)
+    path, beside = tmp_path / "s", tmp_path / ".s.lock"
+    unix_listener(path).close()
+    assert stat.S_IMODE(beside.stat().st_mode) == 0o600
+    with beside.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="another process that begins to listen"):
+            unix_listener(path)
+    unix_listener(path).close()
+
+
+def test_nobody_who_may_read_its_folder_keeps_it_from_listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock needs no right to write."""
+    monkeypatch.setattr(sockets, "_BEGINS_S", 0.1)
     folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(ConfigurationError, match="another process that begins to listen"):
-        unix_listener(tmp_path / "s")
-    os.close(folder)
     unix_listener(tmp_path / "s").close()
+    os.close(folder)
+    (tmp_path / ".t.lock").symlink_to(tmp_path / "key.json")
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        unix_listener(tmp_path / "t")
+    assert not (tmp_path / "key.json").exists()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(ConfigurationError, match="another user's"):
+        unix_listener(tmp_path / "s")

@@ -32,7 +32,7 @@ def test_an_address_is_a_path_or_a_host_and_a_port(text: str, address: object) -
     [
         "", "unix:", "tcp:", "tcp:host", "tcp:host:", "tcp::7443", "tcp:host:https", "tcp:host:0",
         "tcp:host:65536", "tcp:host:99999", "tcp:host:-1", "tcp:host:7443 ", "tcp:host:\u0667\u0668",
-        "tcp:host:" + 5000 * "9", "udp:host:1", "/run/s",
+        "tcp:host:" + 5000 * "9", "tcp:host.:7443", "udp:host:1", "/run/s",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused_with_the_form(text: str) -> None:
