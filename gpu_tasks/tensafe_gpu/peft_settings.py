@@ -6,10 +6,17 @@ own weights. A setting that means anything else is refused by its name, and so i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from tensafe.contracts.errors import Unsupported
+from tensafe.contracts.errors import InvalidRequest, Unsupported
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+_CONFIG_MAX_BYTES: Final = 1 << 20
+MAX_ALPHA: Final = 1e6
+"""Far beyond what anybody trains with, and far below where float32 ends."""
 
 _MUST_BE_OFF: Final = (
     "alora_invocation_tokens",
@@ -62,6 +69,29 @@ _WITHOUT_EFFECT: Final = frozenset(
 """On what a finished adapter computes: which modules it has is told by its weights."""
 _PLAIN_INITIALISATION: Final = (True, False, None, "gaussian", "orthogonal", "eva")
 """Others subtract what they begin with from the base model, or are not known here to leave it as it is."""
+
+
+def configuration(content: bytes, *, field: str) -> dict[str, Any]:
+    """What adapter_config.json holds. Raises InvalidRequest; `field` is what the error points at."""
+    try:
+        config = json.loads(content[:_CONFIG_MAX_BYTES])
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{CONFIG_FILE} is not JSON", field=field) from error
+    if not isinstance(config, dict):
+        raise InvalidRequest(f"{CONFIG_FILE} is not a LoRA configuration", field=field)
+    return config
+
+
+def rank_and_alpha(config: Mapping[str, Any], *, field: str, max_rank: int) -> tuple[int, float]:
+    """r and lora_alpha. Raises InvalidRequest."""
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max_rank:
+        raise InvalidRequest(f"r must be 1 to {max_rank}, not {rank!r:.40}", field=field)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= MAX_ALPHA:
+        raise InvalidRequest(
+            f"lora_alpha must be a positive number, at most {MAX_ALPHA:.0f}, not {alpha!r:.40}", field=field
+        )
+    return rank, float(alpha)
 
 
 def check_settings(config: Mapping[str, Any], *, field: str, read: Collection[str]) -> None:

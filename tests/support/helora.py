@@ -15,7 +15,6 @@ from safetensors.numpy import save as save_tensors
 
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, initialise, open_ports
 from tensafe_gpu.adapter_holder.listener import Listener, Patience
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.sockets import tcp_listener, unix_listener
@@ -34,6 +33,7 @@ from tensafe_gpu.helora.quantise import dequantised, quantised_tokens
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.seal_stream import WordArray
 from tensafe_gpu.helora.tls import TlsFiles, server_context
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.sampler.private.placing import Slice
 from tests.support.at_once import AtOnce
 from tests.support.certificates import Authority

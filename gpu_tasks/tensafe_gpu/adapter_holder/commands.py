@@ -29,7 +29,6 @@ from tensafe_gpu.adapter_holder.composition import (
 from tensafe_gpu.adapter_holder.extraction import extraction_note
 from tensafe_gpu.adapter_holder.in_clear import in_clear
 from tensafe_gpu.adapter_holder.listener import Listener
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.adapter_holder.service import HolderService
 from tensafe_gpu.adapter_holder.sockets import listen_address, tcp_listener, unix_listener
@@ -40,6 +39,7 @@ from tensafe_gpu.helora.accepted_records import spent_tokens
 from tensafe_gpu.helora.adapter import ServedAdapter
 from tensafe_gpu.helora.renewal import of_files
 from tensafe_gpu.helora.tls import Contexts, TlsFiles, server_context
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.process import alive_until, die_with_parent, stop_on_signals
 
 log = logging.getLogger(__name__)

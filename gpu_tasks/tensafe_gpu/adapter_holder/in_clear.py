@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from tensafe.contracts.errors import ConfigurationError, Unsupported
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.helora.adapter import ServedAdapter
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 
 _SHIFT: Final = 9
 """A's integers are below 2^9. A power of two moves from A to B exactly, and half precision can hold both."""

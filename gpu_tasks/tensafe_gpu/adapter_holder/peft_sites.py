@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -16,10 +15,14 @@ from safetensors import SafetensorError, deserialize
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe_gpu.helora.adapter import LoraModule, LoraSite
 from tensafe_gpu.helora.parameters import MAX_RANK
-from tensafe_gpu.peft_settings import check_settings
+from tensafe_gpu.peft_settings import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_settings,
+    configuration,
+    rank_and_alpha,
+)
 
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 _TENSOR: Final = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[a-z_.]+)\.lora_([AB])\.weight")
 _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """As safetensors names what is served, and numpy its bytes."""
@@ -99,27 +102,15 @@ def _matrix(name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.float64]:
 
 def _config(files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        config = json.loads(files[CONFIG_FILE])
-        if isinstance(config, dict):
-            return config
-    except (KeyError, ValueError):
-        pass
-    raise InvalidRequest(f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE)
+        return configuration(files[CONFIG_FILE], field=CONFIG_FILE)
+    except KeyError as error:
+        raise InvalidRequest(f"{CONFIG_FILE} is missing", field=CONFIG_FILE) from error
 
 
 def _rank_and_scaling(config: Mapping[str, Any]) -> tuple[int, float]:
-    try:
-        rank, alpha, _ = config["r"], config["lora_alpha"], config["peft_type"]
-    except KeyError as error:
-        raise InvalidRequest(
-            f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
-        ) from error
     check_settings(config, field=CONFIG_FILE, read={"use_rslora"})
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
-        raise InvalidRequest(f"r must be 1 to {MAX_RANK}", field=CONFIG_FILE)
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
-        raise InvalidRequest("lora_alpha must be a positive number", field=CONFIG_FILE)
-    return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank, alpha = rank_and_alpha(config, field=CONFIG_FILE, max_rank=MAX_RANK)
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _module(name: str, pair: Mapping[str, npt.NDArray[np.float64]], rank: int, scaling: float) -> LoraModule:

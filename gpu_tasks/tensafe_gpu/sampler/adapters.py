@@ -7,8 +7,6 @@ is compared with the base model's own modules first, and what is not understood 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +17,15 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
-from tensafe_gpu.peft_settings import check_settings
+from tensafe_gpu.peft_settings import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_settings,
+    configuration,
+    rank_and_alpha,
+)
 
-CONFIG_FILE: Final = "adapter_config.json"
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
 _KEY: Final = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<matrix>lora_[AB])\.weight")
-_CONFIG_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +88,9 @@ def check_adapter(files: Mapping[str, bytes], base: BaseShapes, max_rank: int) -
 def _check_config(content: bytes, max_rank: int) -> int:
     """The adapter's rank, if its configuration says plain LoRA and nothing else."""
     where = f"adapter.{CONFIG_FILE}"
-    try:
-        config = json.loads(content[:_CONFIG_MAX_BYTES])
-    except ValueError as error:
-        raise InvalidRequest(f"{CONFIG_FILE} is not JSON", field=where) from error
-    if not isinstance(config, dict):
-        raise InvalidRequest(f"{CONFIG_FILE} is not a LoRA configuration", field=where)
+    config = configuration(content, field=where)
     check_settings(config, field=where, read={"use_rslora"})  # which vLLM reads
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise InvalidRequest("r must be a positive integer", field=where)
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise InvalidRequest("lora_alpha must be a finite number", field=where)
-    if rank > max_rank:
-        raise InvalidRequest(f"rank {rank} is over this sampler's limit of {max_rank}", field=where)
+    rank, _ = rank_and_alpha(config, field=where, max_rank=max_rank)
     return rank
 
 

@@ -17,13 +17,17 @@ from safetensors.torch import save as save_tensors
 
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.training import LORA_ALPHA, MAX_RANK, LoraSpec
-from tensafe_gpu.peft_settings import check_settings
+from tensafe_gpu.peft_settings import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_settings,
+    configuration,
+    rank_and_alpha,
+)
 from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
 from tensafe_gpu.trainer.method import ADAMW, Method
 from tensafe_gpu.trainer.state import RunState, Shapes
 
-WEIGHTS_FILE: Final = "adapter_model.safetensors"
-CONFIG_FILE: Final = "adapter_config.json"
 _PREFIX: Final = "base_model.model."
 
 
@@ -83,21 +87,15 @@ def _leaves(spec: LoraSpec) -> list[str]:
 
 def _read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
-        config = json.loads(files[CONFIG_FILE])
-        rank, alpha = config["r"], config["lora_alpha"]
-        targets = config["target_modules"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidRequest(
-            f"{CONFIG_FILE} is missing or not a LoRA configuration", field=CONFIG_FILE
-        ) from error
+        config = configuration(files[CONFIG_FILE], field=CONFIG_FILE)
+    except KeyError as error:
+        raise InvalidRequest(f"{CONFIG_FILE} is missing", field=CONFIG_FILE) from error
     check_settings(config, field=CONFIG_FILE, read=())
-    if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise InvalidRequest(f"r must be 1 to {MAX_RANK}, not {rank!r}", field=CONFIG_FILE)
-    if not isinstance(alpha, int | float) or not 0 < alpha < float("inf"):
-        raise InvalidRequest(f"lora_alpha must be a positive number, not {alpha!r}", field=CONFIG_FILE)
+    rank_and_alpha(config, field=CONFIG_FILE, max_rank=MAX_RANK)
+    targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets:
         raise Unsupported("target_modules must be a list of module names", field=CONFIG_FILE)
-    return dict(config)
+    return config
 
 
 def _spec(config: Mapping[str, Any], seed: int) -> LoraSpec:

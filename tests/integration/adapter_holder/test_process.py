@@ -24,11 +24,11 @@ from tensafe_gpu import healthcheck
 from tensafe_gpu.adapter_holder import in_clear
 from tensafe_gpu.adapter_holder.commands import main
 from tensafe_gpu.adapter_holder.composition import DirectorySettings, alone, directory_store
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.helora.burned import BurnLog
 from tensafe_gpu.helora.connection import Wanted, unix_connector
 from tensafe_gpu.helora.key_holder import RemoteKeyHolder
 from tensafe_gpu.helora.ports import HOLDER_ABSENT, HeUnavailable
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tests.support.certificates import Authority, closed_key
 from tests.support.helora import QUICK, TENANT, PlainReference, peft_files
 

@@ -14,9 +14,10 @@ from safetensors.torch import save as save_torch
 from tensafe.contracts.errors import IntegrityError, InvalidRequest, Unsupported
 from tensafe_gpu.adapter_holder import served_codec
 from tensafe_gpu.adapter_holder.extraction import extraction_note, measured
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, check_base_model, read_peft
+from tensafe_gpu.adapter_holder.peft_sites import check_base_model, read_peft
 from tensafe_gpu.adapter_holder.policy import Policy
 from tensafe_gpu.helora.adapter import LoraSite, Naming, orthogonal, serve
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tests.support.helora import PlainReference, peft_files
 
 D, RANK = 48, 4

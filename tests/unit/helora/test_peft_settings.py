@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 
 from tensafe.contracts.errors import InvalidRequest, TensafeError, Unsupported
 from tensafe_gpu.adapter_holder.in_clear import peft_of
-from tensafe_gpu.adapter_holder.peft_sites import CONFIG_FILE, WEIGHTS_FILE, read_peft
+from tensafe_gpu.adapter_holder.peft_sites import read_peft
 from tensafe_gpu.helora.adapter import Naming, serve
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.sampler.adapters import BaseShapes, check_adapter
 from tests.support.helora import peft_files
 
@@ -156,10 +157,27 @@ def test_what_is_kept_of_a_published_adapter_in_the_clear_is_taken_by_both() -> 
         assert read(peft_of(adapter))
 
 
-@pytest.mark.parametrize("alpha", [True, "8", None, 0, -1, float("nan"), float("inf")])
-def test_an_alpha_that_is_no_positive_number_is_refused(alpha: object) -> None:
-    with pytest.raises(InvalidRequest, match="lora_alpha"):
-        read_peft(configured(written() | {"lora_alpha": alpha}))
+@reader
+@pytest.mark.parametrize(
+    "alpha", [True, "8", None, 0, -1, float("nan"), float("inf"), 1e7, 10**400], ids=lambda one: f"{one!r:.9}"
+)
+def test_an_alpha_that_is_no_positive_number_is_refused(
+    read: Callable[[Mapping[str, bytes]], object], alpha: object
+) -> None:
+    with pytest.raises(InvalidRequest, match="lora_alpha") as refused:
+        read(configured(written() | {"lora_alpha": alpha}))
+    assert len(refused.value.message) < 200
+
+
+@reader
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"[" * 100_000, b"\xff"], ids=lambda one: f"{one!r:.5}"
+)
+def test_a_configuration_that_is_none_is_refused(
+    read: Callable[[Mapping[str, bytes]], object], content: bytes
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"{CONFIG_FILE} is not"):
+        read(FILES | {CONFIG_FILE: content})
 
 
 class Attention(torch.nn.Module):

@@ -11,8 +11,9 @@ import torch
 from tensafe.contracts.errors import InvalidRequest, Unsupported
 from tensafe.contracts.training import LORA_ALPHA
 from tensafe_gpu.adapter_holder.peft_sites import read_peft
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tensafe_gpu.trainer.engine import Engine
-from tensafe_gpu.trainer.peft_format import CONFIG_FILE, WEIGHTS_FILE, export_peft, import_peft
+from tensafe_gpu.trainer.peft_format import export_peft, import_peft
 from tests.support.peft_reference import load_reference, reference_logprobs
 from tests.support.training_data import random_request, warm_run
 
