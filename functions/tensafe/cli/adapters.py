@@ -129,11 +129,10 @@ def list_(
     data_dir: DataDir = None, key_file: KeyFile = None, tenant: Tenant = None, as_json: AsJson = False
 ) -> None:
     """List private adapters."""
-    from tensafe.local.admin import tenants
+    from tensafe.local.admin import placements
 
     with opened(data_dir, key_file) as services:
-        names = tenants(services) if tenant is None else [tenant]
-        rows = [_row(one) for name in names for one in services.placements.of_tenant(name)]
+        rows = [_row(one) for one in placements(services, tenant)]
     columns = ("path", "tenant", "base_model", "policy", "holder", "version")
     print_rows(rows, as_json=as_json, columns=columns, empty="no private adapters")
 

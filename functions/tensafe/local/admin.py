@@ -10,6 +10,7 @@ from tensafe.contracts.errors import ConfigurationError, Conflict, InvalidReques
 from tensafe.operations import layout
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.dead_letters import DeadLetter
+from tensafe.operations.placements import Placement
 from tensafe.operations.reader import snapshot_seq
 from tensafe.operations.records import Operation, OpState, StreamKind, StreamRecord, StreamState
 from tensafe.privacy.anchoring import Anchoring
@@ -22,8 +23,17 @@ from tensafe.wire.paths import CheckpointPath
 
 
 def tenants(services: Services) -> list[str]:
-    """Every tenant that ever had a key; nobody else can have anything here."""
+    """Every tenant that ever had a key; who comes by another issuer's tokens alone is not known."""
     return sorted({key.tenant for key in services.api_keys.list()})
+
+
+def placements(services: Services, tenant: str | None) -> list[Placement]:
+    """Private adapters of one tenant or of all, by tenant and path."""
+    if tenant is not None:
+        return services.placements.of_tenant(tenant)
+    found = {one.path: one for one in services.placements.everybodys()}
+    found |= {one.path: one for name in tenants(services) for one in services.placements.of_tenant(name)}
+    return sorted(found.values(), key=lambda one: (one.tenant, one.path))
 
 
 def list_runs(services: Services, tenant: str | None, *, limit: int) -> list[StreamRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +20,18 @@ from tensafe.local.publishing_terms import (
     known,
     told_again,
 )
-from tensafe.operations.checkpoints import CheckpointKind
+from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
 from tensafe.operations.placements import Placement, check_address
 from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
-from tensafe.storage.ports import Write
+from tensafe.storage.ports import Check, Write
 from tensafe.wire.paths import CheckpointPath
 
+_SAVED_ANEW: Final = (
+    "other weights were saved under this path after {adapter}@{version} was published from it, which an "
+    "older release allowed: save them under another name, or `tensafe adapters revoke PATH` first"
+)
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - tmpfs: the weights are in the clear for a moment
 
 
@@ -62,9 +66,10 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     The adapter holder knows the weights by their artifact's id, so a publication that was cut short is
     found there, and not made twice; what it left in memory goes. What is erased is the run, or its checkpoint
     alone if the run is kept.
-    Raises NotFound, InvalidRequest for other weights than a sampler's, Conflict if it was begun or done on
-    other terms, if the adapter holder has lost it, or if the run's erasure would take what is kept of another
-    adapter; ConfigurationError with the adapter holder's sentence.
+    Raises NotFound, InvalidRequest for other weights than a sampler's; Conflict if it was begun or done on
+    other terms, if other weights have been saved under the path meanwhile (they stay), if the adapter holder
+    has lost it, or if the run's erasure would take what is kept of another adapter; ConfigurationError with
+    the adapter holder's sentence.
     """
     parsed = CheckpointPath.parse(path)
     if parsed.kind != CheckpointKind.SAMPLER.value:
@@ -79,7 +84,7 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
     if placed is not None:
         told = told_again(wanted, placed)
         _remove_folder(placed.adapter)
-        _erase(services, path)
+        _erase(services, placed)
         _erase_run(services, placed, wanted)
         return placed, told
     checkpoint = find_checkpoint(services, path)
@@ -108,7 +113,9 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
                 data = pack_files({name: (in_clear / name).read_bytes() for name in files})
                 kept = services.keeping.writing(stream, parsed.name, str(said["digest"]), data)
     _remove_folder(checkpoint.artifact_id)
-    placement = services.placements.add(
+    placement = _placed(
+        services,
+        wanted,
         Placement(
             run_id=checkpoint.run_id,
             name=parsed.name,
@@ -126,7 +133,7 @@ def publish(services: Services, path: str, wanted: Publishing) -> tuple[Placemen
         ),
         kept,
     )
-    _erase(services, path)
+    _erase(services, placement)
     _erase_run(services, placement, wanted)
     return placement, said
 
@@ -135,10 +142,10 @@ def revoke(services: Services, placement: Placement) -> None:
     """Nobody samples from it any more, not even from weights that were kept or left here.
 
     Those that a publication cut short had left are erased first: without the placement their path would be an
-    ordinary adapter's again.
+    ordinary adapter's again. Other ones, which an older release let be saved under it, stay.
     """
     services.keeping.delete(placement.run_id, placement.name)
-    _erase(services, placement.path)
+    _erase(services, placement, others_stay=True)
     services.placements.remove(placement)
 
 
@@ -222,10 +229,39 @@ def _erase_run(services: Services, placement: Placement, wanted: Publishing) -> 
         erase_run(services, run)
 
 
-def _erase(services: Services, path: str) -> None:
-    """Delete the checkpoint, and scrub its sealed key whether this try deleted it or one before."""
-    parsed = CheckpointPath.parse(path)
-    checkpoint = services.checkpoints.peek(str(parsed.run), CheckpointKind(parsed.kind), parsed.name)
-    if checkpoint is not None:
+def _erase(services: Services, placement: Placement, *, others_stay: bool = False) -> None:
+    """Delete the checkpoint, and scrub its sealed key whether this try deleted it or one before.
+
+    Raises Conflict if other weights have its path, unless `others_stay`; in either case they do.
+    """
+    checkpoint = _checkpoint_of(services, placement)
+    if checkpoint is not None and checkpoint.artifact_id == placement.adapter:
         services.checkpoints.delete(checkpoint)
+    elif checkpoint is not None and not others_stay:
+        raise Conflict(_SAVED_ANEW.format(adapter=placement.adapter, version=placement.version))
     scrub(services)
+
+
+def _placed(services: Services, wanted: Publishing, placement: Placement, also: Sequence[Write]) -> Placement:
+    """Placed, as long as its path has the weights that were published; else ended at the adapter holder.
+
+    Other weights would be erased unpublished, and their path would answer with these. Raises Conflict.
+    """
+    while True:
+        checkpoint = _checkpoint_of(services, placement)
+        if checkpoint is None:
+            return services.placements.add(placement, also)
+        if checkpoint.artifact_id != placement.adapter:
+            wanted.holder("revoke", "--name", placement.adapter, "--version", str(placement.version))
+            raise Conflict(
+                f"other weights were saved as {placement.path} while it was published: publish again"
+            )
+        try:
+            return services.placements.add(placement, [*also, Check(checkpoint.item, checkpoint.version)])
+        except Conflict:
+            if services.placements.peek(placement.run_id, placement.name) is not None:
+                raise
+
+
+def _checkpoint_of(services: Services, placement: Placement) -> Checkpoint | None:
+    return services.checkpoints.peek(placement.run_id, CheckpointKind.SAMPLER, placement.name)

@@ -137,9 +137,10 @@ class Checkpoints:
     def saving(self, checkpoint: Checkpoint, *, overwrite: bool) -> list[Write]:
         """Writes that register the artifact; for the transaction that completes the save.
 
-        Raises Conflict if the name is taken and `overwrite` is false.
+        Raises Conflict if the name is taken and `overwrite` is false, or is a private adapter's: whoever
+        samples from that path has what its adapter holder answers, and not what is saved.
         """
-        key = checkpoint.item
+        key, private = checkpoint.item, self._not_private(checkpoint)
         present = self._items.get(key)
         old = Checkpoint.from_item(checkpoint.run_id, present) if present else None
         if old is not None and not overwrite and not self._expired(old):
@@ -157,7 +158,7 @@ class Checkpoints:
                 0,
             ),
         ]
-        writes += _expiring(checkpoint)
+        writes += [*private, *_expiring(checkpoint)]
         # Saved twice within a millisecond, it keeps its entry in the listing.
         listed = old is not None and not old.ephemeral and old.listing_sort == checkpoint.listing_sort
         if not checkpoint.ephemeral and not listed:
@@ -165,6 +166,19 @@ class Checkpoints:
         if old is not None:
             writes += self._replacing(old, still_listed=listed and not checkpoint.ephemeral)
         return writes
+
+    def _not_private(self, checkpoint: Checkpoint) -> list[Write]:
+        """Holds the transaction to it, too. Raises Conflict."""
+        if checkpoint.kind is not CheckpointKind.SAMPLER or checkpoint.ephemeral:
+            return []
+        key = layout.placement_item(checkpoint.run_id, checkpoint.name)
+        if self._items.get(key) is not None:
+            raise Conflict(
+                f"{checkpoint.path} is a private adapter's, which answers from its adapter holder: save "
+                "under another name, or end it first (`tensafe adapters revoke PATH`)",
+                field="path",
+            )
+        return [Check(key, 0)]
 
     def find(self, run_id: str, kind: CheckpointKind, name: str, tenant: str) -> Checkpoint:
         """The tenant's checkpoint. Raises NotFound, also for another tenant's and for an expired one."""

@@ -26,6 +26,7 @@
     private/<run>               weights of the run that an adapter holder has, by name
     tenant/<tenant>/private     listing of those
     private-adapter/<adapter>   the same by what the adapter holder calls them
+    private-adapters            all of them: operators list tenants that have no API key, too
 
 No partition is written by every request (pending is sharded by stream, due by what goes), and none is
 ever scanned.
@@ -206,6 +207,15 @@ def placements_of(tenant: str) -> str:
 def placement_listing(tenant: str, run_id: str, name: str) -> Key:
     """Entry of a private adapter in its tenant's listing."""
     return Key(placements_of(tenant), f"{run_id}/{name}")
+
+
+PLACED: Final = "private-adapters"
+"""Partition that lists the private adapters of all tenants."""
+
+
+def placed_listing(run_id: str, name: str) -> Key:
+    """Entry of a private adapter among all."""
+    return Key(PLACED, f"{run_id}/{name}")
 
 
 def placed_versions(adapter: str) -> str:

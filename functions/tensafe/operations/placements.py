@@ -98,9 +98,16 @@ class Placements:
             raise NotFound("there is no private adapter at this path; `tensafe adapters list` shows them")
         return found
 
+    def everybodys(self) -> list[Placement]:
+        """Those of all tenants, by path; what an older release placed is in its tenant's list alone."""
+        return self._listed(layout.PLACED)
+
     def of_tenant(self, tenant: str) -> list[Placement]:
         """All of a tenant's, by path."""
-        entries = self._items.query(layout.placements_of(tenant), limit=_LISTED)
+        return self._listed(layout.placements_of(tenant))
+
+    def _listed(self, partition: str) -> list[Placement]:
+        entries = self._items.query(partition, limit=_LISTED)
         found = (self.peek(*entry.key.sort.split("/", 1)) for entry in entries)
         return [one for one in found if one is not None]
 
@@ -114,8 +121,8 @@ class Placements:
         return bool(self._items.query(partition, first=first, last=f"{first}~", limit=1))
 
     def add(self, placement: Placement, also: Sequence[Write] = ()) -> Placement:
-        """Again with the same content it does nothing. Raises Conflict if the path has another placement,
-        InvalidRequest for an address that is none.
+        """Again with the same content it does nothing. Raises Conflict if the path has another placement, or
+        a condition of `also` does not hold; InvalidRequest for an address that is none.
 
         `also` is written in the same transaction.
         """
@@ -125,7 +132,9 @@ class Placements:
             keys = enumerate(_keys(placement))
             self._items.write([*(Put(key, body if i == 0 else {}, 0) for i, key in keys), *also])
         except ConditionFailed:
-            present = self.find(placement.run_id, placement.name)
+            present = self.peek(placement.run_id, placement.name)
+            if present is None:
+                raise Conflict("what was to be placed was changed meanwhile") from None
             if (present.adapter, present.version, present.address) != (
                 placement.adapter,
                 placement.version,
@@ -176,4 +185,5 @@ def _keys(placement: Placement) -> tuple[Key, ...]:
         layout.placement_item(run_id, name),
         layout.placement_listing(placement.tenant, run_id, name),
         layout.placed_adapter(placement.adapter, str(placement.version), run_id, name),
+        layout.placed_listing(run_id, name),
     )

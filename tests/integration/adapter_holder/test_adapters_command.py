@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tensafe.cli.app import app
 from tensafe.contracts.errors import ConfigurationError, NotFound
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.training import ModelInfo
 from tensafe.local.admin import find_checkpoint
 from tensafe.local.composition import initialise, local_services
@@ -22,12 +23,13 @@ from tensafe.local.holder_command import in_directory
 from tensafe.local.publishing_terms import _TENANT
 from tensafe.local.settings import LocalSettings
 from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
-from tensafe.operations.layout import placement_item
+from tensafe.operations.layout import placed_listing, placement_item
+from tensafe.operations.placements import Placement
 from tensafe.operations.records import OpKind, StreamKind, StreamState
 from tensafe.operations.submissions import Submission
 from tensafe.packages.bundle import pack_files, unpack_files
 from tensafe.services import Services
-from tensafe.storage.ports import Put
+from tensafe.storage.ports import Delete, Put
 from tensafe_gpu.adapter_holder.composition import directory_store
 from tensafe_gpu.adapter_holder.composition import initialise as initialise_holder
 from tensafe_gpu.adapter_holder.peft_sites import read_peft
@@ -399,6 +401,27 @@ def test_a_publication_on_wrong_terms_leaves_nothing_behind_and_one_that_is_made
         find_checkpoint(services, path("mine"))
     with pytest.raises(NotFound, match="tensafe checkpoints list"):
         find_checkpoint(services, path("none"))
+
+
+def test_those_of_a_tenant_without_an_api_key_are_listed_and_so_are_an_older_releases(
+    tensafe: Tensafe, services: Services, tmp_path: Path
+) -> None:
+    """A tenant that comes by an identity provider's tokens has none; an older release kept no such list."""
+    placed = []
+    for number, tenant in enumerate(("acme", "globex")):
+        one = Placement(
+            f"s-{number}:train:0", "mine", tenant, BASE.name, ExecutionPolicy.HE_REQUIRED,
+            AT, "a", 1, "sampler", 0,
+        )  # fmt: skip
+        placed.append(services.placements.add(one))
+    assert [one["tenant"] for one in tensafe("list")] == ["acme", "globex"]
+    services.ports.items.write([Delete(placed_listing(one.run_id, one.name), None) for one in placed])
+    assert [one["tenant"] for one in tensafe("list")] == ["acme"]
+    assert [one["tenant"] for one in tensafe("list", "--tenant", "globex")] == ["globex"]
+    services.placements.add(placed[1])
+    for one in placed:
+        services.placements.remove(one)
+    assert tensafe("list") == []
 
 
 def test_a_publication_that_was_cut_short_goes_on_with_its_own_budget_alone(
