@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from fastapi import Request
 
+from tensafe.api.execution_policy import POLICY_HEADER, asked_policy, policy_of
 from tensafe.api.native import models
 from tensafe.api.native.futures import failed
 from tensafe.api.openai.bodies import CompletionBody
-from tensafe.api.tinker.sampling import POLICY_HEADER, execution_policy
 from tensafe.contracts.errors import HE_CODES, HeRefused, InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.operations.records import Failure
@@ -16,10 +17,10 @@ REQUIRED = ExecutionPolicy.HE_REQUIRED
 
 
 def test_it_is_read_by_every_face() -> None:
-    assert execution_policy("HE_REQUIRED") is REQUIRED
-    assert execution_policy(None) is None
+    assert policy_of("HE_REQUIRED") is REQUIRED
+    assert policy_of(None) is None
     with pytest.raises(InvalidRequest) as refused:
-        execution_policy("HE")
+        policy_of("HE")
     assert refused.value.field == POLICY_HEADER
     body = CompletionBody.model_validate_json('{"model":"m","prompt":"a","execution_policy":"HE_REQUIRED"}')
     assert [payload.execution_policy for payload in body.payloads()] == [REQUIRED]
@@ -27,6 +28,25 @@ def test_it_is_read_by_every_face() -> None:
         models.Sample.model_validate_json('{"prompt":[1],"execution_policy":"HE_REQUIRED"}').execution_policy
         is REQUIRED
     )
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "asked"),
+    [
+        (None, None, None),
+        ("HE_PREFERRED", None, "HE_PREFERRED"),
+        (None, "HE_REQUIRED", "HE_REQUIRED"),
+        ("HE_REQUIRED", "PLAINTEXT_ONLY", "HE_REQUIRED"),
+        ("PLAINTEXT_ONLY", "HE_PREFERRED", "HE_PREFERRED"),
+    ],
+)
+def test_of_header_and_body_the_stronger_one_is_asked_for(
+    header: str | None, body: str | None, asked: str | None
+) -> None:
+    headers = [] if header is None else [(POLICY_HEADER.lower().encode(), header.encode())]
+    request = Request({"type": "http", "headers": headers})
+    in_body = None if body is None else ExecutionPolicy(body)
+    assert asked_policy(request, in_body) == asked
 
 
 @pytest.mark.parametrize("code", HE_CODES)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from tensafe.api.execution_policy import POLICY_HEADER
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.operations.checkpoints import CheckpointKind
@@ -55,6 +56,20 @@ def test_it_samples_from_whatever_can_be_named(
     again = ask(http, model).json()["id"]
     assert again.rpartition(":")[0] == session  # the process's session for this model
     assert again != future["id"]
+
+
+def test_he_01_the_policy_header_is_not_passed_over(world: World, http: TestClient) -> None:
+    for asked, at in (("HE_REQUIRED", BASE), ("HE_PREFERRED", BASE)):
+        body = {"model": at, "prompt": [1, 2], "execution_policy": "HE_PREFERRED"}
+        told = http.post("/v1/sample", json=body, headers={POLICY_HEADER: asked})
+        session, _, seq = told.json()["id"].rpartition(":")
+        stream = world.stream(session)
+        written = world.services.outcomes.payload(stream, int(seq), world.op(stream, int(seq)))
+        assert SamplePayload.model_validate_json(written).execution_policy == asked
+    refused = http.post(
+        "/v1/sample", json={"model": BASE, "prompt": [1]}, headers={POLICY_HEADER: "required"}
+    )
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, POLICY_HEADER)
 
 
 @pytest.mark.usefixtures("weights")

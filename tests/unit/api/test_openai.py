@@ -15,7 +15,9 @@ from starlette.testclient import TestClient
 
 from tensafe.api.app import create_app
 from tensafe.api.context import EdgeLimits
+from tensafe.api.execution_policy import POLICY_HEADER
 from tensafe.contracts.errors import InvalidRequest
+from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.text import TextChoice, TextPayload, TextResult, TextSoFar, TokenText
 from tensafe.operations.checkpoints import CheckpointKind
 from tensafe.operations.records import Failure, Operation, OpKind, Result, StreamRecord
@@ -129,6 +131,16 @@ def test_a_completion_has_the_shape_that_openais_clients_read(world: World, http
     assert answer["usage"]["total_tokens"] == 2 * (2 + 6)
     assert [one["attestation"] for one in answer["attestations"]] == [{"of": "a"}, {"of": "b"}]
     assert answer["attestations"][0]["attestation_salt"] == "00"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_he_01_the_policy_header_is_not_passed_over(world: World, http: TestClient, path: str) -> None:
+    body = chat() if "chat" in path else {"model": BASE, "prompt": "a"}
+    with answering(world) as seen:
+        assert http.post(path, json=body, headers={POLICY_HEADER: "HE_REQUIRED"}).status_code == 200
+        refused = http.post(path, json=body, headers={POLICY_HEADER: "REQUIRED"})
+    assert [one.execution_policy for one in seen] == [ExecutionPolicy.HE_REQUIRED]
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, POLICY_HEADER)
 
 
 def test_a_chat_answer_is_the_assistants_turn(world: World, http: TestClient) -> None:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from tensafe.api import runs
 from tensafe.api.bodies import DATA_MAX_BYTES, parse
 from tensafe.api.context import Edge, SampleCaller
+from tensafe.api.execution_policy import asked_policy
 from tensafe.api.futures import Future
 from tensafe.api.model_samplers import Asked, samplers_of
 from tensafe.api.native import models
@@ -23,7 +24,10 @@ router = APIRouter(prefix="/v1/sample", tags=["sampling"], responses=ERRORS)
 async def sample(
     request: Request, principal: SampleCaller, context: Edge, key: IdempotencyKey = None
 ) -> models.FutureState:
-    """Sample from the model that is named; a private adapter is evaluated by its holder, or refused."""
+    """Sample from the model that is named; a private adapter is evaluated by its holder, or refused.
+
+    `execution_policy`, or the header X-TenSafe-Execution-Policy, strengthens the policy of the adapter.
+    """
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
     samplers = samplers_of(request)
 
@@ -34,7 +38,8 @@ async def sample(
         def check(stream: StreamRecord) -> None:
             check_sample(wanted, runs.served(context.services, stream))
 
-        payload = SamplePayload(request=wanted, answer="json", execution_policy=body.execution_policy)
+        policy = asked_policy(request, body.execution_policy)
+        payload = SamplePayload(request=wanted, answer="json", execution_policy=policy)
         asked = Asked(OpKind.SAMPLE, payload.model_dump_json().encode(), key, check)
         return samplers.submit(principal.tenant, body.model, asked)
 

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request
 from tensafe.api import admission, runs
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller, TrainCaller
+from tensafe.api.execution_policy import asked_policy
 from tensafe.api.futures import Future
 from tensafe.api.metadata import check_metadata
 from tensafe.api.native import models
@@ -201,7 +202,8 @@ async def sample(
 
     def submit() -> Future:
         body = parse(models.Sample, raw, max_bytes=DATA_MAX_BYTES)
-        return sample_present_weights(context.services, stream, body.to_request(), key, body.execution_policy)
+        policy = asked_policy(request, body.execution_policy)
+        return sample_present_weights(context.services, stream, body.to_request(), key, policy)
 
     return models.FutureState.of(await context.call(submit))
 

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from tensafe.api.bodies import DATA_MAX_BYTES, parse
 from tensafe.api.context import Context, Edge, SampleCaller
+from tensafe.api.execution_policy import asked_policy
 from tensafe.api.futures import Future
 from tensafe.api.model_samplers import Asked, samplers_of
 from tensafe.api.openai.answers import DONE, Answers, ChatAnswers, CompletionAnswers, Json, evidence, usage
@@ -38,7 +39,10 @@ _NO_STORE: Final = {"Cache-Control": "no-store"}
     "/completions", openapi_extra=documented(CompletionBody), response_class=Response, responses=_EVENTS
 )
 async def completions(request: Request, principal: SampleCaller, context: Edge) -> Response:
-    """Continue one prompt or several."""
+    """Continue one prompt or several.
+
+    `execution_policy`, or the header X-TenSafe-Execution-Policy, strengthens the policy of the adapter.
+    """
     return await _answer(request, principal, context, CompletionBody, CompletionAnswers())
 
 
@@ -46,7 +50,10 @@ async def completions(request: Request, principal: SampleCaller, context: Edge) 
     "/chat/completions", openapi_extra=documented(ChatBody), response_class=Response, responses=_EVENTS
 )
 async def chat_completions(request: Request, principal: SampleCaller, context: Edge) -> Response:
-    """The assistant's next turn, by the model's own chat template."""
+    """The assistant's next turn, by the model's own chat template.
+
+    `execution_policy`, or the header X-TenSafe-Execution-Policy, strengthens the policy of the adapter.
+    """
     return await _answer(request, principal, context, ChatBody, ChatAnswers())
 
 
@@ -61,7 +68,9 @@ async def _answer(
     samplers = samplers_of(request)
 
     def submit() -> tuple[CompletionBody | ChatBody, list[Future]]:
-        body = parse(model, raw, max_bytes=DATA_MAX_BYTES)
+        parsed = parse(model, raw, max_bytes=DATA_MAX_BYTES)
+        policy = asked_policy(request, parsed.execution_policy)
+        body = parsed.model_copy(update={"execution_policy": policy})
         asked = [Asked(OpKind.TEXT, payload.model_dump_json().encode()) for payload in body.payloads()]
         return body, [samplers.submit(principal.tenant, body.model, one) for one in asked]
 

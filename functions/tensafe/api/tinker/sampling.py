@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -11,11 +9,11 @@ from tensafe.api import admission, runs, sampling
 from tensafe.api.bodies import DATA_MAX_BYTES, parse, read
 from tensafe.api.context import Context, Edge, SampleCaller
 from tensafe.api.direct import DirectRoute
+from tensafe.api.execution_policy import asked_policy
 from tensafe.api.openapi import ERRORS, documented
 from tensafe.api.tinker.bodies import answer
 from tensafe.api.tinker.prefix import PREFIX, TAGS
 from tensafe.auth.principal import Principal
-from tensafe.contracts.errors import InvalidRequest
 from tensafe.contracts.execution import ExecutionPolicy
 from tensafe.contracts.payloads import SamplePayload
 from tensafe.operations.records import OpKind
@@ -25,7 +23,6 @@ from tensafe.wire.tinker_requests import sampling as bodies
 from tensafe.wire.tinker_responses import sessions as responses
 from tensafe.wire.tinker_responses.futures import FutureResponse
 
-POLICY_HEADER: Final = "X-TenSafe-Execution-Policy"
 router = APIRouter(prefix=PREFIX, tags=TAGS, responses=ERRORS, route_class=DirectRoute)
 
 
@@ -79,17 +76,8 @@ async def asample(request: Request, principal: SampleCaller, context: Edge) -> R
     `ServiceClient(default_headers_overrides={...})`.
     """
     raw = await context.body(request, max_bytes=DATA_MAX_BYTES)
-    asked = execution_policy(request.headers.get(POLICY_HEADER))
+    asked = asked_policy(request, None)
     return answer(await context.call(_submit, context, principal, raw, asked))
-
-
-def execution_policy(value: str | None) -> ExecutionPolicy | None:
-    """The policy that a header names. Raises InvalidRequest for one that there is not."""
-    try:
-        return None if value is None else ExecutionPolicy(value)
-    except ValueError:
-        there = ", ".join(ExecutionPolicy)
-        raise InvalidRequest(f"{POLICY_HEADER} must be one of {there}", field=POLICY_HEADER) from None
 
 
 def _submit(
