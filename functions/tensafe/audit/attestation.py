@@ -57,7 +57,7 @@ class _Stated(Strict):
     mode: ExecutionMode
     adapter: Short | None = None
     digest: Sha256Hex | None = None
-    """SHA-256 of the quantised adapter; None for an ordinary one."""
+    """SHA-256 of a private adapter as it is quantised; of an ordinary one see `files_digest`."""
     epoch: Count | None = None
     parameters: Short | None = None
     sites: Count
@@ -163,6 +163,14 @@ def state(
     return statement, salt
 
 
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """Of an ordinary adapter, over adapter_config.json and adapter_model.safetensors: what `sha256sum
+    adapter_config.json adapter_model.safetensors | sha256sum` says.
+    """
+    lines = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def attest(statement: Statement, signer: Signer) -> Attestation:
     """Sign. Raises Unavailable if the key cannot be reached."""
     seals = _seals(statement)
@@ -192,15 +200,22 @@ def verify(text: bytes, trusted: Mapping[str, PublicKey]) -> Statement | Stateme
     return attestation.statement
 
 
-def unwrapped(text: bytes) -> bytes:
-    """The attestation in an answer that brings one beside its salt; any other text as it is."""
+def unwrapped(text: bytes) -> list[bytes]:
+    """The attestations in an answer: the one beside its salt, or one for each prompt (OpenAI's face); any
+    other text as it is.
+    """
     try:
         values = json.loads(text, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError):
-        return text
-    if isinstance(values, dict) and isinstance(values.get("attestation"), dict):
-        return json.dumps(values["attestation"]).encode()
-    return text
+        return [text]
+    if not isinstance(values, dict):
+        return [text]
+    if isinstance(values.get("attestation"), dict):
+        return [json.dumps(values["attestation"]).encode()]
+    if isinstance(values.get("attestations"), list) and values["attestations"]:
+        listed = [one.get("attestation") if isinstance(one, dict) else None for one in values["attestations"]]
+        return [json.dumps(one).encode() for one in listed]
+    return [text]
 
 
 def check_output(statement: Statement | StatementV1, tokens: list[list[int]], salt: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,11 +11,17 @@ from tensafe.cli.options import AsJson
 from tensafe.cli.output import print_object
 from tensafe.contracts.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from tensafe.audit.attestation import Statement, StatementV1
+
+_ANSWER_MAX_BYTES: Final = 64 << 20
+"""Of an answer with its text; each attestation in it has its own limit."""
+
 
 def verify(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="An attestation, or what /v1/futures/ID/attestation answers."),
+        typer.Argument(metavar="FILE", help="An attestation, or an answer that brings it."),
     ],
     public_key: Annotated[
         list[Path] | None,
@@ -23,7 +29,9 @@ def verify(
     ] = None,
     answer: Annotated[
         Path | None,
-        typer.Option("--answer", metavar="FILE", help="The answer (JSON) whose tokens it must be about."),
+        typer.Option(
+            "--answer", metavar="FILE", help="The native face's answer whose tokens it must be about."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -41,16 +49,27 @@ def verify(
     keys = [PublicKey.from_pem(_read(path, PEM_MAX_CHARS)) for path in public_key]
     try:
         with file.open("rb") as opened:
-            text = opened.read(attestation.MAX_BYTES + 1)
-        statement = attestation.verify(attestation.unwrapped(text), {key.key_id: key for key in keys})
+            text = opened.read(_ANSWER_MAX_BYTES + 1)
+        trusted = {key.key_id: key for key in keys}
+        statements = [attestation.verify(one, trusted) for one in attestation.unwrapped(text)]
         if answer is not None:
-            attestation.check_output(statement, *_sampled(answer))
+            attestation.check_output(_only(statements), *_sampled(answer))
     except attestation.AttestationRefused as error:
         if as_json:
             print_object({"valid": False, "where": error.where, "problem": error.problem}, as_json=True)
         raise
-    facts = {"valid": True, "answer_checked": answer is not None, **statement.model_dump(mode="json")}
-    print_object(facts, as_json=as_json)
+    told = [statement.model_dump(mode="json") for statement in statements]
+    facts = {"valid": True, "answer_checked": answer is not None}
+    if len(told) == 1:
+        print_object({**facts, **told[0]}, as_json=as_json)
+    else:
+        print_object({**facts, "attestations": told}, as_json=as_json)
+
+
+def _only(statements: list[Statement | StatementV1]) -> Statement | StatementV1:
+    if len(statements) != 1:
+        raise InvalidRequest("there is one attestation for each prompt: --answer is of one", field="answer")
+    return statements[0]
 
 
 def _sampled(answer: Path) -> tuple[list[list[int]], bytes]:

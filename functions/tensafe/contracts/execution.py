@@ -99,8 +99,9 @@ def decide(offer: Offer, policy: ExecutionPolicy, *, failed: str | None = None) 
 class Execution:
     """What computed one answer, as counted where the work was done, over all of its continuations.
 
-    `adapter` is `name@version`, `digest` the SHA-256 of the quantised adapter (hex). `fallback` is the code
-    for which an adapter that is preferably evaluated under encryption was applied in the clear.
+    `adapter` is `name@version`; `digest` (hex) is the SHA-256 of a private adapter as it is quantised, or of
+    an ordinary one's files (`audit.attestation.files_digest`). `fallback` is the code for which an adapter
+    that is preferably evaluated under encryption was applied in the clear.
 
     Of the prompts' `prompt_tokens`, one prompt for each continuation, `cached_tokens` were taken from the
     prefix cache. The rest is counted where an adapter holder evaluates, and 0 elsewhere: `tokens`, the rows

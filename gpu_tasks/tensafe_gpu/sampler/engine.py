@@ -56,7 +56,7 @@ class SamplingEngine:
         self._private = private
         self.limits = Limits(llm.model_config.get_vocab_size(), settings.max_context_tokens)
         self._serving = PrivateServing(self._ask_worker) if settings.key_holder else None
-        loading = AdapterLoading(llm, base, private, settings.rank_limit, self._serving)
+        self._loading = loading = AdapterLoading(llm, base, private, settings.rank_limit, self._serving)
         self._adapters = ResidentAdapters(settings.max_resident_adapters, loading.load, loading.unload)
         self._request_ids = itertools.count(1)
         self._closed = False
@@ -180,12 +180,13 @@ class SamplingEngine:
         assert isinstance(plain, Adapter)  # noqa: S101 - or `decide` had raised
         async with self._adapters.lease(plain) as resident:
             lora = lora_request(resident.identity, resident.adapter_id, resident.path)
+            digest = self._loading.digest(resident)
             outputs = await self._generate_all(request, salt, lora, on_tokens)
         if private is None:
-            return to_result(request, outputs, in_the_clear(outputs, plain.identity))
+            return to_result(request, outputs, in_the_clear(outputs, plain.identity, digest=digest))
         _LOG.warning("private adapter applied in the clear", extra={"code": failed})
-        name, digest = f"{private.name}@{private.version}", private.plain_digest
-        execution = in_the_clear(outputs, name, digest=digest, fallback=failed)
+        name = f"{private.name}@{private.version}"
+        execution = in_the_clear(outputs, name, digest=private.plain_digest, fallback=failed)
         return to_result(request, outputs, execution)
 
     async def _sample_private(

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from tensafe.audit.attestation import files_digest
 from tensafe.contracts.errors import HeRefused, InvalidRequest, TensafeError, Unavailable, Unsupported
 from tensafe_gpu.sampler.adapters import BaseShapes, check_adapter
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, is_private, vllm_name
@@ -51,6 +52,12 @@ class AdapterLoading:
         self._private = private
         self._max_rank = max_rank
         self._serving = serving
+        self._digests: dict[str, str] = {}
+        """Of what vLLM was given, by its path."""
+
+    def digest(self, resident: Resident) -> str:
+        """The SHA-256 of an ordinary adapter as it was loaded; see `files_digest`."""
+        return self._digests[resident.path]
 
     async def load(self, adapter_id: int, adapter: AnyAdapter) -> str:
         """Check the adapter, hand it to vLLM through memory-backed files, and check what vLLM made of it."""
@@ -59,7 +66,10 @@ class AdapterLoading:
         if self._max_rank is None:
             raise Unsupported(_COMPILED, field="adapter")
         files = await asyncio.to_thread(check_adapter, adapter.files, self._base, self._max_rank)
-        return await self._load_files(adapter_id, adapter.identity, files)
+        digest = await asyncio.to_thread(files_digest, files)
+        path = await self._load_files(adapter_id, adapter.identity, files)
+        self._digests[path] = digest
+        return path
 
     async def _load_private(self, adapter_id: int, adapter: PrivateAdapter) -> str:
         """Open the adapter where it is evaluated; vLLM hears its name from each request."""
@@ -114,6 +124,7 @@ class AdapterLoading:
             return
         await self._llm.list_loras()
         await self._llm.remove_lora(resident.adapter_id)
+        self._digests.pop(resident.path, None)
 
 
 def lora_request(identity: str, adapter_id: int, path: str) -> LoRARequest:

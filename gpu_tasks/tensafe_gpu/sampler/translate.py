@@ -139,7 +139,7 @@ def in_the_clear(
 ) -> Execution:
     """What computed these outputs here: the base model, or the adapter of this identity.
 
-    `digest` and `fallback` are a private adapter's; see `Execution`.
+    `fallback` is a private adapter's; see `Execution`.
     """
     return Execution(
         ExecutionMode.NONE if adapter is None else ExecutionMode.PLAINTEXT,

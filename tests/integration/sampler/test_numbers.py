@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from tensafe.audit.attestation import files_digest
 from tensafe.contracts.sampling import SampleRequest, SampleResult, SamplingParams
+from tensafe_gpu.peft_settings import CONFIG_FILE, WEIGHTS_FILE
 from tests.integration.sampler.conftest import AdapterFactory, Harness, Reference
 
 pytestmark = pytest.mark.slow
 
 PROMPTS = ((5, 6, 7, 8, 9), (100, 200, 300), (17,) * 20, (400, 3, 2, 80, 81, 82, 83))
 GREEDY = SamplingParams(max_tokens=12, temperature=0, stop=())
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 @pytest.fixture(scope="package")
@@ -29,6 +33,10 @@ def test_a_mixed_batch_equals_peft(harness: Harness, reference: Reference, who: 
     )
     for (name, prompt), result in zip(cases, results, strict=True):
         assert result.sequences[0].tokens.tolist() == reference.greedy(prompt, who[name][1], 12), name
+        adapter, execution = who[name][0], result.execution
+        assert execution is not None
+        loaded = None if adapter is None else {one: adapter.files[one] for one in FILES}
+        assert execution.digest == (None if loaded is None else files_digest(loaded)), name
     folders = [folder for _, folder in who.values()]
     assert len({tuple(reference.greedy(PROMPTS[0], folder, 12)) for folder in folders}) == 3
 

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from tensafe.audit.attestation import Statement, check_output, verify
 from tensafe.storage.signing import PublicKey
 from tensafe_gpu.helora.connection import Connection, Timeouts, Wanted, unix_connector
+from tensafe_gpu.helora.parameters import PARAMETERS
 from tensafe_gpu.helora.ports import HeUnavailable
 from tests.integration.service.test_sdk import train
 from tests.support.attestations import check_verified_offline
@@ -150,6 +151,7 @@ def test_he_01_a_published_adapter_is_sampled_encrypted_and_vouched_for(
     assert (statement.policy, statement.mode) == ("HE_REQUIRED", "HE")
     assert statement.digest == said["digest"]
     assert statement.evaluated == statement.sites * statement.tokens > 0
+    assert (statement.parameters, statement.epoch, statement.sites) == (PARAMETERS, 1, 8)
     assert statement.tokens >= 4 + 8 - 1
     check_output(
         statement, [tokens["private"]], bytes.fromhex(published.evidence(private)["attestation_salt"])

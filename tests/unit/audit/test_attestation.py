@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tensafe.audit.attestation import (
     StatementV1,
     attest,
     check_output,
+    files_digest,
     state,
     verify,
 )
@@ -235,6 +238,24 @@ def test_it_travels_in_both_forms_of_a_result_and_the_sdk_skips_it() -> None:
     assert attested_of(canonical(sample_json(RESULT)), JSON) is None
 
 
+def test_an_ordinary_adapter_s_digest_is_what_sha256sum_says(tmp_path: Path) -> None:
+    files = {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    command = "sha256sum adapter_config.json adapter_model.safetensors | sha256sum"
+    said = subprocess.check_output(["/bin/sh", "-c", command], cwd=tmp_path, text=True)
+    assert files_digest(files) == said.split()[0]
+    for name in files:
+        assert files_digest(files | {name: b"other"}) != files_digest(files)
+
+
+def test_everything_that_was_counted_is_stated() -> None:
+    statement, _ = stated()
+    said = statement.model_dump()
+    for field in dataclasses.fields(EXECUTION):
+        assert said[field.name] == getattr(EXECUTION, field.name), field.name
+
+
 def test_the_command_says_what_ran_or_what_is_wrong(tmp_path: Path) -> None:
     signer = memory_signer()
     statement, salt = stated()
@@ -257,6 +278,20 @@ def test_the_command_says_what_ran_or_what_is_wrong(tmp_path: Path) -> None:
     file.write_text(json.dumps({"attestation": document | {"key_id": "other"}, "attestation_salt": ""}))
     code, output = run("--public-key", str(key))
     assert (code, "key_id" in output) == (1, True)
+    # An answer of OpenAI's face brings one for each prompt, beside its text.
+    brought = {"attestation": document, "attestation_salt": salt.hex()}
+    file.write_text(json.dumps({"object": "text_completion", "choices": [], "attestations": [brought]}))
+    code, output = run("--public-key", str(key), "--json")
+    assert (code, json.loads(output)["mode"]) == (0, "HE")
+    file.write_text(json.dumps({"choices": [{"text": "a" * 2_000_000}], "attestations": [brought] * 2}))
+    code, output = run("--public-key", str(key), "--json")
+    assert (code, [one["mode"] for one in json.loads(output)["attestations"]]) == (0, ["HE", "HE"])
+    code, output = run("--public-key", str(key), "--answer", str(answer))
+    assert (code, "one attestation for each prompt" in output) == (2, True)
+    for lacking in (None, {"attestation": None}, {"attestation": document | {"signature": "00"}}):
+        file.write_text(json.dumps({"choices": [], "attestations": [brought, lacking]}))
+        code, output = run("--public-key", str(key))
+        assert code == 1, lacking
     file.write_text(json.dumps(document, indent=1))
     code, output = run()
     assert code == 2

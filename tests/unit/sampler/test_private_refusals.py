@@ -19,6 +19,7 @@ from tensafe.contracts.errors import HE_CODES, HeRefused
 from tensafe_gpu.helora.connection import TlsConnector
 from tensafe_gpu.helora.ports import HeUnavailable
 from tensafe_gpu.sampler.engine import SamplingEngine
+from tensafe_gpu.sampler.loading import AdapterLoading
 from tensafe_gpu.sampler.private import connecting
 from tensafe_gpu.sampler.private.adapter import PrivateAdapter, vllm_name
 from tensafe_gpu.sampler.private.connecting import connect
@@ -194,8 +195,25 @@ def test_a_certificate_whose_key_is_not_there_yet_leaves_the_one_before_to_every
     """Whoever replaces two files replaces one of them first, and an adapter may be opened in between."""
     before = connecting._connector(reached)
     assert isinstance(before, TlsConnector)
+    (tmp_path / "other").mkdir()
     other = Authority(tmp_path / "other").issue("t")
     Path(reached["tls_cert"]).write_bytes(other.certificate.read_bytes())
     later = connecting._connector(reached)
     assert isinstance(later, TlsConnector)
     assert later._contexts() is before._contexts()
+
+
+def test_he_01_a_sampler_that_was_not_started_for_private_adapters_refuses_them() -> None:
+    """Nothing of it reaches vLLM; a plaintext that may answer is the publisher's choice alone."""
+    engine: Any = object.__new__(SamplingEngine)
+    engine._serving, engine._closed = None, False
+    engine._llm = SimpleNamespace(errored=False)
+    request: Any = SimpleNamespace(num_samples=1, prompt=[1] * 3)
+    loading = AdapterLoading(None, None, None, None, None)  # type: ignore[arg-type] - none is reached
+    for asked in (
+        engine._evaluated(request, PrivateAdapter("A", "1", {}), "salt"),
+        loading.load(1, PrivateAdapter("A", "1", {})),
+    ):
+        with pytest.raises(HeRefused) as refused:
+            asked.send(None)
+        assert refused.value.code == "he_not_configured"
