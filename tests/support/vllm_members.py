@@ -13,18 +13,17 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "vllm.md"
 
 
 def owner_of(path: str) -> tuple[Any, list[str]]:
-    """What a dotted path names, and what of it is left: attributes of its objects. Raises AttributeError."""
+    """What a dotted path names, a module or a class of one, and what is left of it: members of its objects.
+
+    Raises ImportError, AttributeError.
+    """
     words = path.split(".")
-    for length in range(len(words), 0, -1):
-        try:
-            found = importlib.import_module(".".join(words[:length]))
-        except ModuleNotFoundError:
-            continue
-        rest = words[length:]
-        if not rest:
-            return found, []
-        return getattr(found, rest[0]), rest[1:]
-    raise AttributeError(path)
+    names = [index for index, word in enumerate(words) if word[0].isupper()]
+    of_module = names[0] if names else len(words)
+    found = importlib.import_module(".".join(words[:of_module]))
+    if not names:
+        return found, []
+    return getattr(found, words[of_module]), words[of_module + 1 :]
 
 
 def has(owner: Any, name: str, below: list[str]) -> bool:

@@ -241,3 +241,23 @@ def test_what_a_peer_started_ends_with_it() -> None:
         pid = peer(None)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
+
+
+def test_what_the_document_says_of_sustained_rates_is_what_was_measured() -> None:
+    """In its order: 0.5B one at a time on Xeon and EPYC, 16 at once on both, and the same of 1.5B."""
+    latest = json.loads((ROOT / "benchmarks/results/latest.json").read_text())
+
+    def measured(name: str, processor: str) -> str:
+        (value,) = [one["value"] for one in latest if one["name"] == name and processor in one["device"]]
+        return f"{value:.0f}"
+
+    figures = {
+        f"{shape}{batch}": [measured(f"helora_sustained_{shape}{batch}", of) for of in ("Xeon", "EPYC")]
+        for shape in ("05b", "15b")
+        for batch in ("", "_b16")
+    }
+    one, many, wide, wide_many = (figures[name] for name in ("05b", "05b_b16", "15b", "15b_b16"))
+    said = " ".join((ROOT / "docs/benchmarks.md").read_text().split())
+    assert f"is {one[0]} tokens/s of 50 there and {one[1]} on the EPYC" in said
+    assert f"with 16 sequences at once {many[0]} and {many[1]};" in said
+    assert f"at 1536 x 28, {wide[0]} and {wide[1]}, and {wide_many[0]} and {wide_many[1]} (goal 25)" in said

@@ -22,7 +22,7 @@ LABEL = 63 * "a"
         "", "/run/s", "unix:", "unix:/a\0b", "tcp:", "tcp:localhost", "tcp:h:", "tcp::7443", "tcp:h:https",
         "tcp:h:0", "tcp:h:65536", "tcp:h:99999", "tcp:h:-1", "tcp:h:1 ", "tcp: h:1", "tcp:h:\u0667",
         "tcp:https://h:443", "tcp:h/path:443", "tcp:user@h:443", "tcp:h:80:443", "tcp:[::1]:7443", "tcp:..:1",
-        f"tcp:{LABEL}a:1", f"tcp:{LABEL}.{LABEL}.{LABEL}.{LABEL}:1", "udp:h:1",
+        f"tcp:{LABEL}a:1", f"tcp:{LABEL}.{LABEL}.{LABEL}.{LABEL}:1", "udp:h:1", "tcp:h.:1",
     ],
 )  # fmt: skip
 def test_a_malformed_address_is_refused_where_it_is_given_as_where_it_is_used(
@@ -42,7 +42,7 @@ def test_a_malformed_address_is_refused_where_it_is_given_as_where_it_is_used(
     [
         ("unix:/run/s", Path("/run/s")),
         ("tcp:adapter-holder.tensafe.internal:7443", ("adapter-holder.tensafe.internal", 7443)),
-        ("tcp:my_holder.:1", ("my_holder.", 1)),
+        ("tcp:my_holder:1", ("my_holder", 1)),
         ("tcp:b\u00fccher.example:65535", ("b\u00fccher.example", 65535)),
         ("tcp:127.0.0.1:7443", ("127.0.0.1", 7443)),
         ("tcp:::1:7443", ("::1", 7443)),
