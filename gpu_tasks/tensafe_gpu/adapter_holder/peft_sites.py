@@ -23,7 +23,9 @@ from tensafe_gpu.peft_settings import (
     rank_and_alpha,
 )
 
-_TENSOR: Final = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[a-z_.]+)\.lora_([AB])\.weight")
+_TENSOR: Final = re.compile(
+    r"base_model\.model\.(model\.layers\.(?:0|[1-9][0-9]{0,4})\.[a-z_.]+)\.lora_([AB])\.weight"
+)
 _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """As safetensors names what is served, and numpy its bytes."""
 _SITES: Final = {
@@ -118,7 +120,7 @@ def _module(name: str, pair: Mapping[str, npt.NDArray[np.float64]], rank: int, s
     if set(pair) != {"A", "B"}:
         raise InvalidRequest(f"{name} lacks lora_A or lora_B", field=WEIGHTS_FILE)
     a, b = pair["A"], pair["B"]
-    if a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK:
+    if a.shape[0] != b.shape[1] or not 1 <= a.shape[0] <= MAX_RANK or not (a.size and b.size):
         raise InvalidRequest(f"lora_A and lora_B of {name} do not fit together", field=WEIGHTS_FILE)
     if a.shape[0] != rank:
         raise InvalidRequest(

@@ -28,6 +28,7 @@ from tensafe.vault.vault import Vault
 from tensafe_gpu.adapter_holder import served_codec
 from tensafe_gpu.adapter_holder.peft_sites import check_base_model, read_peft
 from tensafe_gpu.adapter_holder.policy import Policy
+from tensafe_gpu.adapter_holder.servable import check_servable
 from tensafe_gpu.helora.adapter import Naming, ServedAdapter, serve
 from tensafe_gpu.helora.keystream import new_key
 
@@ -110,6 +111,7 @@ class AdapterStore:
         scope = _scope(name, version)
         naming = Naming(name, version, 1, base_model, policy.tokens_per_site)
         adapter = serve(sites, naming, secret)
+        check_servable(adapter)
         if before is not None:
             before(adapter)
         # Written with the record: a publication that was cut short leaves no key, and whoever publishes needs
