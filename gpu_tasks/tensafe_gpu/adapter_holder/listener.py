@@ -25,13 +25,14 @@ from tensafe_gpu.helora.frames import (
     FrameError,
     Kind,
     OtherVersion,
+    PeerCut,
     PeerGone,
     PeerIdle,
     PeerSlow,
     receive,
     send,
 )
-from tensafe_gpu.helora.messages import Refusal, packed
+from tensafe_gpu.helora.messages import packed_refusal
 from tensafe_gpu.helora.ports import (
     CERTIFICATE_REFUSED,
     GARBAGE,
@@ -121,6 +122,11 @@ class Listener:
         if self._tls is None:
             self._tell(visitor.sock, 0, TIMEOUT, "a frame did not arrive in time")
 
+    def _gone(self, error: PeerGone) -> None:
+        if isinstance(error, PeerCut):
+            self._service.counters["cut frames"] += 1
+            log.warning("connection dropped: cut inside a frame")
+
     def _turned_away(self) -> None:
         self._service.counters["turned away"] += 1
 
@@ -137,8 +143,8 @@ class Listener:
                 sock, session, standing, self._next(sock, session, standing)
             ):
                 session.frame_room.give_back()
-        except PeerGone:
-            pass
+        except PeerGone as error:
+            self._gone(error)
         except PeerSlow:
             log.warning("connection dropped: slow peer")
             self._tell(visitor.sock, 0, TIMEOUT, "a frame did not arrive in time")
@@ -151,7 +157,10 @@ class Listener:
             log.info("connection ended: over", extra={"code": error.code})
             self._tell(visitor.sock, 0, error.code, str(error))
         except ssl.SSLError as error:
-            log.warning("connection dropped: TLS", extra={"reason": error.reason})
+            log.warning(
+                "connection dropped: TLS",
+                extra={"reason": error.reason, "verify": getattr(error, "verify_message", None)},
+            )
             _let_it_read(visitor.sock)
         except TimeoutError:
             log.warning("connection dropped: slow handshake")
@@ -285,7 +294,7 @@ class Listener:
         self._tell(sock, frame.request, error.code, str(error))
 
     def _tell(self, sock: socket.socket, request: int, code: str, message: str) -> None:
-        refusal = packed(Refusal(code=code, message=message[:2000]))
+        refusal = packed_refusal(code, message)
         with suppress(PeerGone, PeerSlow, OSError):
             send(sock, Kind.ERROR, request, [refusal], self._patience.greeting_s)
 

@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 _FRESH_S: Final = 0.2
 """An answer so long ago shows that the peer is there; asking the kernel costs three calls."""
 
+_LAST_WORD_S: Final = 0.2
+"""For what a peer said before it closed the connection: it is there, or does not come."""
+
 _OF_CERTIFICATES: Final = ("CERTIFICATE", "UNKNOWN_CA", "DECRYPT_ERROR", "ACCESS_DENIED")
 """In OpenSSL's names of the alerts (RFC 8446, section 6.2) by which a peer refuses one."""
 
@@ -215,6 +218,11 @@ class Connection:
         except (PeerSlow, PeerGone, FrameError) as error:
             raise self._ended_by(error) from error
 
+    def garbage(self, what: str, error: Exception) -> HeUnavailable:
+        """Close it after an answer that cannot be one; to be raised."""
+        self.close()
+        return HeUnavailable(GARBAGE, f"the adapter holder's {what}: {error}")
+
     def close(self) -> None:
         """Close it; a second call does nothing."""
         self._sock.close()
@@ -241,9 +249,10 @@ class Connection:
     def _answer(self, frame: Frame, answer: Kind) -> memoryview:
         if frame.kind is Kind.ERROR:
             refusal = self._refusal(frame)
-            if frame.request == 0 and refusal.code == TIMEOUT and self._answered:
-                # Said of no request, after a long silence: TLS shows it with the next answer only.
+            if _of_silence(frame, refusal) and self._answered:
                 raise PeerGone("the adapter holder has closed the connection")
+            if frame.request == 0:  # of the connection, which it has ended
+                self.close()
             raise refusal
         self._answered = time.monotonic()
         if frame.kind is not answer or frame.request != self._request:
@@ -252,7 +261,10 @@ class Connection:
 
     def _ended_by(self, error: PeerSlow | PeerGone | FrameError) -> HeUnavailable:
         """Close it; what ended it as one of the port's codes."""
+        word = self._last_word() if isinstance(error, PeerGone) else None
         self.close()
+        if word is not None:
+            return word
         match error:
             case PeerSlow():
                 return HeUnavailable(TIMEOUT, "the adapter holder did not answer in time")
@@ -261,6 +273,16 @@ class Connection:
             case OtherVersion():
                 return HeUnavailable(VERSION_MISMATCH, f"the adapter holder is of another release: {error}")
         return HeUnavailable(GARBAGE, f"the adapter holder sent something else: {error}")
+
+    def _last_word(self) -> HeUnavailable | None:
+        """Why it has closed the connection, which it says without reading on what is being sent to it."""
+        try:
+            limits = {Kind.ERROR: TO_KEY_HOLDER[Kind.ERROR]}
+            frame = receive(self._sock, limits, idle_s=_LAST_WORD_S, frame_s=_LAST_WORD_S)
+            refusal = self._refusal(frame)
+        except (PeerSlow, PeerGone, FrameError):
+            return None
+        return None if _of_silence(frame, refusal) else refusal
 
     def _refusal(self, frame: Frame) -> HeUnavailable:
         refusal = parsed(Refusal, frame.payload)
@@ -279,6 +301,11 @@ class Connection:
         if info.name != wanted.adapter or wanted.version not in (None, info.version):
             raise HeUnavailable(VERSION_MISMATCH, "the adapter holder offers another adapter or version")
         return info, bytes.fromhex(welcome.nonce)
+
+
+def _of_silence(frame: Frame, refusal: HeUnavailable) -> bool:
+    """Whether it is said of no request, after a long silence: TLS shows it with the next answer only."""
+    return frame.request == 0 and refusal.code == TIMEOUT
 
 
 def _limits(answer: Kind, most_bytes: int) -> dict[Kind, int]:

@@ -82,6 +82,10 @@ class PeerGone(Exception):
     """The peer closed the connection."""
 
 
+class PeerCut(PeerGone):
+    """It did so inside a frame."""
+
+
 class PeerSlow(Exception):
     """The peer did not send, or take, a whole frame in its time."""
 
@@ -134,7 +138,7 @@ def receive(
     not the peer's time.
 
     Raises FrameError for another magic, version or kind than `limits` names, or a longer payload; PeerIdle;
-    PeerSlow; PeerGone, also when the connection ends inside a frame.
+    PeerSlow; PeerGone, and PeerCut when the connection ends inside a frame.
     """
     header, deadline = bytearray(HEADER.size), time.monotonic() + idle_s
     try:
@@ -145,6 +149,8 @@ def receive(
         raise PeerIdle(str(error)) from error
     except OSError as error:
         raise PeerGone("the connection is closed") from error
+    if got == 0:
+        raise PeerGone("the connection is closed")
     deadline = time.monotonic() + frame_s
     _fill(sock, memoryview(header)[got:], deadline)
     kind, request, size = parse_header(bytes(header), limits)
@@ -186,19 +192,23 @@ def _fill(sock: socket.socket, target: memoryview, deadline: float) -> None:
     while done < len(target):
         if time.monotonic() >= deadline:  # a trickle that is always there is slow too
             raise PeerSlow("a frame did not arrive in time")
-        done += _some(sock, target[done:], deadline)
+        try:
+            got = _some(sock, target[done:], deadline)
+        except PeerGone as error:
+            raise PeerCut(str(error)) from error
+        if got == 0:
+            raise PeerCut("the connection is closed")
+        done += got
 
 
 def _some(sock: socket.socket, target: memoryview, deadline: float) -> int:
-    """Bytes of the next part, at least one."""
+    """Bytes of the next part; 0 at the connection's end."""
     try:
         got = _tried(sock.recv_into, target, sock, select.POLLIN, deadline)
     except TimeoutError as error:
         raise PeerSlow("a frame did not arrive in time") from error
     except OSError as error:
         raise PeerGone("the connection is closed") from error
-    if got == 0:
-        raise PeerGone("the connection is closed")
     return got
 
 

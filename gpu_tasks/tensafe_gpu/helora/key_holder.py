@@ -41,7 +41,6 @@ from tensafe_gpu.helora.messages import (
 from tensafe_gpu.helora.online import masked, token_scales
 from tensafe_gpu.helora.parameters import MAX_TOKENS
 from tensafe_gpu.helora.ports import (
-    GARBAGE,
     HOLDER_ABSENT,
     NOT_PREPARED,
     STATE_FAILED,
@@ -150,7 +149,7 @@ class RemoteKeyHolder:
                 self._online_lock.release()
 
         widths = [shape.rank_rows for shape in shapes]
-        return Round(exchange, self._ahead.draw, payload, widths, slices, scales)
+        return Round(exchange, self._ahead.draw, payload, connection.garbage, widths, slices, scales)
 
     def direct_products(
         self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
@@ -184,9 +183,12 @@ class RemoteKeyHolder:
                 payload = connection.ended(exchange, Kind.DIRECT_REPLY)
                 try:
                     replies = unpack_direct_reply(payload, layouts)
+                    sums = iter([request.products(*pair) for pair in zip(layouts, replies, strict=True)])
                 except FrameError as error:
-                    raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
-                sums = iter([request.products(*pair) for pair in zip(layouts, replies, strict=True)])
+                    raise connection.garbage("reply", error) from error
+                except HeUnavailable:
+                    connection.close()
+                    raise
         return [dequantised(np.stack([next(sums) for _ in x_q]), scales) for x_q, scales in quantised]
 
     def prepare(self, site: SiteId) -> None:
@@ -311,5 +313,4 @@ class RemoteKeyHolder:
         try:
             return unpack_b(payload, index, shape)
         except FrameError as error:
-            self._online.close()
-            raise HeUnavailable(GARBAGE, f"the adapter holder's B: {error}") from error
+            raise self._online.garbage("B", error) from error

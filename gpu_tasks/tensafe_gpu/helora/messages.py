@@ -4,6 +4,7 @@ endian.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from typing import Annotated, Final, NamedTuple, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tensafe_gpu.helora.accepted_records import Range
-from tensafe_gpu.helora.frames import FrameError
+from tensafe_gpu.helora.frames import TO_KEY_HOLDER, FrameError, Kind
 from tensafe_gpu.helora.parameters import MAX_D_IN, MAX_ROWS, MAX_TOKENS, PRIMES, N, T
 from tensafe_gpu.helora.ports import AdapterInfo, Float32Array, ModuleShape, SiteShape
 from tensafe_gpu.helora.public_keys import BLOCK_ID_BYTES, NONCE_BYTES, keys_of_block
@@ -24,6 +25,7 @@ _WORDS: Final = len(PRIMES) * N
 _BEGIN: Final = struct.Struct("<HH")
 _ROWS: Final = struct.Struct(f"<{BLOCK_ID_BYTES}sIHH")
 _RANGE: Final = struct.Struct(f"<{BLOCK_ID_BYTES}sII")
+_MESSAGE_CHARACTERS: Final = 2000
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Dims = Annotated[int, Field(ge=1, le=MAX_D_IN)]
 
@@ -38,7 +40,7 @@ class Hello(_Message):
     parameters: _Name
     tenant: _Name
     adapter: _Name
-    version: Annotated[int, Field(ge=1)] | None = None
+    version: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
 
 
 class ModuleMessage(_Message):
@@ -114,7 +116,7 @@ class Refusal(_Message):
     """Adapter holder: why a request was not served; `code` is one of WIRE_CODES."""
 
     code: _Name
-    message: Annotated[str, Field(max_length=2000)]
+    message: Annotated[str, Field(max_length=_MESSAGE_CHARACTERS)]
 
 
 M = TypeVar("M", bound=_Message)
@@ -123,15 +125,32 @@ M = TypeVar("M", bound=_Message)
 def parsed(kind: type[M], payload: memoryview) -> M:
     """A JSON message. Raises FrameError, naming the fields that are wrong and never their values."""
     try:
-        return kind.model_validate_json(bytes(payload))
+        message = kind.model_validate_json(bytes(payload))
+        json.loads(bytes(payload), object_pairs_hook=_once)  # pydantic takes the last of two
+        return message
     except ValidationError as error:
         fields = sorted({".".join(map(str, one["loc"])) or "body" for one in error.errors()})
         raise FrameError(f"{kind.__name__} has fields that are unknown or wrong: {fields[:4]}") from None
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise FrameError("a JSON message names a field twice")
+    return found
+
+
 def packed(message: _Message) -> bytes:
     """A JSON message's bytes."""
     return message.model_dump_json().encode()
+
+
+def packed_refusal(code: str, message: str) -> bytes:
+    """A Refusal's bytes; as much of the message as its frame may hold."""
+    said = message[:_MESSAGE_CHARACTERS]
+    while len(text := packed(Refusal(code=code, message=said))) > TO_KEY_HOLDER[Kind.ERROR]:
+        said = said[: len(said) // 2]
+    return text
 
 
 def pack_begin(site: int, block_id: bytes, b: WordArray) -> list[bytes | memoryview]:

@@ -13,7 +13,7 @@ from tensafe_gpu.helora.messages import (
     reply_bytes,
     unpack_reply,
 )
-from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable, SiteShape
+from tensafe_gpu.helora.ports import HeUnavailable, SiteShape
 
 
 def prepared(connection: Connection, index: int, shape: SiteShape, timeout_s: float) -> PreparedBlock:
@@ -31,10 +31,13 @@ def prepared(connection: Connection, index: int, shape: SiteShape, timeout_s: fl
         block_id, words = unpack_reply(payload, shape.rank_rows)
         if block_id != block.block_id:
             raise FrameError("the reply of another block")
-        return block.finish(words)
+        try:
+            return block.finish(words)
+        except HeUnavailable:
+            connection.close()
+            raise
     except FrameError as error:
-        connection.close()
-        raise HeUnavailable(GARBAGE, f"the adapter holder's reply: {error}") from error
+        raise connection.garbage("reply", error) from error
     finally:
         block.close()
 

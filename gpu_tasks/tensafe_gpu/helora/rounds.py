@@ -10,7 +10,7 @@ from tensafe_gpu.helora.exchange import Exchange
 from tensafe_gpu.helora.frames import FrameError
 from tensafe_gpu.helora.messages import ring_words
 from tensafe_gpu.helora.online import unmasked
-from tensafe_gpu.helora.ports import GARBAGE, Float32Array, HeUnavailable
+from tensafe_gpu.helora.ports import Float32Array, HeUnavailable
 from tensafe_gpu.helora.quantise import Float64Array
 from tensafe_gpu.helora.seal_stream import WordArray
 from tensafe_gpu.helora.supply import Slice
@@ -24,16 +24,17 @@ class Round:
         exchange: Exchange,
         draw: Callable[[], None],
         payload: Callable[[], memoryview],
+        garbage: Callable[[str, Exception], HeUnavailable],
         rows: Sequence[int],
         slices: Sequence[Sequence[Slice]],
         scales: Sequence[Float64Array],
     ) -> None:
-        """`draw` draws masks that were noted; `payload` takes the answer and lets the connection go; the rest
-        is R, masks and scales by site.
+        """`draw` draws masks that were noted; `payload` takes the answer and lets the connection go, and
+        `garbage` closes it; the rest is R, masks and scales by site.
         """
         self.advance, self.waits_for, self.poll_s = exchange.advance, exchange.waits_for, exchange.poll_s
         self._exchange, self._draw = exchange, draw
-        self._payload, self._rows, self._slices = payload, rows, slices
+        self._payload, self._garbage, self._rows, self._slices = payload, garbage, rows, slices
         self._scales = scales
 
     @property
@@ -56,7 +57,7 @@ class Round:
             )
             return [self._products(*site) for site in zip(words, self._slices, self._scales, strict=True)]
         except FrameError as error:
-            raise HeUnavailable(GARBAGE, f"the adapter holder's products: {error}") from error
+            raise self._garbage("products", error) from error
 
     @staticmethod
     def _products(y: WordArray, slices: Sequence[Slice], scales: Float64Array) -> Float32Array:

@@ -25,6 +25,7 @@ from tensafe_gpu.helora.ports import (
     CODES,
     GARBAGE,
     HOLDER_ABSENT,
+    PARAMETERS_REFUSED,
     VERSION_MISMATCH,
     WIRE_CODES,
     Float32Array,
@@ -151,6 +152,45 @@ def test_a_block_of_another_epoch_is_refused_also_under_the_number_that_was_aske
     private.prepare(OUT)
     assert private.prepared()[OUT] == N
     x = tokens(4)
+    assert np.array_equal(private.products([(OUT, x)])[0], parties.plain(x))
+
+
+def words_beyond(payload: memoryview, word: int) -> memoryview:
+    """With its last word changed."""
+    return memoryview(bytes(payload[:-4]) + word.to_bytes(4, "little"))
+
+
+BROKEN: dict[str, tuple[Kind, Callable[[memoryview], memoryview]]] = {
+    "products cut short": (Kind.PRODUCTS_REPLY, lambda payload: payload[:-4]),
+    "products not below t": (Kind.PRODUCTS_REPLY, lambda payload: words_beyond(payload, 1 << 28)),
+    "direct reply cut short": (Kind.DIRECT_REPLY, lambda payload: payload[:-4]),
+    "direct reply beyond a prime": (Kind.DIRECT_REPLY, lambda payload: words_beyond(payload, 2**32 - 1)),
+    "direct reply that is transparent": (Kind.DIRECT_REPLY, lambda payload: memoryview(bytes(len(payload)))),
+    "block reply cut short": (Kind.BLOCK_REPLY, lambda payload: payload[:-4]),
+    "block reply beyond a prime": (Kind.BLOCK_REPLY, lambda payload: words_beyond(payload, 2**32 - 1)),
+    "block reply that is transparent": (
+        Kind.BLOCK_REPLY,
+        lambda payload: memoryview(bytes(payload[:16]) + bytes(len(payload) - 16)),
+    ),
+    "B cut short": (Kind.B_REPLY, lambda payload: payload[:-4]),
+}
+
+
+@pytest.mark.parametrize(("kind", "breaks"), BROKEN.values(), ids=BROKEN)
+def test_an_answer_that_cannot_be_one_ends_its_connection(
+    parties: Parties, kind: Kind, breaks: Callable[[memoryview], memoryview]
+) -> None:
+    between, private, ask = parties.between, parties.private, ASKING[kind]
+    private.prepare(OUT)
+    between.change = lambda one: one._replace(payload=breaks(one.payload)) if one.kind is kind else one
+    assert refused(lambda: ask(private)) in {GARBAGE, PARAMETERS_REFUSED}
+    used = private._offline if kind is Kind.BLOCK_REPLY else private._online
+    assert used is not None
+    assert not used.usable
+    between.change = unchanged
+    private.connect_again()
+    ask(private)
+    x = tokens(3, 3)
     assert np.array_equal(private.products([(OUT, x)])[0], parties.plain(x))
 
 

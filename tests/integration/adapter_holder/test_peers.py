@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import socket
 import struct
 import threading
@@ -67,6 +68,73 @@ def hello(**changed: object) -> bytes:
     fields = {"parameters": "", "tenant": TENANT, "adapter": "a", "version": None} | changed
     payload = json.dumps(fields).encode()
     return HEADER.pack(b"TSHE", VERSION, Kind.HELLO, 0, 1, len(payload)) + payload
+
+
+@pytest.mark.parametrize("cut", [1, 15, 16, 40], ids=["header", "header's end", "body", "body's end"])
+@pytest.mark.parametrize("greeted", [False, True])
+def test_a_frame_that_is_cut_off_is_told_where_it_arrives(
+    holder: Holder, caplog: pytest.LogCaptureFixture, greeted: bool, cut: int
+) -> None:
+    """Its sender has gone; whoever runs the adapter holder may want to know why."""
+    sock = unix_connector(holder.socket)()
+    whole = hello(parameters=PARAMETERS)
+    if greeted:
+        sock.sendall(whole)
+        frames.receive(sock, TO_KEY_HOLDER, idle_s=3, frame_s=3)
+        whole = HEADER.pack(b"TSHE", VERSION, Kind.PRODUCTS, 0, 2, 1000) + bytes(1000)
+    with caplog.at_level("WARNING"):
+        sock.sendall(whole[:cut])
+        sock.close()
+        until = time.monotonic() + 5
+        while not holder.service.counters["cut frames"]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        while holder.service.places._of_tenant[TENANT]:
+            time.sleep(0.01)
+    assert "connection dropped: cut inside a frame" in caplog.messages
+    sock = unix_connector(holder.socket)()
+    sock.close()  # between two frames, which is how a peer ends
+    time.sleep(0.1)
+    assert holder.service.counters["cut frames"] == 1
+
+
+@pytest.mark.parametrize("size_bytes", [1 << 17, 1 << 20, 64 << 20])
+@pytest.mark.parametrize("tls", [False, True], ids=["unix", "tls"])
+def test_who_sends_a_frame_that_is_too_long_hears_why(
+    holder: Holder, tmp_path: Path, tls: bool, size_bytes: int
+) -> None:
+    """Also where it is cut off in the midst of it: it would take the other side for gone, and ask again."""
+    authority = Authority(tmp_path)
+    with over_tls(holder, authority) as port:
+        connector = unix_connector(holder.socket)
+        if tls:
+            files = of_files(authority.issue(TENANT), client_context)
+            connector = TlsConnector("127.0.0.1", port, files)
+        with closing(Connection(connector, Wanted(TENANT, "a"), SHORT)) as connection:
+            with pytest.raises(HeUnavailable, match=f"a frame of {size_bytes} bytes; B_REQUEST") as refused:
+                connection.ask(Kind.B_REQUEST, [bytes(size_bytes)], Kind.B_REPLY, 1 << 20, 5)
+            assert refused.value.code == GARBAGE
+            assert not connection.usable
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"\U0001f600" * 1015: 1}, "HELLO|Hello has fields"),
+        ({"parameters": PARAMETERS, "version": 10**3000}, "version"),
+        ('{"parameters": "p", "tenant": "zzz", "tenant": "tenant-1", "adapter": "a"}', "twice"),
+    ],
+    ids=["long names", "a version without end", "a field twice"],
+)
+def test_a_greeting_that_is_none_is_refused_in_a_frame_that_fits(
+    holder: Holder, body: dict[str, object] | str, words: str
+) -> None:
+    payload = body.encode() if isinstance(body, str) else json.dumps(body, ensure_ascii=False).encode()
+    if isinstance(body, dict) and "version" in body:
+        payload = json.dumps({"tenant": TENANT, "adapter": "a"} | body).encode()
+    code, message = answer_to(holder, HEADER.pack(b"TSHE", VERSION, Kind.HELLO, 0, 1, len(payload)) + payload)
+    assert code == GARBAGE
+    assert re.search(words, message)
 
 
 def answer_to(holder: Holder, sent: bytes) -> tuple[str, str]:
