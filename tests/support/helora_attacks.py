@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tensafe_gpu.helora.direct import DirectRequest
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.parameters import PRIMES, N, Q, T
 from tensafe_gpu.helora.seal_stream import MemoryFile, ciphertext_from_seed, ciphertext_words
@@ -66,7 +67,7 @@ def negacyclic(a: np.ndarray, ternary: np.ndarray) -> np.ndarray:
     return total
 
 
-def ternary_key(block: PreparingBlock) -> np.ndarray:
+def ternary_key(block: PreparingBlock | DirectRequest) -> np.ndarray:
     """The secret key's coefficients, by decrypting X^i-free ciphertexts: sk = phase of (0, 1), read bit
     by bit.
 

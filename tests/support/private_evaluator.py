@@ -159,7 +159,7 @@ def connect(holder: Mapping[str, str]) -> KeyHolder:
         if "record" in holder:
             from tests.support.recording_key_holder import recording
 
-            return recording(real, Path(holder["record"]))  # type: ignore[arg-type]
+            real = recording(real, Path(holder["record"]))  # type: ignore[arg-type]
         if "swollen" in holder:
             _swell(real)
         if "unprepared" in holder:

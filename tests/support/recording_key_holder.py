@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 
 from tensafe_gpu.helora import key_holder, preparation
+from tensafe_gpu.helora.direct import DirectRequest
 from tensafe_gpu.helora.exchange import gather
 from tensafe_gpu.helora.masks import PreparingBlock
 from tensafe_gpu.helora.ports import Asked, Float32Array, SiteId
@@ -46,6 +47,14 @@ def recording(inner: key_holder.RemoteKeyHolder, file: Path) -> RecordingKeyHold
     return inner
 
 
+def _secrets(of: PreparingBlock | DirectRequest) -> list[tuple[str, Any]]:
+    kept = body_of(MemoryFile().saved(of._keys.secret_key()))
+    return [
+        ("secret key", ternary_key(of)),
+        ("secret key as SEAL keeps it", _array(kept, 48).astype(np.int64)),
+    ]
+
+
 class RecordingKeyHolder(key_holder.RemoteKeyHolder):
     """Records activations, their integers and scales, products, masks and secret keys."""
 
@@ -55,11 +64,23 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
         asked = super().ask(sites, limit_s=limit_s)
         gather([asked])
         answers = asked.answers()
-        bounds: Mapping[SiteId, int] = {one.site: one.x_bound for one in self.info().sites}
-        for (site, x), products in zip(sites, answers, strict=True):
-            x_q, scales = quantised_tokens(x, bounds[site])
-            self._write(("activations", x), ("quantised", x_q), ("scales", scales), ("products", products))
+        self._note(sites, answers)
         return AtOnce(answers)
+
+    def direct_products(
+        self, sites: Sequence[tuple[SiteId, Float32Array]], *, limit_s: float = inf
+    ) -> Sequence[Float32Array]:
+        holder = self
+
+        class Remembered(DirectRequest):
+            def __init__(self) -> None:
+                super().__init__()
+                holder._write(*_secrets(self))
+
+        with mock.patch.object(key_holder, "DirectRequest", Remembered):
+            answers = super().direct_products(sites, limit_s=limit_s)
+        self._note(sites, answers)
+        return answers
 
     def prepare(self, site: SiteId) -> None:
         holder = self
@@ -67,10 +88,8 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
         class Remembered(PreparingBlock):
             def __init__(self, d_in: int, rows: int) -> None:
                 super().__init__(d_in, rows)
-                kept = body_of(MemoryFile().saved(self._keys.secret_key()))
                 holder._write(
-                    ("secret key", ternary_key(self)),
-                    ("secret key as SEAL keeps it", _array(kept, 48).astype(np.int64)),
+                    *_secrets(self),
                     ("key of the masks", self._key),
                     ("masks by feature", self._rho[:2].astype(np.int64)),
                     ("masks by token", self._rho[:, :2].T.astype(np.int64)),
@@ -78,6 +97,12 @@ class RecordingKeyHolder(key_holder.RemoteKeyHolder):
 
         with mock.patch.object(preparation, "PreparingBlock", Remembered):
             super().prepare(site)
+
+    def _note(self, sites: Sequence[tuple[SiteId, Float32Array]], answers: Sequence[Float32Array]) -> None:
+        bounds: Mapping[SiteId, int] = {one.site: one.x_bound for one in self.info().sites}
+        for (site, x), products in zip(sites, answers, strict=True):
+            x_q, scales = quantised_tokens(x, bounds[site])
+            self._write(("activations", x), ("quantised", x_q), ("scales", scales), ("products", products))
 
     def _write(self, *facts: tuple[str, Any]) -> None:
         with _lock, self.file.open("ab") as opened:

@@ -60,7 +60,7 @@ class Welcome(_Message):
     """Adapter holder: the adapter, as AdapterInfo, and the nonce of this connection's public elements."""
 
     name: _Name
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=1 << 53)]
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     epoch: Annotated[int, Field(ge=1, le=1 << 53)]
     base_model: _Name

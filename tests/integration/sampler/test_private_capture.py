@@ -113,3 +113,34 @@ def test_he_01_a_capture_of_whole_generations_holds_no_activation_token_or_key(
     for shift in (T_BITS - 4, 12, 0):  # high, middle and low bits
         counts = np.bincount((z >> shift) & 15, minlength=16)
         assert float(((counts - z.size / 16) ** 2 / (z.size / 16)).sum()) < 60  # 15 degrees: p about 2e-7
+
+
+def test_he_01_a_capture_of_the_direct_way_holds_none_of_them_either(
+    harness: Harness, holder: HolderProcess, tmp_path: Path
+) -> None:
+    """Nothing is prepared: every token goes in ciphertexts of its own, under a key of its request."""
+    tap, record = Tap(holder.data_dir / "tap-2", holder.socket), tmp_path / "record"
+    where = {
+        "address": f"unix:{holder.data_dir / 'tap-2'}",
+        "tenant": "t",
+        "adapter": "C",
+        "version": "1",
+        "burn_log": str(holder.data_dir / "burned.db"),
+        "record": str(record),
+        "unprepared": "yes",
+    }
+    adapter = PrivateAdapter("C", "1", where)
+    results = [harness.run(harness.engine.sample(greedy(prompt, 6), adapter)) for prompt in PROMPTS]
+    harness.run(harness.engine.forget(adapter.identity))
+    streams = [up for up, _ in tap.streams()]
+    tap.close()
+    evaluated = sum(result.execution.evaluated for result in results if result.execution)
+    assert evaluated >= 3 * 4 * (len(PROMPTS[0]) + 6 - 1)
+    wanted = needles(record, [list(p) + tokens_of(r) for p, r in zip(PROMPTS, results, strict=True)])
+    assert {"activations as float32", "quantised as integers <i4", "secret key as integers <i4"} <= set(
+        wanted
+    )
+    assert sum(len(data) for data in wanted["activations as float32"]) >= 4 * 128 * evaluated
+    kinds = {kind for stream in streams for kind, _ in split(stream, TO_ADAPTER_HOLDER, cut=True)}
+    assert kinds == {Kind.HELLO, Kind.B_REQUEST, Kind.DIRECT}
+    assert leaks(b"".join(streams), wanted) == []
