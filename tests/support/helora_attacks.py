@@ -37,6 +37,12 @@ def noise(words: np.ndarray, secret: Secret, messages: np.ndarray) -> np.ndarray
     return np.where(left > Q // 2, left - Q, left).astype(np.float64)
 
 
+def less_the_one_before(reply: np.ndarray) -> np.ndarray:
+    """Ciphertexts uint32 [rows, 2, 3, N] -> [rows - 1, 2, 3, N], by subtraction modulo the primes."""
+    primes = np.array(PRIMES)[:, np.newaxis]
+    return (np.diff(reply.astype(np.int64), axis=0) % primes).astype(np.uint32)
+
+
 class Secret:
     """A block's secret key in coefficients, and c0 + c1 sk by exact ring arithmetic over each prime."""
 

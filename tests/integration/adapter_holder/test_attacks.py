@@ -6,6 +6,7 @@ read from the captured frames.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from tensafe_gpu.helora.ports import GARBAGE, HeUnavailable
 from tensafe_gpu.helora.residues import centred_mod_t
 from tensafe_gpu.helora.supply import Supply
 from tests.support.helora import QUICK, TENANT, adapter_holder, peft_files, policy
-from tests.support.helora_attacks import Secret, noise, solve_c1
+from tests.support.helora_attacks import Secret, less_the_one_before, noise, solve_c1
 from tests.support.helora_party import QK, parties
 
 D, ROWS = 64, 160
@@ -70,6 +71,28 @@ class WithSmallFlood(BlockEvaluation):
 
     def _flood(self) -> np.ndarray:
         return floods(N, 1 << 58)
+
+
+class SharedZero(BlockEvaluation):
+    """Re-randomised by one encryption of zero for all rows of a reply."""
+
+    def __init__(self, *given: np.ndarray) -> None:
+        super().__init__(*given)
+        self._once = super()._zero()
+
+    def _zero(self) -> np.ndarray:
+        return self._once
+
+
+class SharedFlood(BlockEvaluation):
+    """One flood for all rows of a reply."""
+
+    def __init__(self, *given: np.ndarray) -> None:
+        super().__init__(*given)
+        self._once = super()._flood()
+
+    def _flood(self) -> np.ndarray:
+        return self._once
 
 
 class Remembering(PreparingBlock):
@@ -137,6 +160,18 @@ def centred(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.int64) + T // 2) % T - T // 2
 
 
+def differences(got: Exchange) -> Exchange:
+    """Each row of the reply less the one before, as its key holder can subtract: what they share goes."""
+    return dataclasses.replace(
+        got,
+        a=np.diff(got.a.astype(np.int64), axis=0),
+        reply=less_the_one_before(got.reply),
+        prepared=dataclasses.replace(
+            got.prepared, shares=np.diff(got.prepared.shares.astype(np.int64), axis=1)
+        ),
+    )
+
+
 def test_weights_cannot_be_solved_from_the_second_polynomial() -> None:
     got = served(BlockEvaluation, ROWS)
     weights = solve_c1(got.sent[:, 1, 0], got.reply[:, 1, 0])
@@ -146,6 +181,16 @@ def test_weights_cannot_be_solved_from_the_second_polynomial() -> None:
 
 def test_without_re_randomisation_they_are_solved() -> None:
     got = served(WithoutZero)
+    assert np.array_equal(solve_c1(got.sent[:, 1, 0], got.reply[:, 1, 0]), got.a)
+
+
+def test_nor_are_their_differences_from_those_of_rows() -> None:
+    got = differences(served(BlockEvaluation, ROWS))
+    assert int((solve_c1(got.sent[:, 1, 0], got.reply[:, 1, 0]) == got.a).sum()) == 0
+
+
+def test_with_one_encryption_of_zero_for_all_rows_they_are() -> None:
+    got = differences(served(SharedZero))
     assert np.array_equal(solve_c1(got.sent[:, 1, 0], got.reply[:, 1, 0]), got.a)
 
 
@@ -170,6 +215,23 @@ def test_without_a_flood_noise_tells_the_weights() -> None:
     got = served(WithoutFlood)
     estimate = noise_regression(got)
     assert correlation(estimate, got.a) > 0.999
+    assert np.abs(np.rint(estimate) - got.a).mean() < 0.2 * np.abs(got.a).mean()
+
+
+def correlation_by_row(estimate: np.ndarray, a: np.ndarray) -> float:
+    """The mean of the rows': a few that are told do not go under in the noise of the others."""
+    return float(np.mean([correlation(*pair) for pair in zip(estimate, a, strict=True)]))
+
+
+def test_noise_of_row_differences_tells_nothing_of_theirs() -> None:
+    got = differences(served(BlockEvaluation, ROWS))
+    assert abs(correlation_by_row(noise_regression(got), got.a)) <= 0.05
+
+
+def test_with_one_flood_for_all_rows_it_does() -> None:
+    got = differences(served(SharedFlood))
+    estimate = noise_regression(got)
+    assert correlation_by_row(estimate, got.a) > 0.999
     assert np.abs(np.rint(estimate) - got.a).mean() < 0.2 * np.abs(got.a).mean()
 
 
