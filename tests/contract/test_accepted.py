@@ -75,6 +75,30 @@ def test_an_index_is_accepted_once_and_in_rising_order(items: Items) -> None:
     assert log.spent("a", 1, 1) == {SITE: {"t": 4096}}
 
 
+@pytest.mark.parametrize(
+    "overlapping",
+    [
+        [Range(BLOCK, 0, 3), Range(BLOCK, 1, 1)],
+        [Range(BLOCK, 0, 3), Range(BLOCK, 2, 3)],
+        [Range(BLOCK, 0, 3), Range(BLOCK, 0, 3)],
+        [Range(BLOCK, 0, 3), Range(SECOND, 0, 3), Range(BLOCK, 2, 1)],
+        [Range(BLOCK, 3, 1), Range(BLOCK, 0, 3)],
+    ],
+    ids=["within", "beyond", "the same", "with another block in between", "falling"],
+)
+def test_indices_that_meet_within_one_request_are_refused_and_cost_nothing(
+    items: Items, overlapping: list[Range]
+) -> None:
+    log = AcceptLog(items)
+    for block in (BLOCK, SECOND):
+        log.open_block(offer(), SITE, block)
+    assert refused(lambda: log.sites(offer(), overlapping)) == GARBAGE
+    assert refused(lambda: log.accept(offer(), overlapping)) == GARBAGE
+    assert log.spent("a", 1, 1) == spent_tokens(items, "a", 1, 1) == {}
+    log.accept(offer(), [Range(BLOCK, 0, 3), Range(SECOND, 0, 3), Range(BLOCK, 3, 1)])
+    assert log.spent("a", 1, 1) == {SITE: {"t": 7}}
+
+
 def test_after_a_kill_what_was_reserved_is_used(items: Items) -> None:
     log = AcceptLog(items)
     log.open_block(offer(), SITE, BLOCK)

@@ -387,6 +387,47 @@ def test_an_index_answered_twice_would_give_a_column_of_a(accepting_once: bool) 
         assert np.array_equal(centred(asked(np.eye(1, D, dtype=np.uint32)) - nothing)[0], party.a[:, 0])
 
 
+@pytest.mark.parametrize("accepting_once", [True, False])
+def test_an_index_twice_in_one_request_would_too(accepting_once: bool) -> None:
+    """Refused, it is not metered, nor are the tokens beside it; and the connection goes on."""
+    with parties(BlockEvaluation, D, 8) as party:
+        party.private.prepare(QK)
+        block_id = party.private._supplies[QK]._cursors[0].block.block_id
+        log = party.holder.service.accepted
+        if not accepting_once:
+            party.holder.service.accepted = NoAcceptLog(log)  # type: ignore[assignment]
+
+        def asked(*places: tuple[int, int]) -> np.ndarray:
+            """Nothing at (first, tokens) of the block, and a unit for the very last token."""
+            count = sum(tokens for _, tokens in places)
+            z = np.zeros((count, D), dtype=np.uint32)
+            z[-1, 0] = 1
+            parts = np.split(z, np.cumsum([tokens for _, tokens in places])[:-1])
+            ranges = [
+                MaskedRange(Range(block_id, *place), part) for place, part in zip(places, parts, strict=True)
+            ]
+            payload = party.private._online.ask(
+                Kind.PRODUCTS, pack_products(ranges), Kind.PRODUCTS_REPLY, 4 * 8 * count, 5
+            )
+            return unpack_ring(payload, [(count, 8)])[0].astype(np.int64)
+
+        if not accepting_once:
+            y = asked((17, 1), (17, 1))
+            assert np.array_equal(centred(y[1] - y[0]), party.a[:, 0])
+            return
+        answered = 0
+        for first in (0, 3):  # the second time it knows the block
+            for overlapping in ([(first, 3), (first + 1, 1)], [(first, 3), (first, 3)]):
+                with pytest.raises(HeUnavailable) as raised:
+                    asked(*overlapping)
+                assert raised.value.code == GARBAGE
+                assert log.spent("a", 1, 1) == ({QK: {TENANT: answered}} if answered else {})
+            answered += len(asked((first, 1), (first + 1, 2)))
+            assert log.spent("a", 1, 1) == {QK: {TENANT: answered}}
+        replied = sum(len(body) for body in party.answered(Kind.PRODUCTS_REPLY))
+        assert replied == 4 * 8 * answered == 4 * 8 * 6
+
+
 def test_what_is_sent_is_uniform_whatever_the_token() -> None:
     with parties(BlockEvaluation, D, 8) as party:
         party.private.prepare(QK)
