@@ -204,6 +204,17 @@ def test_a_certificate_without_a_name_is_told_so(tmp_path: Path, reach: Reach, a
     assert "does not name a tenant" in str(raised.value)
 
 
+def test_an_expired_certificate_is_told_on_both_sides(
+    reach: Reach, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not as one of another authority, or for another purpose."""
+    with pytest.raises(HeUnavailable, match="CERTIFICATE_EXPIRED") as refused:
+        reach(authority.issue(TENANT, days=-1))
+    assert refused.value.code == CERTIFICATE_REFUSED
+    told = [record for record in caplog.records if record.message == "connection dropped: TLS"]
+    assert [record.verify for record in told] == ["certificate has expired"]  # type: ignore[attr-defined]
+
+
 def test_a_certificate_that_only_openssl_can_read_is_refused_as_a_certificate(
     reach: Reach, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:

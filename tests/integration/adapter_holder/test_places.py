@@ -107,10 +107,23 @@ def reached(holder: Holder, tmp_path: Path, how: str) -> Iterator[tuple[Connecto
 def test_an_honest_key_holder_is_served_beside_a_crowd_that_comes_again_and_again(
     *, tmp_path: Path, holder: Holder, burn_log: BurnLog, how: str, says: bytes, room: int
 ) -> None:
-    """Its greeting and its answers have the same few seconds that they have when nobody else is there."""
+    """Its greeting and its answers have the same few seconds that they have when nobody else is there.
+
+    On a busy machine so many may come between its connection and its first word that it is the oldest one who
+    has said nothing: it comes again then, as a sampler does.
+    """
+
+    def greeted(honest: Connector, tries: int = 3) -> RemoteKeyHolder:
+        try:
+            return RemoteKeyHolder(honest, Wanted(TENANT, "a"), burn_log, QUICK)
+        except HeUnavailable as error:
+            if error.code != HOLDER_ABSENT or tries == 1:
+                raise
+            return greeted(honest, tries - 1)
+
     with reached(holder, tmp_path, how) as (anybody, honest), Crowd(200, anybody, says) as crowd:
         for _ in range(3):
-            private = RemoteKeyHolder(honest, Wanted(TENANT, "a"), burn_log, QUICK)
+            private = greeted(honest)
             private.prepare(OUT)
             for _ in range(3):
                 product = private.products([(OUT, np.ones((1, D), dtype=np.float32))])[0]
