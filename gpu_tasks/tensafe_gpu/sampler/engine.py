@@ -212,7 +212,8 @@ class SamplingEngine:
             work = self._generate_all(request, cache_salt(name, salt), None, None, ids, private=name)
             try:
                 try:
-                    outputs = await serving.run(name, work, len(request.prompt) * request.num_samples)
+                    prompt = len(request.prompt)
+                    outputs = await serving.run(name, work, prompt * request.num_samples, prompt)
                 except BaseException:
                     # Their accounts are closed even if the caller has gone.
                     with contextlib.suppress(TensafeError):

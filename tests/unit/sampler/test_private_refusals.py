@@ -64,12 +64,13 @@ class Worker:
         ("he_timeout", ""),
         ("he_too_many_blocks", "he_too_many_blocks"),
         ("he_adapter_holder_absent", "he_adapter_holder_absent"),
+        ("he_version_mismatch", "he_version_mismatch"),
     ],
 )
 def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str, unmade: str) -> None:
     """Opened anew, an adapter prepares a block of every site, and those of before stay open at its holder.
 
-    Where a holder has gone it is opened anew all the same: it may be another epoch's by now.
+    It is where the epoch is another one by now.
     """
     worker, adapter = Worker(), PrivateAdapter("A", "1", {})
 
@@ -102,9 +103,34 @@ def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str, unmade:
         assert refused.value.code == why
         return adapter.identity in engine._adapters
 
-    stays = why in {"he_not_prepared", "he_too_many_blocks"}
+    stays = why not in {"he_timeout", "he_version_mismatch"}
     assert asyncio.run(asked()) == stays
     assert bool(worker.closed) != stays
+
+
+@pytest.mark.parametrize(("missing", "code"), [(2000, None), (2600, "he_too_many_blocks")])
+def test_where_no_more_blocks_are_made_what_is_left_answers_if_a_prompt_fits(
+    missing: int, code: str | None
+) -> None:
+    """Several continuations may share their prompt's rows, and a cached prompt needs fewer: that is not known."""
+    worker, adapter = Worker(), PrivateAdapter("A", "1", {})
+    worker.missing, worker.failures, worker.code = missing, itertools.count(2), "he_too_many_blocks"
+
+    async def asked() -> str:
+        serving = PrivateServing(worker, block_s=5)
+        await serving.open(adapter, 1)
+
+        async def work() -> str:
+            return "done"
+
+        return await serving.run(vllm_name(adapter, 1), work(), 6000, 1500)
+
+    if code is None:
+        assert asyncio.run(asked()) == "done"
+        return
+    with pytest.raises(HeRefused) as refused:
+        asyncio.run(asked())
+    assert refused.value.code == code
 
 
 def test_a_block_of_a_wide_site_has_the_time_that_it_takes() -> None:

@@ -90,13 +90,17 @@ class PrivateServing:
             self._codes.pop(name, None)
             await self._rpc("tensafe_private_close", (name,))
 
-    async def run(self, name: str, work: Coroutine[Any, Any, T], rows: int = 0) -> T:
+    async def run(
+        self, name: str, work: Coroutine[Any, Any, T], rows: int = 0, least: int | None = None
+    ) -> T:
         """The work's result, begun once so many rows are prepared, or a block of each site.
+
+        Of these `least` are enough where no more are made: the prompt of one continuation.
 
         Cancels it and raises HeRefused as soon as the adapter fails.
         """
         failed = self._failed[name]
-        task = asyncio.ensure_future(self._when_prepared(name, work, rows))
+        task = asyncio.ensure_future(self._when_prepared(name, work, rows, rows if least is None else least))
         failing = asyncio.create_task(failed.wait())
         self._running += 1
         if self._watching is None or self._watching.done():
@@ -113,7 +117,7 @@ class PrivateServing:
             await asyncio.gather(task, return_exceptions=True)
             work.close()  # it may never have begun
 
-    async def _when_prepared(self, name: str, work: Coroutine[Any, Any, T], rows: int) -> T:
+    async def _when_prepared(self, name: str, work: Coroutine[Any, Any, T], rows: int, least: int) -> T:
         """Wait outside of the engine: in a forward pass everybody would wait, for one site after the other.
 
         A pass waits for what was used up by others meanwhile, or is beyond a block. Raises HeRefused, with
@@ -128,8 +132,11 @@ class PrivateServing:
             if failures is None:
                 failures = found["failures"]  # before it wanted any
             elif found["failures"] > failures:
+                if min(rows, N) - found["missing"] >= min(least, N):
+                    break
                 code = str(found["code"])
-                raise HeRefused(code) if code in GONE_ON else NeverBegun(code)
+                # Only another epoch has it opened anew: what is prepared at the other sites is good.
+                raise HeRefused(code) if code == "he_version_mismatch" else NeverBegun(code)
             if found["blocks"] > blocks:
                 blocks, began = found["blocks"], time.monotonic()
             elif time.monotonic() - began > max(self._block_s, found["block_s"]):
