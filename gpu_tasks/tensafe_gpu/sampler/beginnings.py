@@ -76,6 +76,8 @@ class Beginnings:
             return True
         if found is None or found.state.final:
             return True
+        if found.owner == self._owner and found != begun:  # of an earlier try, and not in hand
+            return self._outcomes.put_back(found, counted=counted)
         if found.version < begun.version:  # our write may be on its way
             return self._outcomes.fence(found)
         return found != begun  # it came between the two looks

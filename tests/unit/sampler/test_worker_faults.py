@@ -16,7 +16,10 @@ from tensafe.correlation import correlated
 from tensafe.operations.records import OpState
 from tensafe.services import Services
 from tensafe.storage.ports import ConditionFailed, Message, Put, Write
+from tensafe_gpu.sampler.beginnings import Beginnings
+from tensafe_gpu.sampler.in_flight import Held
 from tensafe_gpu.sampler.text import Texts
+from tensafe_gpu.sampler.threads import StorageThreads
 from tensafe_gpu.sampler.worker import SamplerSettings, SamplerWorker
 from tests.unit.operations.world import BASE, SAMPLE, World
 from tests.unit.sampler.test_worker import QUICK, Engine, maintain, states, submit
@@ -291,6 +294,25 @@ def test_a_beginning_that_comes_late_is_put_back_or_begins_nothing(looks: int) -
     assert items.too_late == (looks >= 2)
     (operation,) = world.log(sampler)
     assert (operation.state, operation.tries) == (OpState.COMPLETED, 1)
+
+
+def test_what_an_earlier_try_has_left_begun_is_put_back_and_not_fenced() -> None:
+    """It would stand as this sampler's for good: its message is another one's from here on."""
+    world = World()
+    sampler = world.sampler()
+    submit(world, sampler, [1])
+    outcomes = world.services.outcomes
+    left = outcomes.start(world.op(sampler, 1), (), owner="sampler-1")
+    threads = StorageThreads()
+    beginnings = Beginnings(outcomes, "sampler-1", in_thread=threads, healthy=lambda: True, pause_s=0.01)
+    (message,) = world.queues.receive(SAMPLE, visibility_s=30)
+    held = Held(message)
+    held.begun = outcomes.begun(left, owner="sampler-1")  # whose write had no answer
+    asyncio.run(beginnings.put_back(held, counted=False))
+    found = world.op(sampler, 1)
+    assert (found.state, found.owner) == (OpState.PENDING, None)
+    with pytest.raises(ConditionFailed):
+        outcomes.start(left, (), owner="sampler-1")
 
 
 class HearsOnce:
