@@ -20,7 +20,8 @@ from tensafe.local.publishing_terms import (
     known,
     told_again,
 )
-from tensafe.operations.checkpoints import Checkpoint, CheckpointKind
+from tensafe.operations import layout
+from tensafe.operations.checkpoints import POINTER_VERSION, Checkpoint, CheckpointKind
 from tensafe.operations.placements import Placement, check_address
 from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files, unpack_files
@@ -243,24 +244,21 @@ def _erase(services: Services, placement: Placement, *, others_stay: bool = Fals
 
 
 def _placed(services: Services, wanted: Publishing, placement: Placement, also: Sequence[Write]) -> Placement:
-    """Placed, as long as its path has the weights that were published; else ended at the adapter holder.
+    """Placed, as long as its weights are registered here; else ended at the adapter holder.
 
-    Other weights would be erased unpublished, and their path would answer with these. Raises Conflict.
+    Others under the path would be erased unpublished, and it would answer with these. Raises Conflict.
     """
-    while True:
-        checkpoint = _checkpoint_of(services, placement)
-        if checkpoint is None:
-            return services.placements.add(placement, also)
-        if checkpoint.artifact_id != placement.adapter:
-            wanted.holder("revoke", "--name", placement.adapter, "--version", str(placement.version))
-            raise Conflict(
-                f"other weights were saved as {placement.path} while it was published: publish again"
-            )
-        try:
-            return services.placements.add(placement, [*also, Check(checkpoint.item, checkpoint.version)])
-        except Conflict:
-            if services.placements.peek(placement.run_id, placement.name) is not None:
-                raise
+    registered = Check(layout.artifact_item(placement.adapter), POINTER_VERSION)
+    try:
+        return services.placements.add(placement, [*also, registered])
+    except Conflict as error:
+        if services.placements.peek(placement.run_id, placement.name) is not None:
+            raise
+        wanted.holder("revoke", "--name", placement.adapter, "--version", str(placement.version))
+        raise Conflict(
+            f"{placement.path} was deleted, or other weights were saved under it, while it was published: "
+            "publish what is there now"
+        ) from error
 
 
 def _checkpoint_of(services: Services, placement: Placement) -> Checkpoint | None:

@@ -24,7 +24,7 @@ UNUSED_S: Final = 86_400
 _USE_NOTED_MS: Final = 3_600_000
 """Uses within this of one another are noted once."""
 _PAGE: Final = 500
-_POINTER_VERSION: Final = 1
+POINTER_VERSION: Final = 1
 """An artifact's pointer is written once and goes with its record. A record's own version says less: a
 name that was deleted and saved anew begins at 1 again."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -263,7 +263,7 @@ class Checkpoints:
     def _change(self, checkpoint: Checkpoint, changed: Checkpoint) -> None:
         key = checkpoint.item
         put = Put(key, changed.to_body(), checkpoint.version, sealed=checkpoint.ref.sealed_key)
-        same = Check(layout.artifact_item(checkpoint.artifact_id), _POINTER_VERSION)
+        same = Check(layout.artifact_item(checkpoint.artifact_id), POINTER_VERSION)
         try:
             self._items.write([put, same, *_renoted(checkpoint, changed)])
         except ConditionFailed:
@@ -301,7 +301,7 @@ class Checkpoints:
         """
         blob_key = checkpoint.ref.blob_key
         writes: list[Write] = [
-            Delete(layout.artifact_item(checkpoint.artifact_id), _POINTER_VERSION),
+            Delete(layout.artifact_item(checkpoint.artifact_id), POINTER_VERSION),
             Put(layout.due_blob(self._clock_ms(), blob_key), {"blob": blob_key}, 0),
             *_not_expiring(checkpoint),
         ]

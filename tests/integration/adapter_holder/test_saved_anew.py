@@ -92,13 +92,36 @@ def test_what_is_saved_while_it_is_published_is_not_erased_unpublished(
         return told
 
     wanted = Publishing(meanwhile, AT, "sampler", 100, ExecutionPolicy.HE_REQUIRED, keep_run=True)
-    with pytest.raises(Conflict, match="publish again"):
+    with pytest.raises(Conflict, match="publish what is there now"):
         published(services, path("mine"), wanted)
     assert find_checkpoint(services, path("mine")).artifact_id == "art-anew"
     assert services.placements.peek(RUN, "mine") is None
     assert command("show", "--name", said["name"], "--version", "1")["status"] == "revoked"
     placement, _ = published(services, path("mine"), wanted)
     assert placement.adapter == "art-anew"
+
+
+@pytest.mark.parametrize("then", ["saved anew", "nothing"])
+def test_what_is_deleted_while_it_is_published_is_taken_back(
+    services: Services, holder: Path, then: str
+) -> None:
+    """A name that is saved anew after it was deleted begins at its first version again."""
+    command = in_directory(holder)
+
+    def meanwhile(name: str, *more: str) -> dict[str, Any]:
+        told = command(name, *more)
+        if name == "publish":
+            services.checkpoints.delete(find_checkpoint(services, path("mine")))
+            if then == "saved anew":
+                services.ports.items.write(anew(services))
+        return told
+
+    wanted = Publishing(meanwhile, AT, "sampler", 100, ExecutionPolicy.HE_REQUIRED, keep_run=True)
+    with pytest.raises(Conflict, match="publish what is there now"):
+        published(services, path("mine"), wanted)
+    assert services.placements.peek(RUN, "mine") is None
+    (one,) = command("list")["adapters"]
+    assert one["status"] == "revoked"
 
 
 def test_a_note_on_its_weights_while_it_is_published_ends_nothing(services: Services, holder: Path) -> None:
