@@ -150,6 +150,7 @@ class AdapterStore:
         naming = _naming(published, published.epoch + 1)
         files = unpack_files(self._opened_blob(scope, "source", item.body["source"]))
         adapter = serve(read_peft(files), naming, secret)
+        check_servable(adapter)
         body = dict(item.body) | self._epoch(scope, adapter)
         try:
             self._items.write([Put(item.key, body, item.version, sealed=item.sealed)])

@@ -140,6 +140,6 @@ def _served_site(site: LoraSite, epoch: int, secret: bytes) -> ServedSite:
         if one.b.shape[1:] != one.a.shape[:1] or not np.isfinite(one.b).all():
             raise InvalidRequest(f"B of {one.name} has another rank than A, or is not finite", field="lora_B")
         scales = rounded.scales[shape.rows(one.name)]
-        with np.errstate(over="ignore"):  # what leaves float32 is refused by whoever publishes it
+        with np.errstate(over="ignore"):  # what leaves float32 is not published
             b[one.name] = (one.scaling * (one.b @ basis.T) * scales).astype(np.float32)
     return ServedSite(shape, rounded.a, b, rounded.bits, rounded.error_a, rounded.error_x)

@@ -91,3 +91,12 @@ def test_a_base_model_s_name_is_one_that_a_greeting_can_hold(holder: Holder, bur
     private = holder.key_holder(burn_log)
     assert private.info().base_model == "b" * 200
     private.close()
+
+
+def test_no_epoch_is_begun_that_could_not_be_served(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another basis gives B' other magnitudes, and the epoch before would be gone."""
+    holder.store.publish("a", peft_files(64, 4), base_model="base", policy=policy())
+    monkeypatch.setattr(servable, "TO_KEY_HOLDER", {**TO_KEY_HOLDER, Kind.B_REPLY: 600})
+    with pytest.raises(InvalidRequest, match="larger than an answer"):
+        holder.store.rotate("a")
+    assert holder.store.load("a").published.epoch == 1
