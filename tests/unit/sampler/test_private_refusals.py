@@ -112,7 +112,7 @@ def test_a_prompt_that_was_never_begun_leaves_what_is_prepared(why: str, unmade:
 def test_where_no_more_blocks_are_made_what_is_left_answers_if_a_prompt_fits(
     missing: int, code: str | None
 ) -> None:
-    """Several continuations may share their prompt's rows, and a cached prompt needs fewer: that is not known."""
+    """Continuations may share their prompt's rows, and a cached prompt needs fewer: that is not known."""
     worker, adapter = Worker(), PrivateAdapter("A", "1", {})
     worker.missing, worker.failures, worker.code = missing, itertools.count(2), "he_too_many_blocks"
 
