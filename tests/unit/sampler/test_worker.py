@@ -201,9 +201,11 @@ def test_a_request_that_only_encryption_may_answer_is_counted_when_it_cannot() -
         if token == 1:
             raise HeRefused("he_timeout")
 
-    live(world, 0, until=all_ended(world, sampler), engine=Engine(refused), metrics=counters)
+    refusal, ended = Series(Metric.HE_UNAVAILABLE, (("code", "he_timeout"),), 1.0), all_ended(world, sampler)
+    until = lambda: ended() and refusal in counters.series()  # noqa: E731 - it is counted once it has ended
+    live(world, 0, until=until, engine=Engine(refused), metrics=counters)
     assert states(world, sampler) == ["failed", "completed"]
-    assert Series(Metric.HE_UNAVAILABLE, (("code", "he_timeout"),), 1.0) in counters.series()
+    assert refusal in counters.series()
 
 
 def test_a_cancelled_sample_is_aborted_in_the_engine() -> None:
