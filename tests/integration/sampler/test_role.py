@@ -241,7 +241,8 @@ def test_a_sampler_takes_no_right_that_it_lacks_and_has_none_that_it_does_not_ta
     ]
     result = looking.outcomes.result(streams["private"], looking.outcomes.get(streams["private"], 1))
     key = PublicKey.from_pem(looking.ports.signer.public_key)
-    statement = verify(unwrapped(result.data), {looking.ports.signer.key_id: key})
+    (word,) = unwrapped(result.data)
+    statement = verify(word, {looking.ports.signer.key_id: key})
     assert (statement.mode, statement.adapter) == (ExecutionMode.HE, "a@1")
     assert {"tls_cert", "tls_key", "tls_ca"} < set(ENGINE.files)
 
