@@ -82,6 +82,14 @@ def configuration(content: bytes, *, field: str) -> dict[str, Any]:
     return config
 
 
+def configuration_among(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """As `configuration`, of an adapter's files."""
+    try:
+        return configuration(files[CONFIG_FILE], field=CONFIG_FILE)
+    except KeyError as error:
+        raise InvalidRequest(f"{CONFIG_FILE} is missing", field=CONFIG_FILE) from error
+
+
 def rank_and_alpha(config: Mapping[str, Any], *, field: str, max_rank: int) -> tuple[int, float]:
     """r and lora_alpha. Raises InvalidRequest."""
     rank, alpha = config.get("r"), config.get("lora_alpha")

@@ -21,7 +21,7 @@ from tensafe.local.publishing_terms import (
     told_again,
 )
 from tensafe.operations import layout
-from tensafe.operations.checkpoints import POINTER_VERSION, Checkpoint, CheckpointKind
+from tensafe.operations.checkpoints import POINTER_VERSION, CheckpointKind
 from tensafe.operations.placements import Placement, check_address
 from tensafe.operations.records import StreamState
 from tensafe.packages.bundle import pack_files, unpack_files
@@ -235,7 +235,7 @@ def _erase(services: Services, placement: Placement, *, others_stay: bool = Fals
 
     Raises Conflict if other weights have its path, unless `others_stay`; in either case they do.
     """
-    checkpoint = _checkpoint_of(services, placement)
+    checkpoint = services.checkpoints.peek(placement.run_id, CheckpointKind.SAMPLER, placement.name)
     if checkpoint is not None and checkpoint.artifact_id == placement.adapter:
         services.checkpoints.delete(checkpoint)
     elif checkpoint is not None and not others_stay:
@@ -259,7 +259,3 @@ def _placed(services: Services, wanted: Publishing, placement: Placement, also: 
             f"{placement.path} was deleted, or other weights were saved under it, while it was published: "
             "publish what is there now"
         ) from error
-
-
-def _checkpoint_of(services: Services, placement: Placement) -> Checkpoint | None:
-    return services.checkpoints.peek(placement.run_id, CheckpointKind.SAMPLER, placement.name)

@@ -19,7 +19,7 @@ from tensafe_gpu.peft_settings import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_settings,
-    configuration,
+    configuration_among,
     rank_and_alpha,
 )
 
@@ -46,7 +46,7 @@ def read_peft(files: Mapping[str, bytes]) -> list[LoraSite]:
     Raises InvalidRequest for files that cannot be read or hold values that are not finite; Unsupported,
     with the name, for sites, dtypes and variants of LoRA that the protocol does not serve.
     """
-    rank, scaling = _rank_and_scaling(_config(files))
+    rank, scaling = _rank_and_scaling(configuration_among(files))
     try:
         tensors = dict(deserialize(files[WEIGHTS_FILE]))  # type: ignore[no-untyped-call]
     except KeyError as error:
@@ -73,7 +73,7 @@ def check_base_model(files: Mapping[str, bytes], base_model: str) -> None:
 
     PEFT writes down where a model was loaded from: a folder's path says nothing of what lies there.
     """
-    trained_on = str(_config(files).get("base_model_name_or_path") or "")
+    trained_on = str(configuration_among(files).get("base_model_name_or_path") or "")
     if not trained_on or trained_on.startswith(("/", ".", "~")) or _last(trained_on) == _last(base_model):
         return
     raise InvalidRequest(
@@ -100,13 +100,6 @@ def _matrix(name: str, tensor: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     if dtype == "BF16":  # the upper half of a float32
         numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers.reshape(shape).astype(np.float64)
-
-
-def _config(files: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        return configuration(files[CONFIG_FILE], field=CONFIG_FILE)
-    except KeyError as error:
-        raise InvalidRequest(f"{CONFIG_FILE} is missing", field=CONFIG_FILE) from error
 
 
 def _rank_and_scaling(config: Mapping[str, Any]) -> tuple[int, float]:

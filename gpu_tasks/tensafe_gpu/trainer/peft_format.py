@@ -21,7 +21,7 @@ from tensafe_gpu.peft_settings import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_settings,
-    configuration,
+    configuration_among,
     rank_and_alpha,
 )
 from tensafe_gpu.trainer.layout import ATTENTION, MLP, UNEMBED, Layout
@@ -86,10 +86,7 @@ def _leaves(spec: LoraSpec) -> list[str]:
 
 
 def _read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
-    try:
-        config = configuration(files[CONFIG_FILE], field=CONFIG_FILE)
-    except KeyError as error:
-        raise InvalidRequest(f"{CONFIG_FILE} is missing", field=CONFIG_FILE) from error
+    config = configuration_among(files)
     check_settings(config, field=CONFIG_FILE, read=())
     rank_and_alpha(config, field=CONFIG_FILE, max_rank=MAX_RANK)
     targets = config.get("target_modules")

@@ -41,6 +41,20 @@ def holder(make_adapter: AdapterFactory, tmp_path_factory: pytest.TempPathFactor
     process.kill()
 
 
+def captured(holder: HolderProcess, folder: Path, **more: str) -> tuple[Tap, Path, PrivateAdapter]:
+    """A tap in front of the adapter holder, what the key holder writes down, and the adapter by that way."""
+    tap, record = Tap(folder / "tap", holder.socket), folder / "record"
+    where = {
+        "address": f"unix:{folder / 'tap'}",
+        "tenant": "t",
+        "adapter": "C",
+        "version": "1",
+        "burn_log": str(holder.data_dir / "burned.db"),
+        "record": str(record),
+    }
+    return tap, record, PrivateAdapter("C", "1", where | more)
+
+
 def needles(record: Path, texts: list[list[int]]) -> dict[str, list[bytes]]:
     """By kind and form: what the key holder wrote down in the engine, and the tokens of the generations."""
     found: dict[str, list[bytes]] = defaultdict(list)
@@ -60,16 +74,7 @@ def needles(record: Path, texts: list[list[int]]) -> dict[str, list[bytes]]:
 def test_he_01_a_capture_of_whole_generations_holds_no_activation_token_or_key(
     harness: Harness, holder: HolderProcess, tmp_path: Path
 ) -> None:
-    tap, record = Tap(holder.data_dir / "tap", holder.socket), tmp_path / "record"
-    where = {
-        "address": f"unix:{holder.data_dir / 'tap'}",
-        "tenant": "t",
-        "adapter": "C",
-        "version": "1",
-        "burn_log": str(holder.data_dir / "burned.db"),
-        "record": str(record),
-    }
-    adapter = PrivateAdapter("C", "1", where)
+    tap, record, adapter = captured(holder, tmp_path)
     results = harness.together(
         *(harness.engine.sample(greedy(prompt, NEW), adapter) for prompt in PROMPTS),
         harness.engine.sample(greedy((5, 6, 7), NEW)),
@@ -119,17 +124,7 @@ def test_he_01_a_capture_of_the_direct_way_holds_none_of_them_either(
     harness: Harness, holder: HolderProcess, tmp_path: Path
 ) -> None:
     """Nothing is prepared: every token goes in ciphertexts of its own, under a key of its request."""
-    tap, record = Tap(holder.data_dir / "tap-2", holder.socket), tmp_path / "record"
-    where = {
-        "address": f"unix:{holder.data_dir / 'tap-2'}",
-        "tenant": "t",
-        "adapter": "C",
-        "version": "1",
-        "burn_log": str(holder.data_dir / "burned.db"),
-        "record": str(record),
-        "unprepared": "yes",
-    }
-    adapter = PrivateAdapter("C", "1", where)
+    tap, record, adapter = captured(holder, tmp_path, unprepared="yes")
     results = [harness.run(harness.engine.sample(greedy(prompt, 6), adapter)) for prompt in PROMPTS]
     harness.run(harness.engine.forget(adapter.identity))
     streams = [up for up, _ in tap.streams()]
